@@ -1,0 +1,43 @@
+# Two commands for a fresh machine: `make demo` and `make test`. They need Python 3.11+ and make.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: demo test test-all lint types docs clean
+.DEFAULT_GOAL := demo
+
+# torch comes first, so that what depends on it does not fetch a build for GPUs
+$(BIN)/.scinfl: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(BIN)/.scinfl-%: $(BIN)/.scinfl
+	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	touch $@
+
+demo: $(BIN)/.scinfl
+	$(BIN)/scinfl demo --out demo --overwrite
+
+test: $(BIN)/.scinfl-test
+	$(BIN)/python -m pytest
+
+test-all: $(BIN)/.scinfl-test
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: $(BIN)/.scinfl-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(BIN)/.scinfl-lint
+	$(BIN)/mypy
+
+docs: $(BIN)/.scinfl-doc
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+clean:
+	rm -rf $(VENV) demo docs/_build .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,19 @@
+"""Every name that scinfl writes into AnnData and MuData, in one place."""
+
+SITE = "site"
+"""Default ``obs`` column of :func:`scinfl.pp.split_sites`."""
+
+LABEL = "infl_label"
+"""``obs``: predicted label."""
+
+PROBABILITY = "infl_probability"
+"""``obsm``: probability of each label (cells × labels)."""
+
+EMBEDDING = "X_infl"
+"""``obsm``: latent representation."""
+
+UNS = "infl"
+"""``uns``: settings of each function, under the function's name."""
+
+UNASSIGNED = "unassigned"
+"""Label of a cell whose best probability is below the requested confidence."""
