@@ -1,0 +1,5 @@
+"""What protects: the secret key."""
+
+from scinfl.privacy._key import Key
+
+__all__ = ["Key"]

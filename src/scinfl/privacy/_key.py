@@ -1,0 +1,243 @@
+"""The secret that the sites share and the server never sees."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+import stat
+import tempfile
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+_FORMAT = "scinfl-key-1"
+_N_BYTES = 32
+_IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class Key:
+    """A secret of 32 random bytes, shared by the sites of one federation.
+
+    Everything secret is derived from it by HKDF-SHA256 (RFC 5869) under labels bound to the federation, the version of
+    the key and a purpose, so that no two uses ever see the same bytes. There is no way to make a key from a seed or a
+    password. Its text form shows the fingerprint only; it can be neither pickled nor copied.
+
+    Parameters
+    ----------
+    secret
+        32 bytes from the operating system's generator. Use :meth:`generate`.
+    federation
+        Name of the federation, public: letters, digits, ``.``, ``_`` and ``-``.
+    version
+        Version of the key, public: 1, 2, … A rotated key has the next version.
+
+    Examples
+    --------
+    >>> import scinfl as si
+    >>> key = si.privacy.Key.generate()
+    >>> len(key.fingerprint)
+    32
+    >>> key.derive("example") == key.derive("example"), key.derive("example") == key.derive("other")
+    (True, False)
+    """
+
+    __slots__ = ("_secret", "federation", "fingerprint", "version")
+
+    def __init__(self, secret: bytes, *, federation: str, version: int = 1) -> None:
+        if not isinstance(secret, bytes) or len(secret) != _N_BYTES:
+            found = f"{len(secret)} bytes" if isinstance(secret, bytes) else type(secret).__name__
+            msg = f"Expected `secret` to be {_N_BYTES} random bytes, found {found}. Use `Key.generate()`."
+            raise ValueError(msg)
+        if not isinstance(federation, str) or not _IDENTIFIER.fullmatch(federation):
+            msg = (
+                f"Expected `federation` to be a name of at most 64 letters, digits, '.', '_' or '-', found "
+                f"{federation!r}. Choose another name, for example 'lung-consortium'."
+            )
+            raise ValueError(msg)
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            msg = f"Expected `version` to be a whole number from 1, found {version!r}. A new key starts at version 1."
+            raise ValueError(msg)
+        self._secret = secret
+        self.federation = federation
+        self.version = version
+        self.fingerprint = hmac.new(self.derive("fingerprint"), b"scinfl", hashlib.sha256).hexdigest()[:32]
+
+    @classmethod
+    def generate(cls, federation: str | None = None, *, version: int = 1) -> Key:
+        """Draw a new key from the operating system's generator.
+
+        Parameters
+        ----------
+        federation
+            Name of the federation; a random one by default.
+        version
+            Version of the key.
+        """
+        name = f"federation-{secrets.token_hex(8)}" if federation is None else federation
+        return cls(secrets.token_bytes(_N_BYTES), federation=name, version=version)
+
+    def derive(self, purpose: str, *labels: str | int, n_bytes: int = 32) -> bytes:
+        """Derive secret bytes for one purpose.
+
+        HKDF-SHA256 of the secret; the info string holds federation, version, purpose and labels, each behind its
+        length, so that no two lists of labels collide. More than 32 bytes are the ChaCha20 key stream (RFC 8439) of
+        the derived key, whose nonce can be constant because each derived key is used for one stream only.
+
+        Parameters
+        ----------
+        purpose
+            What the bytes are for; different purposes give unrelated bytes.
+        labels
+            What they belong to, for example the name of a layer.
+        n_bytes
+            How many bytes.
+        """
+        parts = ("scinfl", self.federation, str(self.version), purpose, *map(str, labels))
+        info = b"".join(len(part.encode()).to_bytes(4, "big") + part.encode() for part in parts)
+        derived = HKDF(algorithm=SHA256(), length=_N_BYTES, salt=None, info=info).derive(self._secret)
+        if n_bytes <= _N_BYTES:
+            return derived[:n_bytes]
+        stream = Cipher(algorithms.ChaCha20(derived, bytes(16)), mode=None).encryptor()
+        return stream.update(bytes(n_bytes))
+
+    def coordinates(self, label: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Secret coordinates: uniform on [−1, 1), reproducible, one stream a label.
+
+        Parameters
+        ----------
+        label
+            What is read at the coordinates, for example ``"encoder.0/inputs"``.
+        shape
+            Shape of the array.
+
+        Returns
+        -------
+        Array of float64 of 53 random bits each.
+        """
+        n_values = int(np.prod(shape, dtype=np.int64))
+        words = np.frombuffer(
+            self.derive("coordinates", label, n_bytes=max(8 * n_values, 33)), dtype="<u8", count=n_values
+        )
+        return ((words >> np.uint64(11)) * 2.0**-52 - 1.0).reshape(shape)
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write the key to a file that only its owner may read (mode 0600).
+
+        The file appears whole or not at all.
+
+        Parameters
+        ----------
+        path
+            File to write.
+        overwrite
+            Replace an existing file. A replaced key is lost, and with it every model that was trained with it.
+
+        Raises
+        ------
+        FileExistsError
+            If there is a file and ``overwrite`` is not set.
+        """
+        path = Path(path)
+        if not path.parent.is_dir():
+            msg = f"Expected an existing folder for the key, found none at '{path.parent}'. Create it first."
+            raise FileNotFoundError(msg)
+        content = {
+            "format": _FORMAT,
+            "federation": self.federation,
+            "version": self.version,
+            "fingerprint": self.fingerprint,
+            "secret": base64.b64encode(self._secret).decode(),
+        }
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # created with mode 0600
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump(content, file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            if overwrite:
+                Path(temporary).replace(path)
+            else:
+                os.link(temporary, path)  # fails if the path exists, also in a race
+        except FileExistsError:
+            msg = (
+                f"Expected no file at '{path}', found one. A lost key cannot be recovered: "
+                "save under another name, or pass `overwrite=True`."
+            )
+            raise FileExistsError(msg) from None
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Key:
+        """Read a key that :meth:`save` wrote.
+
+        Parameters
+        ----------
+        path
+            File to read.
+
+        Raises
+        ------
+        PermissionError
+            If others than the owner may read or write the file.
+        ValueError
+            If the file holds no key, or a damaged one.
+        """
+        path = Path(path)
+        if not path.is_file():
+            msg = f"Expected a key file at '{path}', found none. Make one with `scinfl key new {path}`."
+            raise FileNotFoundError(msg)
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o077:
+            msg = (
+                f"Expected key file '{path}' to be readable by its owner only (0600), found {mode:04o}. "
+                f"Run `chmod 600 {path}`; if others could read it, make a new key."
+            )
+            raise PermissionError(msg)
+        try:
+            content = json.loads(path.read_text())
+            if content["format"] != _FORMAT:
+                raise ValueError  # noqa: TRY301
+            key = cls(
+                base64.b64decode(content["secret"], validate=True),
+                federation=content["federation"],
+                version=content["version"],
+            )
+        except (ValueError, KeyError, TypeError):
+            msg = f"Expected a scinfl key in '{path}', found something else or a damaged file. Restore it from a copy."
+            raise ValueError(msg) from None
+        if not hmac.compare_digest(key.fingerprint, str(content.get("fingerprint"))):
+            msg = f"Expected the key in '{path}' to match its fingerprint, it does not. Restore it from a copy."
+            raise ValueError(msg)
+        return key
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Key):
+            return NotImplemented
+        return hmac.compare_digest(self._secret, other._secret) and (self.federation, self.version) == (
+            other.federation,
+            other.version,
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    def __repr__(self) -> str:
+        return f"Key(fingerprint='{self.fingerprint}')"
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        msg = (
+            "A `Key` cannot be pickled or copied, because the copy would reach disk or another process. Use `Key.save`."
+        )
+        raise TypeError(msg)
+
+    __reduce_ex__ = __reduce__ = __copy__ = __deepcopy__ = __getstate__ = _refuse

@@ -1,0 +1,64 @@
+"""Shared fixtures: small cells with a known signal, and the real data where they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata as ad
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+mpl.use("agg")
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).parents[1]
+
+
+def make_cells(
+    n_cells: int = 360, n_genes: int = 30, n_labels: int = 4, n_sites: int = 3, *, noise: float = 1.0, rng: int = 0
+) -> ad.AnnData:
+    """Cells around one centre a label, dealt out to sites."""
+    generator = np.random.default_rng(rng)
+    labels = generator.integers(n_labels, size=n_cells)
+    centres = generator.normal(0, 1.5, (n_labels, n_genes))
+    X = (centres[labels] + generator.normal(0, noise, (n_cells, n_genes))).astype(np.float32)
+    obs = pd.DataFrame(
+        {
+            "label": pd.Categorical.from_codes(labels, [f"type_{i}" for i in range(n_labels)]),
+            "site": pd.Categorical.from_codes(np.arange(n_cells) % n_sites, [f"hospital_{i}" for i in range(n_sites)]),
+            "donor": [f"donor_{i // 6}" for i in range(n_cells)],
+        },
+        index=[f"cell_{i}" for i in range(n_cells)],
+    )
+    return ad.AnnData(X, obs, pd.DataFrame(index=[f"gene_{i}" for i in range(n_genes)]))
+
+
+@pytest.fixture
+def cells() -> ad.AnnData:
+    return make_cells()
+
+
+@pytest.fixture
+def key():
+    from scinfl.privacy import Key
+
+    return Key.generate("test-federation")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Callable[[str], Path]:
+    """Path of a real data set; skips the test where it is absent."""
+    folder = Path(os.environ.get("SCINFL_SHARED", ROOT.parent / "shared"))
+
+    def find(name: str) -> Path:
+        path = folder / "data" / name
+        if not path.is_file():
+            pytest.skip(f"no '{name}' in '{folder}/data'; set SCINFL_SHARED")
+        return path
+
+    return find

@@ -1,0 +1,152 @@
+"""The secret itself."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import hmac
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from scinfl.privacy import Key
+
+SECRET = bytes(range(32))
+
+
+def naive_hkdf(secret: bytes, parts: list[str], length: int = 32) -> bytes:
+    """RFC 5869 with SHA-256 and no salt, one block."""
+    info = b"".join(len(p.encode()).to_bytes(4, "big") + p.encode() for p in parts)
+    extracted = hmac.new(bytes(32), secret, hashlib.sha256).digest()
+    return hmac.new(extracted, info + b"\x01", hashlib.sha256).digest()[:length]
+
+
+def test_derivation_is_hkdf_with_labels_bound_to_federation_version_and_purpose():
+    key = Key(SECRET, federation="lung", version=3)
+    assert key.derive("seal", "layer", 7) == naive_hkdf(SECRET, ["scinfl", "lung", "3", "seal", "layer", "7"])
+
+
+def test_every_label_changes_the_derived_bytes():
+    key = Key(SECRET, federation="lung", version=1)
+    derived = {
+        key.derive("a", "b"),
+        key.derive("ab"),
+        key.derive("a", "b", ""),
+        key.derive("b", "a"),
+        Key(SECRET, federation="lung", version=2).derive("a", "b"),
+        Key(SECRET, federation="liver", version=1).derive("a", "b"),
+        Key(bytes([SECRET[0] ^ 1]) + SECRET[1:], federation="lung").derive("a", "b"),
+    }
+    assert len(derived) == 7
+
+
+def test_long_streams_are_chacha20_and_not_the_short_bytes_repeated():
+    key = Key(SECRET, federation="lung")
+    stream = key.derive("a", n_bytes=1000)
+    assert len(stream) == 1000
+    assert key.derive("a", n_bytes=500) == stream[:500]
+    assert stream[:32] != stream[32:64]
+
+
+def test_coordinates_are_uniform_reproducible_and_differ_by_label():
+    key = Key.generate()
+    values = key.coordinates("layer/inputs", (4000, 4))
+    assert values.shape == (4000, 4)
+    assert values.min() >= -1
+    assert values.max() < 1
+    assert abs(values.mean()) < 0.03
+    assert abs(values.var() - 1 / 3) < 0.03
+    np.testing.assert_array_equal(values, key.coordinates("layer/inputs", (4000, 4)))
+    other = key.coordinates("layer/outputs", (4000, 4))
+    assert abs(np.corrcoef(values.ravel(), other.ravel())[0, 1]) < 0.05
+    assert key.coordinates("x", (1,)).shape == (1,)
+    assert key.coordinates("x", (0,)).shape == (0,)
+
+
+def test_generated_keys_differ():
+    keys = [Key.generate() for _ in range(5)]
+    assert len({key.fingerprint for key in keys}) == 5
+    assert len(set(keys)) == 5
+    assert keys[0] != keys[1]
+    assert keys[0] != "key"
+
+
+def test_saved_key_loads_equal_and_is_private(tmp_path):
+    path = tmp_path / "a.key"
+    key = Key.generate("lung", version=2)
+    key.save(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert Key.load(path) == key
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_existing_key_is_not_lost(tmp_path):
+    path = tmp_path / "a.key"
+    first, second = Key.generate(), Key.generate()
+    first.save(path)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        second.save(path)
+    assert Key.load(path) == first
+    second.save(path, overwrite=True)
+    assert Key.load(path) == second
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o606, 0o620])
+def test_a_key_that_others_can_read_is_refused(tmp_path, mode):
+    path = tmp_path / "a.key"
+    Key.generate().save(path)
+    path.chmod(mode)
+    with pytest.raises(PermissionError, match="chmod 600"):
+        Key.load(path)
+
+
+def test_damaged_and_foreign_files_are_refused(tmp_path):
+    path = tmp_path / "a.key"
+    key = Key.generate()
+    key.save(path)
+    good = path.read_text()
+    for bad in (good[:40], "", "[]", "{}", json.dumps({**json.loads(good), "secret": "AAAA"})):
+        path.write_text(bad)
+        with pytest.raises(ValueError, match="Restore it from a copy"):
+            Key.load(path)
+    path.write_text(json.dumps({**json.loads(good), "version": 2}))
+    with pytest.raises(ValueError, match="fingerprint"):
+        Key.load(path)
+    with pytest.raises(FileNotFoundError, match="scinfl key new"):
+        Key.load(tmp_path / "none.key")
+    with pytest.raises(FileNotFoundError, match="folder"):
+        key.save(tmp_path / "none" / "a.key")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"secret": b"short", "federation": "a"},
+        {"secret": "x" * 32, "federation": "a"},
+        {"secret": 7, "federation": "a"},
+        {"secret": SECRET, "federation": ""},
+        {"secret": SECRET, "federation": "a/b"},
+        {"secret": SECRET, "federation": "a", "version": 0},
+        {"secret": SECRET, "federation": "a", "version": True},
+    ],
+)
+def test_bad_arguments_are_refused_without_showing_the_secret(arguments):
+    with pytest.raises(ValueError, match="Expected") as error:
+        Key(**arguments)
+    assert "xxxx" not in str(error.value)
+    assert "short" not in str(error.value)
+
+
+def test_text_shows_the_fingerprint_only():
+    key = Key(SECRET, federation="lung")
+    assert repr(key) == str(key) == f"Key(fingerprint='{key.fingerprint}')"
+    assert SECRET.hex() not in repr(key)
+
+
+@pytest.mark.parametrize("attempt", [pickle.dumps, copy.copy, copy.deepcopy, lambda key: copy.deepcopy([key])])
+def test_a_key_can_be_neither_pickled_nor_copied(attempt):
+    with pytest.raises(TypeError, match="cannot be pickled or copied"):
+        attempt(Key.generate())
