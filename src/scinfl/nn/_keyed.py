@@ -1,0 +1,175 @@
+"""Key the linear layers of any torch network, and undo it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from scinfl.nn._coordinate import CoordinateLinear, Coordinates
+
+KEY_SCHEMES: dict[str, type[CoordinateLinear]] = {"coordinate": CoordinateLinear}
+"""Key schemes by name."""
+
+_READS_WEIGHTS_DIRECTLY = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
+
+def keyed(
+    network: nn.Module,
+    scheme: str = "coordinate",
+    *,
+    layers: Iterable[str] | None = None,
+    generator: torch.Generator | None = None,
+    **options: float,
+) -> nn.Module:
+    """Swap linear layers of a network for keyed ones, in place.
+
+    Parameters take over their names and values, so that an optimiser or a state made before stays valid. Until
+    :func:`set_key` is called the network computes what it did.
+
+    Parameters
+    ----------
+    network
+        Any torch network.
+    scheme
+        Name of a key scheme: ``"coordinate"``.
+    layers
+        Names of the linear layers to key; all by default. Layers inside torch's attention and transformer layers are
+        left alone, because torch reads their weights past their ``forward``.
+    generator
+        Source of the initial parameters of the meta learners.
+    options
+        Passed to the layer, see :class:`CoordinateLinear`.
+
+    Returns
+    -------
+    The network (the keyed layer itself where the network is one linear layer).
+
+    Raises
+    ------
+    ValueError
+        If the scheme or a layer does not exist, or a layer cannot be keyed.
+
+    Examples
+    --------
+    >>> import torch, scinfl as si
+    >>> network = torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> network = si.nn.keyed(network)
+    >>> si.nn.set_key(network, si.privacy.Key.generate().coordinates)
+    >>> network(torch.zeros(4, 5)).shape
+    torch.Size([4, 2])
+    """
+    if scheme not in KEY_SCHEMES:
+        msg = f"Expected `scheme` to be one of {sorted(KEY_SCHEMES)}, found {scheme!r}."
+        raise ValueError(msg)
+    if keyed_layers(network):
+        msg = "Expected a network without keyed layers, found some. Undo with `unkeyed` first."
+        raise ValueError(msg)
+    linears = _linear_layers(network)
+    wanted = set(linears) if layers is None else set(layers)
+    if missing := wanted - set(linears):
+        msg = f"Expected `layers` among the linear layers {sorted(linears)}, found {sorted(missing)}."
+        raise ValueError(msg)
+    if not wanted:
+        msg = "Expected at least one linear layer to key, found none."
+        raise ValueError(msg)
+    swap: dict[nn.Module, nn.Module] = {
+        linear: KEY_SCHEMES[scheme](linear, generator=generator, **options)  # type: ignore[arg-type]
+        for name, linear in linears.items()
+        if name in wanted
+    }
+    return _swapped(network, swap)
+
+
+def unkeyed(network: nn.Module) -> nn.Module:
+    """Swap keyed layers back for linear ones that hold the same parameters, in place.
+
+    What remains is the network without its modules. To keep what a network with a key computes, load
+    ``unlock(network, network.state_dict())`` into the result.
+    """
+    swap: dict[nn.Module, nn.Module] = {}
+    for layer in keyed_layers(network).values():
+        linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+        linear.weight, linear.bias = layer.weight, layer.bias
+        swap[layer] = linear
+    return _swapped(network, swap)
+
+
+def keyed_layers(network: nn.Module) -> dict[str, CoordinateLinear]:
+    """Keyed layers of a network by name."""
+    return {name: layer for name, layer in network.named_modules() if isinstance(layer, CoordinateLinear)}
+
+
+def set_key(network: nn.Module, coordinates: Coordinates) -> None:
+    """Give all keyed layers of a network their secret coordinates.
+
+    Parameters
+    ----------
+    network
+        Network with keyed layers.
+    coordinates
+        Maps a label and a shape to secret numbers in [−1, 1), always the same: ``Key.coordinates``.
+    """
+    layers = keyed_layers(network)
+    if not layers:
+        msg = "Expected a network with keyed layers, found none. Make them with `keyed` first."
+        raise ValueError(msg)
+    for name, layer in layers.items():
+        layer.set_coordinates(coordinates, name)
+
+
+def clear_key(network: nn.Module) -> None:
+    """Make all keyed layers of a network forget their coordinates."""
+    for layer in keyed_layers(network).values():
+        layer.clear_coordinates()
+
+
+def lock(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Turn the state of the plain network into that of the keyed one (which must have its key).
+
+    Entries that belong to no keyed layer pass unchanged. Locking is linear in the weights but for the constant shift,
+    so it commutes with weighted means: averages of locked states are locked averages.
+    """
+    return _transformed(network, state, "lock")
+
+
+def unlock(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Turn the state of the keyed network (which must have its key) into that of the plain one: inverse of `lock`."""
+    return _transformed(network, state, "unlock")
+
+
+def _transformed(network: nn.Module, state: Mapping[str, Tensor], direction: str) -> dict[str, Tensor]:
+    result = dict(state)
+    for name, layer in keyed_layers(network).items():
+        prefix = f"{name}." if name else ""
+        if f"{prefix}weight" in state:
+            weight, bias = getattr(layer, direction)(state[f"{prefix}weight"], state.get(f"{prefix}bias"))
+            result[f"{prefix}weight"] = weight
+            if bias is not None:
+                result[f"{prefix}bias"] = bias
+    return result
+
+
+def _linear_layers(network: nn.Module) -> dict[str, nn.Linear]:
+    """Plain linear layers, by name; subclasses are left alone, they may compute something else."""
+    hidden = [name for name, module in network.named_modules() if isinstance(module, _READS_WEIGHTS_DIRECTLY)]
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if type(module) is nn.Linear
+        and isinstance(module.weight, nn.Parameter)
+        and not any(name.startswith(f"{parent}.") or not parent for parent in hidden)
+    }
+
+
+def _swapped(network: nn.Module, swap: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    if network in swap:
+        return swap[network]
+    for parent in network.modules():
+        for name, child in list(parent._modules.items()):  # a shared layer stands under several names
+            if child is not None and child in swap:
+                setattr(parent, name, swap[child])
+    for old, new in swap.items():
+        new.train(old.training)
+    return network

@@ -1,0 +1,47 @@
+"""Multilayer perceptron."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class MLP(nn.Sequential):
+    r"""Hidden layers of a linear map, a normalisation, GELU and dropout each.
+
+    .. math:: h_{l+1} = \text{dropout}(\text{GELU}(\text{norm}(W_l h_l + b_l)))
+
+    Parameters
+    ----------
+    n_input
+        Features.
+    n_hidden
+        Units a hidden layer.
+    n_layers
+        Hidden layers.
+    dropout, input_dropout
+        Probability to drop a hidden unit and a feature, in training.
+    norm
+        ``"layer"`` (stores no statistics), ``"batch"`` or ``None``.
+    """
+
+    def __init__(
+        self,
+        n_input: int,
+        n_hidden: int,
+        n_layers: int = 2,
+        *,
+        dropout: float = 0.1,
+        input_dropout: float = 0.0,
+        norm: str | None = "layer",
+    ) -> None:
+        blocks: list[nn.Module] = [nn.Dropout(input_dropout)]
+        for number in range(n_layers):
+            blocks.append(nn.Linear(n_input if number == 0 else n_hidden, n_hidden))
+            if norm is not None:
+                blocks.append({"layer": nn.LayerNorm, "batch": nn.BatchNorm1d}[norm](n_hidden))
+            blocks += [nn.GELU(), nn.Dropout(dropout)]
+        super().__init__(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (cells × n_input) to (cells × n_hidden)."""
+        return super().forward(x)
