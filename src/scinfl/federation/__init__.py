@@ -1,0 +1,22 @@
+"""Who talks to whom: updates, sites, strategies, protections, and the run that joins them."""
+
+from scinfl.federation._journal import Journal, write_atomically
+from scinfl.federation._protection import Protection
+from scinfl.federation._simulate import Run, simulate
+from scinfl.federation._site import Site
+from scinfl.federation._strategy import FedAvg, Strategy, weighted_mean
+from scinfl.federation._update import State, Update
+
+__all__ = [
+    "FedAvg",
+    "Journal",
+    "Protection",
+    "Run",
+    "Site",
+    "State",
+    "Strategy",
+    "Update",
+    "simulate",
+    "weighted_mean",
+    "write_atomically",
+]

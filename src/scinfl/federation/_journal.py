@@ -1,0 +1,134 @@
+"""What a run leaves on disk: the last finished round, and a log that shows later changes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from scinfl.federation._update import State
+
+_CHECKPOINT = "checkpoint.safetensors"
+_LOG = "audit.jsonl"
+
+
+class Journal:
+    """Checkpoint and audit log of one run, in a folder.
+
+    The checkpoint is one file, replaced as a whole after every finished round, so that a run killed at any moment
+    resumes from its last finished round. The log gains one JSON line an event; each line holds the hash of the line
+    before, so that a changed, dropped or inserted line shows in :meth:`verify` (a log cut at its end does not).
+
+    Parameters
+    ----------
+    path
+        Folder; made when missing.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            msg = f"Expected `journal` to be a folder, found a file at '{self.path}'. Name another path."
+            raise NotADirectoryError(msg)
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def save(self, groups: Mapping[str, State], record: Mapping[str, Any]) -> None:
+        """Replace the checkpoint.
+
+        Parameters
+        ----------
+        groups
+            Arrays by group and name.
+        record
+            Anything that json can hold.
+        """
+        arrays = {f"{group}/{name}": array for group, state in groups.items() for name, array in state.items()}
+        names = {group: list(state) for group, state in groups.items()}
+        metadata = {"record": json.dumps(record), "groups": json.dumps(names)}
+        write_atomically(self.path / _CHECKPOINT, save(arrays, metadata))
+
+    def load(self) -> tuple[dict[str, State], dict[str, Any]] | None:
+        """Read the checkpoint; ``None`` where there is none.
+
+        Raises
+        ------
+        ValueError
+            If the file is damaged.
+        """
+        path = self.path / _CHECKPOINT
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, "numpy") as file:
+                metadata = file.metadata()
+                groups = {
+                    group: {name: file.get_tensor(f"{group}/{name}") for name in names}
+                    for group, names in json.loads(metadata["groups"]).items()
+                }
+            return groups, json.loads(metadata["record"])
+        except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+            msg = f"Expected a checkpoint in '{path}', found a damaged file ({error}). Name a new folder to start anew."
+            raise ValueError(msg) from error
+
+    def log(self, event: str, **fields: Any) -> None:
+        """Append one event to the audit log."""
+        path = self.path / _LOG
+        lines = self._lines()
+        previous = _digest(lines[-1]) if lines else ""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        line = json.dumps({"time": now, "event": event, **fields, "previous": previous})
+        whole = sum(len(line) + 1 for line in lines)
+        with path.open("ab") as file:
+            file.truncate(whole)  # a line that a crash cut short is no record
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def events(self) -> list[dict[str, Any]]:
+        """All events of the audit log."""
+        return [json.loads(line) for line in self._lines()]
+
+    def verify(self) -> bool:
+        """Whether every line of the audit log names the hash of the line before."""
+        lines = self._lines()
+        expected = ["", *(_digest(line) for line in lines[:-1])]
+        try:
+            return [json.loads(line)["previous"] for line in lines] == expected[: len(lines)]
+        except (ValueError, KeyError):
+            return False
+
+    def _lines(self) -> list[bytes]:
+        path = self.path / _LOG
+        return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all, and survives a power cut."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _digest(line: bytes) -> str:
+    return hashlib.sha256(line).hexdigest()

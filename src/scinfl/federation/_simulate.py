@@ -1,0 +1,246 @@
+"""All sites in one process, one after the other."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from scinfl.federation._journal import Journal
+from scinfl.federation._protection import Protection, combine, decode, encode
+from scinfl.federation._site import Site
+from scinfl.federation._strategy import Strategy
+from scinfl.federation._update import State, Update
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """Where a run stands after its last finished round.
+
+    Parameters
+    ----------
+    state
+        Shared state.
+    best_state, best_round
+        Shared state and number of the round with the best monitored value; of the last round without validation.
+    memory
+        What the strategy keeps between rounds.
+    history
+        One record a round: seconds, bytes, sites, mean metrics.
+    site_history
+        One record a round and participating site. A site sees its own records only; in process they stand together.
+    """
+
+    state: State
+    best_state: State
+    best_round: int = 0
+    memory: State = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    site_history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def n_rounds(self) -> int:
+        """Rounds finished."""
+        return len(self.history)
+
+
+def simulate(
+    sites: Sequence[Site],
+    state: State,
+    strategy: Strategy,
+    protections: Sequence[Protection] = (),
+    *,
+    n_rounds: int,
+    fraction: float = 1.0,
+    min_sites: int = 1,
+    rng: int = 0,
+    monitor: str = "validation_loss",
+    patience: int | None = None,
+    journal: Journal | None = None,
+    settings: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> Run:
+    """Train over sites for a number of rounds.
+
+    In each round some sites train and encode their updates, the sum is formed as the server would, the sites decode it
+    and the strategy makes the next shared state of it; then every site evaluates that state on its own validation
+    observations.
+
+    Parameters
+    ----------
+    sites
+        Sites, with different names.
+    state
+        Shared state to start from.
+    strategy
+        How updates become the next state.
+    protections
+        What guards the updates, in order.
+    n_rounds
+        Rounds in all, those of a resumed journal included.
+    fraction
+        Share of the sites that takes part in a round, drawn anew each round.
+    min_sites
+        Least number of sites in a round.
+    rng
+        Seed of the choice of sites.
+    monitor
+        Column of the history that tells the best round: lowest where it ends in ``loss``, highest otherwise.
+    patience
+        Stop after so many rounds without a better monitored value; never by default.
+    journal
+        Where to keep the run. A journal that holds a run is resumed.
+    settings
+        What the run was asked to do; a journal of other settings is refused.
+    progress
+        Show a progress bar.
+
+    Raises
+    ------
+    ValueError
+        If the sites cannot make a round, or the journal holds another run.
+    """
+    _check(sites, strategy, protections, fraction, min_sites)
+    run = Run(state=state, best_state=state)
+    if journal is not None:
+        _resume(run, sites, journal, dict(settings or {}))
+    bar = tqdm(total=n_rounds, initial=min(run.n_rounds, n_rounds), disable=not progress, unit="round", desc="Training")
+    with bar:
+        while run.n_rounds < n_rounds and not _stalled(run, patience):
+            number = run.n_rounds + 1
+            started = time.perf_counter()
+            chosen = _choose(sites, fraction, min_sites, rng, number)
+            updates = [site.fit(number, run.state) for site in chosen]
+            encoded = [encode(protections, update) for update in updates]
+            mean = _sum(protections, strategy, encoded)
+            run.state, run.memory = strategy.apply(run.state, mean, run.memory)
+            validation = _validate(sites, run.state, number, protections, strategy)
+            record = {
+                "round": number,
+                **{f"train_{name}": value for name, value in mean.metrics.items()},
+                **{f"validation_{name}": value for name, value in (validation.metrics if validation else {}).items()},
+                "n_sites": len(chosen),
+                "bytes_sent": sum(update.n_bytes for update in encoded),
+                "seconds": time.perf_counter() - started,
+            }
+            run.history.append(record)
+            run.site_history += [
+                {"round": number, "site": update.site, "n_obs": update.n_obs, **update.metrics} for update in updates
+            ]
+            if _best_round(run.history, monitor) == number:
+                run.best_round, run.best_state = number, run.state
+            if journal is not None:
+                _keep(run, sites, journal, dict(settings or {}), encoded)
+            shown = {"loss": record.get("train_loss", math.nan)}
+            if monitor in record:
+                shown[monitor] = record[monitor]
+            bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
+            bar.update()
+    return run
+
+
+def _check(
+    sites: Sequence[Site], strategy: Strategy, protections: Sequence[Protection], fraction: float, min_sites: int
+) -> None:
+    names = [site.name for site in sites]
+    if not names or len(set(names)) < len(names):
+        msg = f"Expected sites with different names, found {names}."
+        raise ValueError(msg)
+    if not 0 < fraction <= 1:
+        msg = f"Expected `fraction` above 0 and at most 1, found {fraction}."
+        raise ValueError(msg)
+    if not 1 <= min_sites <= len(sites):
+        msg = f"Expected `min_sites` from 1 to the number of sites ({len(sites)}), found {min_sites}."
+        raise ValueError(msg)
+    if strategy.needs_plaintext and protections:
+        msg = (
+            f"Expected no protections with {type(strategy).__name__}, found {len(protections)}: it compares single "
+            "updates, which a masked sum hides. Use FedAvg, or pass `protections=()`."
+        )
+        raise ValueError(msg)
+
+
+def _choose(sites: Sequence[Site], fraction: float, min_sites: int, rng: int, number: int) -> list[Site]:
+    n = max(min_sites, math.ceil(round(fraction * len(sites), 9)))
+    if n == len(sites):
+        return list(sites)
+    drawn = np.random.default_rng([rng, number]).choice(len(sites), n, replace=False)
+    return [sites[index] for index in sorted(drawn)]
+
+
+def _sum(protections: Sequence[Protection], strategy: Strategy, encoded: Sequence[Update]) -> Update:
+    combined = combine(protections, strategy, encoded)
+    return decode(protections, combined, [replace(update, state={}) for update in encoded])
+
+
+def _validate(
+    sites: Sequence[Site], state: State, number: int, protections: Sequence[Protection], strategy: Strategy
+) -> Update | None:
+    """Mean validation metrics of all sites, through the same protections as everything else that leaves a site."""
+    updates = [update for site in sites if (update := site.evaluate(number, state)) is not None]
+    if not updates:
+        return None
+    return _sum(protections, strategy, [encode(protections, update) for update in updates])
+
+
+def _best_round(history: Sequence[Mapping[str, float]], monitor: str) -> int:
+    """Round of the best monitored value, the earliest of equals; the last round where nothing is monitored."""
+    sign = 1 if monitor.endswith("loss") else -1
+    values = [
+        (sign * record[monitor], record["round"]) for record in history if math.isfinite(record.get(monitor, math.nan))
+    ]
+    return int(min(values)[1]) if values else int(history[-1]["round"])
+
+
+def _stalled(run: Run, patience: int | None) -> bool:
+    return patience is not None and run.n_rounds - run.best_round >= patience
+
+
+def _keep(
+    run: Run, sites: Sequence[Site], journal: Journal, settings: dict[str, Any], encoded: Sequence[Update]
+) -> None:
+    local = {f"local/{site.name}": site.local_state() for site in sites}
+    journal.log(
+        "round",
+        round=run.n_rounds,
+        sent=[{"site": update.site, "arrays": update.payload(), "bytes": update.n_bytes} for update in encoded],
+    )
+    journal.save(
+        {"state": run.state, "best": run.best_state, "memory": run.memory, **local},
+        {
+            "settings": settings,
+            "best_round": run.best_round,
+            "history": run.history,
+            "site_history": run.site_history,
+        },
+    )
+
+
+def _resume(run: Run, sites: Sequence[Site], journal: Journal, settings: dict[str, Any]) -> None:
+    kept = journal.load()
+    if kept is None:
+        journal.log("start", settings=settings)
+        return
+    groups, record = kept
+    if record["settings"] != settings:
+        was = record["settings"]
+        odd = sorted(name for name in was.keys() | settings.keys() if was.get(name) != settings.get(name))
+        msg = (
+            f"Expected the journal in '{journal.path}' to hold this run, found one with other settings: {odd}. "
+            "Name a new folder, or train with the settings of the journal."
+        )
+        raise ValueError(msg)
+    run.state, run.best_state, run.memory = groups["state"], groups["best"], groups["memory"]
+    run.best_round, run.history, run.site_history = record["best_round"], record["history"], record["site_history"]
+    for site in sites:
+        site.load_local_state(groups[f"local/{site.name}"])
+    journal.log("resume", round=run.n_rounds)
+    logger.info("Resumed from round %d of the journal in '%s'.", run.n_rounds, journal.path)
