@@ -1,0 +1,5 @@
+"""Models in the style of scvi-tools: set up, train over sites, predict, save, load."""
+
+from scinfl.model._classifier import Classifier
+
+__all__ = ["Classifier"]

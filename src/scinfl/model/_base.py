@@ -1,0 +1,448 @@
+"""What all models share: locking, files, and the bridge to scvi-tools (the only file that knows its private names)."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scvi.data._constants import _FIELD_REGISTRIES_KEY, _SETUP_ARGS_KEY, _STATE_REGISTRY_KEY
+from scvi.model.base import BaseModelClass
+from torch import nn
+
+from scinfl import __version__
+from scinfl import nn as keyed_nn
+from scinfl._checks import one_of, same_features, whole_number
+from scinfl.federation import Journal, Protection, Run, State, Strategy, simulate
+from scinfl.model._io import read_document, read_weights, write_model
+from scinfl.model._site import Batches, LocalSite, LocalTraining
+from scinfl.privacy import Key
+
+_ARRAYS_OF_REGISTRY = ("categorical_mapping", "column_names")
+
+
+class FederatedModel(BaseModelClass):
+    """A network that is trained over sites and locked with a key.
+
+    Parameters
+    ----------
+    adata
+        Data that were set up; ``None`` when a model is loaded without data.
+    key_scheme
+        Form of the keyed modules; ``None`` for the plain network, which takes no key.
+    rng
+        Seed of the initial parameters.
+    registry
+        Registry of a saved model.
+    """
+
+    def __init__(self, adata: AnnData | None, *, key_scheme: str | None, rng: int, registry: dict | None) -> None:
+        if key_scheme is not None:
+            one_of("key_scheme", key_scheme, [*keyed_nn.KEY_SCHEMES])
+        whole_number("rng", rng, 0)
+        super().__init__(adata, registry=registry)
+        self._key_scheme = key_scheme
+        self._locked_with: dict[str, Any] | None = None
+        self._history: pd.DataFrame | None = None
+        self._site_history: pd.DataFrame | None = None
+        self._local_states: dict[str, State] = {}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(rng)
+            self.module = self._make_module()
+        self._module_rng = rng
+
+    @abstractmethod
+    def _make_module(self) -> nn.Module:
+        """Build the plain network from ``self.init_params_`` and the registry."""
+
+    # ---- what it was set up with
+
+    @property
+    def var_names(self) -> pd.Index:
+        """Features that the model was trained on, in order."""
+        return pd.Index(self._state_registry("X")["column_names"])
+
+    @property
+    def history(self) -> pd.DataFrame | None:
+        """One row a round: mean training and validation metrics, sites, bytes and seconds."""
+        return self._history
+
+    @property
+    def site_history(self) -> pd.DataFrame | None:
+        """One row a round and site. Known only in the process that trained; never saved."""
+        return self._site_history
+
+    def _state_registry(self, field: str) -> dict[str, Any]:
+        return self.registry_[_FIELD_REGISTRIES_KEY][field][_STATE_REGISTRY_KEY]
+
+    def _setup_args(self) -> dict[str, Any]:
+        return self.registry_[_SETUP_ARGS_KEY]
+
+    def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:  # noqa: FBT001, FBT002
+        """Data to predict: the model's features in the model's order. Views, labels and sites do not matter."""
+        del copy_if_view
+        if adata is None:
+            adata = self._adata
+        if adata is None:
+            msg = "Expected data, found none: the model was loaded without. Pass `adata`."
+            raise ValueError(msg)
+        same_features(adata.var_names, self.var_names)
+        return adata
+
+    # ---- the lock
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether the model was trained with a key and does not have it."""
+        layers = keyed_nn.keyed_layers(self.module).values()
+        return self._locked_with is not None and not all(layer.is_set for layer in layers)
+
+    @property
+    def key_fingerprint(self) -> str | None:
+        """Fingerprint of the key that the model was trained with."""
+        return self._locked_with["fingerprint"] if self._locked_with else None
+
+    def unlock(self, key: Key, *, force: bool = False) -> None:
+        """Give the model its key, for as long as this object lives.
+
+        Parameters
+        ----------
+        key
+            The key that it was trained with.
+        force
+            Take another key all the same, to see what a wrong key predicts.
+
+        Raises
+        ------
+        ValueError
+            If the key is another one, or the model was trained without.
+        """
+        _check_key(key)
+        if self._locked_with is None:
+            msg = "Expected a model that was trained with a key, found a plain one. It predicts without `unlock`."
+            raise ValueError(msg)
+        if key.fingerprint != self._locked_with["fingerprint"] and not force:
+            msg = (
+                f"Expected the key with fingerprint {self._locked_with['fingerprint']} (federation "
+                f"'{self._locked_with['federation']}', version {self._locked_with['version']}), found "
+                f"{key.fingerprint} (federation '{key.federation}', version {key.version}). Use the key of this model."
+            )
+            raise ValueError(msg)
+        keyed_nn.set_key(self.module, key.coordinates)
+
+    def lock(self) -> None:
+        """Forget the key."""
+        keyed_nn.clear_key(self.module)
+
+    def _check_ready(self) -> None:
+        if not self.is_trained_:
+            msg = "Expected a trained model, found an untrained one. Call `train` first."
+            raise RuntimeError(msg)
+        if self.is_locked:
+            msg = (
+                f"Expected an unlocked model, found it locked with the key of fingerprint {self.key_fingerprint}. "
+                "Call `model.unlock(key)` first."
+            )
+            raise RuntimeError(msg)
+
+    @contextmanager
+    def _with_key(self, key: Key | None) -> Iterator[None]:
+        """Key the network for training; a training that fails on a fresh model leaves it plain."""
+        fresh = self._locked_with is None
+        if key is None:
+            self._check_no_key_needed()
+            yield
+            return
+        _check_key(key)
+        if self._key_scheme is None:
+            msg = "Expected no key with `key_scheme=None`, found one. Drop the key, or choose a key scheme."
+            raise ValueError(msg)
+        if fresh and self.is_trained_:
+            msg = (
+                "Expected an untrained model or one trained with a key, found one trained without: its weights are "
+                "known in the open, so a key would guard nothing. Make a new model."
+            )
+            raise ValueError(msg)
+        if not fresh:
+            self.unlock(key)
+            yield
+            return
+        generator = torch.Generator().manual_seed(self._module_rng)
+        keyed_nn.keyed(self.module, self._key_scheme, generator=generator)
+        keyed_nn.set_key(self.module, key.coordinates)
+        self._locked_with = {
+            "scheme": self._key_scheme,
+            "fingerprint": key.fingerprint,
+            "version": key.version,
+            "federation": key.federation,
+        }
+        try:
+            yield
+        except BaseException:
+            keyed_nn.unkeyed(self.module)
+            self._locked_with = None
+            raise
+
+    def _check_no_key_needed(self) -> None:
+        if self._locked_with is not None:
+            msg = (
+                f"Expected the key with fingerprint {self.key_fingerprint}, found none: the model was trained with "
+                "it. Pass `key=`."
+            )
+            raise ValueError(msg)
+        if self._key_scheme is not None and not self.is_trained_:
+            warnings.warn(
+                "Training without a key: the model is federated but not keyed, whoever holds its weights can use it. "
+                "Pass `key=Key.generate()`, or make the model with `key_scheme=None` to say that this is meant.",
+                UserWarning,
+                stacklevel=5,
+            )
+
+    # ---- training
+
+    def _federate(
+        self,
+        data: Mapping[str, tuple[Batches, Batches]],
+        training: LocalTraining,
+        *,
+        key: Key | None,
+        strategy: Strategy,
+        protections: Sequence[Protection],
+        n_rounds: int,
+        journal: str | os.PathLike[str] | None,
+        device: str,
+        loss_options: Mapping[str, Mapping[str, Any]],
+        **options: Any,
+    ) -> None:
+        """Train over sites that were given as (training, validation) observations by name."""
+        target = resolve_device(device)
+        with self._with_key(key):
+            self.module.to(target)
+            network = keyed_nn.unkeyed(copy.deepcopy(self.module))
+            sites = [
+                LocalSite(
+                    name,
+                    network,
+                    train,
+                    validation,
+                    training,
+                    strategy,
+                    lock=lambda state: keyed_nn.lock(self.module, state),
+                    unlock=lambda state: keyed_nn.unlock(self.module, state),
+                    protections=protections,
+                    key_version=key.version if key else None,
+                    loss_options=loss_options.get(name),
+                )
+                for name, (train, validation) in data.items()
+            ]
+            settings = {
+                "model": type(self).__name__,
+                "init_params": self.init_params_,
+                "features": hashlib.sha256("\n".join(self.var_names).encode()).hexdigest(),
+                "key": self._locked_with,
+                "training": vars(training),
+                "strategy": repr(strategy),
+                "protections": [type(protection).__name__ for protection in protections],
+                "sites": {site.name: site.n_obs for site in sites},
+                "options": {name: value for name, value in options.items() if name != "progress"},
+            }
+            run = simulate(
+                sites,
+                self._shared_state(network),
+                strategy,
+                protections,
+                n_rounds=n_rounds,
+                rng=training.rng,
+                journal=None if journal is None else Journal(journal),
+                settings=settings,
+                **options,
+            )
+        self._finish(run, sites)
+
+    def _shared_state(self, network: nn.Module) -> State:
+        """Parameters that travel: those of the plain network, as the (locked) module holds them."""
+        shared = {name for name, _ in network.named_parameters()}
+        return {name: p.detach().cpu().numpy().copy() for name, p in self.module.named_parameters() if name in shared}
+
+    def _finish(self, run: Run, sites: Sequence[LocalSite]) -> None:
+        parameters = dict(self.module.named_parameters())
+        with torch.no_grad():
+            for name, array in run.best_state.items():
+                parameters[name].copy_(torch.from_numpy(array))
+        self.module.eval()
+        self._local_states = {site.name: state for site in sites if (state := site.local_state())}
+        self._history = pd.DataFrame(run.history).set_index("round")
+        self._history.attrs["best_round"] = run.best_round
+        self._site_history = pd.DataFrame(run.site_history).set_index(["round", "site"])
+        self.is_trained_ = True
+
+    # ---- files
+
+    def save(self, dir_path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write the model to a folder, as safetensors and json.
+
+        A model that was trained with a key is saved locked: the files hold neither the key nor anything derived from
+        it. They do hold the names of features and labels and the history of mean metrics.
+
+        Parameters
+        ----------
+        dir_path
+            Folder to write; appears whole or not at all.
+        overwrite
+            Replace a model that is there.
+
+        Raises
+        ------
+        FileExistsError
+            If something is there already.
+        """
+        if not self.is_trained_:
+            msg = "Expected a trained model, found an untrained one. Call `train` first."
+            raise RuntimeError(msg)
+        history = self._history if self._history is not None else pd.DataFrame()
+        document = {
+            "class": type(self).__name__,
+            "scinfl_version": __version__,
+            "init_params": self.init_params_,
+            "registry": self.registry_,
+            "key": self._locked_with,
+            "history": {
+                "rounds": history.reset_index().to_dict("list"),
+                "best_round": history.attrs.get("best_round"),
+            },
+        }
+        buffers = {name for name, _ in self.module.named_buffers()}  # running statistics stay here
+        state = {
+            name: tensor.detach().cpu().numpy()
+            for name, tensor in self.module.state_dict().items()
+            if name not in buffers
+        }
+        write_model(dir_path, document, state, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, dir_path: str | os.PathLike[str], adata: AnnData | None = None, *, device: str = "auto") -> Self:
+        """Read a model that :meth:`save` wrote. Nothing is unpickled. A keyed model is locked until :meth:`unlock`.
+
+        Parameters
+        ----------
+        dir_path
+            Folder of the model.
+        adata
+            Data with the model's features in the model's order. Labels are optional; where they are present they must
+            be labels of the model.
+        device
+            Where to compute.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no model.
+        ValueError
+            If a file is damaged, the class differs, or the features differ.
+        """
+        document = read_document(dir_path, cls.__name__)
+        registry = _with_arrays(document["registry"])
+        arguments = document["init_params"]["non_kwargs"]
+        if adata is not None:
+            same_features(adata.var_names, registry[_FIELD_REGISTRIES_KEY]["X"][_STATE_REGISTRY_KEY]["column_names"])
+            setup = registry[_SETUP_ARGS_KEY]
+            if cls._can_train_on(adata, setup):
+                cls.setup_anndata(adata, source_registry=registry, **setup)
+                model = cls(adata, **arguments)
+            else:
+                model = cls(None, registry=registry, **arguments)
+                model._adata = adata
+        else:
+            model = cls(None, registry=registry, **arguments)
+        if document["key"] is not None:
+            keyed_nn.keyed(model.module, document["key"]["scheme"])
+            model._locked_with = document["key"]
+        buffers = {name for name, _ in model.module.named_buffers()}
+        expected = {name: tuple(t.shape) for name, t in model.module.state_dict().items() if name not in buffers}
+        state = read_weights(dir_path, document, expected)
+        model.module.load_state_dict({name: torch.from_numpy(a) for name, a in state.items()}, strict=False)
+        model.module.to(resolve_device(device)).eval()
+        model.is_trained_ = True
+        rounds = document["history"]["rounds"]
+        if rounds:
+            model._history = pd.DataFrame(rounds).set_index("round")
+            model._history.attrs["best_round"] = document["history"]["best_round"]
+        return model
+
+    @classmethod
+    def _can_train_on(cls, adata: AnnData, setup: dict[str, Any]) -> bool:
+        """Whether data have all that the setup of a loaded model names."""
+        columns = [setup.get(name) for name in ("labels_key", "site_key", "group_key")]
+        return not adata.is_view and all(column is None or column in adata.obs for column in columns)
+
+    @classmethod
+    def load_registry(cls, dir_path: str | os.PathLike[str], prefix: str | None = None) -> dict:
+        """Registry of a saved model."""
+        del prefix
+        return _with_arrays(read_document(dir_path, cls.__name__)["registry"])
+
+    @classmethod
+    def convert_legacy_save(cls, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: files of that form are pickles."""
+        del args, kwargs
+        msg = "scinfl never reads pickled models. Save them with `model.save`."
+        raise NotImplementedError(msg)
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__} of {len(self.var_names)} features: {self._summary()}"]
+        if self._history is None:
+            lines.append("  untrained")
+        else:
+            n_sites = int(self._history["n_sites"].iloc[-1])
+            lines.append(
+                f"  trained {len(self._history)} rounds over {n_sites} site{'s' if n_sites != 1 else ''}, "
+                f"best round {self._history.attrs['best_round']}"
+            )
+        if self._locked_with is not None:
+            state = "locked" if self.is_locked else "unlocked"
+            lines.append(f"  {state}, key scheme '{self._locked_with['scheme']}', fingerprint {self.key_fingerprint}")
+        else:
+            lines.append("  no key")
+        return "\n".join(lines)
+
+    def _summary(self) -> str:
+        return ""
+
+
+def resolve_device(device: str) -> torch.device:
+    """``"auto"`` is the first GPU where there is one, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        msg = f"Expected `device` to be 'auto', 'cpu' or 'cuda:0', found {device!r}."
+        raise ValueError(msg) from None
+
+
+def _check_key(key: object) -> None:
+    if not isinstance(key, Key):
+        msg = (
+            f"Expected `key` to be a scinfl.privacy.Key, found {type(key).__name__}. "
+            "Read it with `Key.load(path)` or make one with `Key.generate()`."
+        )
+        raise TypeError(msg)
+
+
+def _with_arrays(registry: Any) -> Any:
+    """Registry as scvi-tools wants it: some lists are arrays."""
+    if isinstance(registry, dict):
+        return {
+            name: np.array(value, dtype=object) if name in _ARRAYS_OF_REGISTRY else _with_arrays(value)
+            for name, value in registry.items()
+        }
+    return registry

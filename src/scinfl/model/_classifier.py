@@ -1,0 +1,519 @@
+"""Label cells or samples with one network trained over sites."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scipy import sparse
+from scvi.data import AnnDataManager
+from scvi.data.fields import CategoricalObsField, LabelsWithUnlabeledObsField, LayerField
+from sklearn.model_selection import GroupShuffleSplit
+from torch import nn
+
+from scinfl import _names
+from scinfl._checks import finite, first_of, looks_like_counts, number_between, obs_column, one_of, whole_number
+from scinfl.federation import FedAvg, Protection, Strategy
+from scinfl.model._base import FederatedModel, resolve_device
+from scinfl.model._cells import Cells, Matrix
+from scinfl.model._normalisation import has_statistics, local_statistics
+from scinfl.model._site import LocalTraining
+from scinfl.module import ClassifierModule
+from scinfl.privacy import Key
+
+logger = logging.getLogger(__name__)
+
+_BATCHNORM = (
+    "`norm='batch'`: batch normalisation keeps means and variances of a site's hidden units. They stay at the site and "
+    "are never sent or saved, so a loaded model estimates them anew from the cells it predicts, and predictions then "
+    "depend on which cells come together; whoever holds such statistics can undo part of the lock without a single "
+    "label. `norm='layer'` stores none."
+)
+
+
+class Classifier(FederatedModel):
+    """Predict labels (cancer types, cell types) from any omics table, trained over sites that do not pool their rows.
+
+    A multilayer perceptron whose linear layers are keyed: without the key that the sites share, the trained network is
+    worth no more than an untrained one.
+
+    Parameters
+    ----------
+    adata
+        Data that went through :meth:`setup_anndata`.
+    n_hidden
+        Units of a hidden layer.
+    n_layers
+        Hidden layers.
+    dropout, input_dropout
+        Share of hidden units and of features dropped in training.
+    norm
+        ``"layer"`` normalises each cell by itself; ``"batch"`` works but gives more away, and warns; or ``None``.
+    key_scheme
+        Form of the keyed modules: ``"coordinate"`` (see :class:`scinfl.nn.CoordinateLinear`); ``None`` is the plain
+        network, the baseline of every comparison.
+    rng
+        Seed of the initial parameters.
+
+    Examples
+    --------
+    >>> import scinfl as si
+    >>> adata = si.datasets.pbmc()
+    >>> si.pp.split_sites(adata, n_sites=5, by="bulk_labels", alpha=0.5, rng=0)
+    >>> si.model.Classifier.setup_anndata(adata, labels_key="bulk_labels", site_key="site")
+    >>> model = si.model.Classifier(adata)
+    >>> key = si.privacy.Key.generate()
+    >>> model.train(n_rounds=2, key=key, progress=False)
+    >>> model.predict().shape
+    (700,)
+    """
+
+    module: ClassifierModule
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        *,
+        n_hidden: int = 256,
+        n_layers: int = 2,
+        dropout: float = 0.3,
+        input_dropout: float = 0.2,
+        norm: Literal["layer", "batch"] | None = "layer",
+        key_scheme: str | None = "coordinate",
+        rng: int = 0,
+        registry: dict | None = None,
+    ) -> None:
+        whole_number("n_hidden", n_hidden, 1)
+        whole_number("n_layers", n_layers, 1)
+        number_between("dropout", dropout, 0, 0.95)
+        number_between("input_dropout", input_dropout, 0, 0.95)
+        one_of("norm", norm, ["layer", "batch", None])
+        if norm == "batch":
+            warnings.warn(_BATCHNORM, UserWarning, stacklevel=2)
+        self._network_options: dict[str, Any] = {
+            "n_hidden": n_hidden,
+            "n_layers": n_layers,
+            "dropout": dropout,
+            "input_dropout": input_dropout,
+            "norm": norm,
+        }
+        super().__init__(adata, key_scheme=key_scheme, rng=rng, registry=registry)
+        self.init_params_ = self._get_init_params(locals())
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        labels_key: str,
+        *,
+        site_key: str | None = None,
+        layer: str | None = None,
+        group_key: str | None = None,
+        unlabeled_category: str | None = None,
+        missing: Literal["error", "zero"] = "error",
+        **kwargs: Any,
+    ) -> None:
+        """Tell the model where labels, sites and values are.
+
+        Parameters
+        ----------
+        adata
+            Cells or samples × features; features on a log or centred scale, not raw counts.
+        labels_key
+            Column of ``adata.obs`` with the labels.
+        site_key
+            Column of ``adata.obs`` with the site; ``None`` trains one site with all rows (pooled).
+        layer
+            Layer to use instead of ``adata.X``.
+        group_key
+            Column of ``adata.obs`` (patient, donor) whose groups are kept together when a site sets validation rows
+            aside.
+        unlabeled_category
+            Label of rows that have none; they are predicted but not trained on.
+        missing
+            What to do with NaN: ``"error"`` refuses them; ``"zero"`` reads them as 0, the mean of centred data.
+            Beware that *which* proteins are missing often tells the cohort, and a network learns that.
+        kwargs
+            ``source_registry`` of another data set, to take its label codes.
+
+        Raises
+        ------
+        KeyError
+            If a column or layer does not exist.
+        ValueError
+            If values, labels, sites or feature names cannot be used; the message names them.
+        """
+        setup_args = cls._get_setup_method_args(**{k: v for k, v in locals().items() if k != "kwargs"})
+        _check_data(adata, layer, missing)
+        labels = obs_column(adata, labels_key, "labels_key")
+        sites = _sites(adata, site_key)
+        if group_key is not None and (n := int(obs_column(adata, group_key, "group_key").isna().sum())):
+            msg = f"Expected a group for every row in adata.obs['{group_key}'], found {n} without."
+            raise ValueError(msg)
+        _check_labels(labels, sites, labels_key, unlabeled_category)
+        label_field = (
+            CategoricalObsField("labels", labels_key)
+            if unlabeled_category is None
+            else LabelsWithUnlabeledObsField("labels", labels_key, unlabeled_category)
+        )
+        fields = [LayerField("X", layer, is_count_data=False, correct_data_format=False), label_field]
+        manager = AnnDataManager(fields=fields, setup_method_args=setup_args)
+        manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+
+    def _make_module(self) -> ClassifierModule:
+        return ClassifierModule(len(self.var_names), len(self.labels), **self._network_options)
+
+    @property
+    def labels(self) -> list[str]:
+        """Labels that the model tells apart, in the order of its outputs."""
+        mapping = [str(label) for label in self._state_registry("labels")["categorical_mapping"]]
+        return [label for label in mapping if label != str(self._setup_args()["unlabeled_category"])]
+
+    @property
+    def labels_key(self) -> str:
+        """Column of ``adata.obs`` with the labels."""
+        return self._setup_args()["labels_key"]
+
+    @property
+    def site_key(self) -> str | None:
+        """Column of ``adata.obs`` with the site."""
+        return self._setup_args()["site_key"]
+
+    def train(
+        self,
+        n_rounds: int = 50,
+        *,
+        key: Key | None = None,
+        local_epochs: int = 2,
+        lr: float = 6e-3,
+        batch_size: int = 32,
+        weight_decay: float = 0.01,
+        class_weight: Literal["balanced"] | None = None,
+        strategy: Strategy | None = None,
+        protections: Sequence[Protection] = (),
+        fraction: float = 1.0,
+        min_sites: int = 1,
+        min_cells: int = 10,
+        validation_size: float = 0.1,
+        monitor: str = "validation_balanced_accuracy",
+        early_stopping: int | None = None,
+        rng: int = 0,
+        device: str = "auto",
+        progress: bool = True,
+        journal: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Train over the sites; call it again to go on.
+
+        The model keeps the round that is best on the sites' own validation rows.
+
+        Parameters
+        ----------
+        n_rounds
+            Rounds of local training and averaging.
+        key
+            Secret of the sites. Without it the model is federated but not keyed.
+        local_epochs, lr, batch_size, weight_decay
+            Local training by AdamW, started anew each round.
+        class_weight
+            ``"balanced"`` weights each class of a site by the inverse of its frequency there.
+        strategy
+            How updates become the next state; :class:`~scinfl.federation.FedAvg` by default.
+        protections
+            What guards the updates.
+        fraction, min_sites
+            Share and least number of the sites that take part in a round.
+        min_cells
+            A site with fewer labelled rows is left out, with a warning: an update from so few shows them.
+        validation_size
+            Share of each site's rows set aside to choose the best round; 0 keeps the last round.
+        monitor
+            Column of ``history`` that tells the best round.
+        early_stopping
+            Stop after so many rounds without a better value of ``monitor``.
+        rng
+            Seed of validation split, site choice, batches and dropout.
+        device
+            ``"auto"``, ``"cpu"`` or ``"cuda:0"``.
+        progress
+            Show a progress bar with round, loss and monitored value.
+        journal
+            Folder for a checkpoint after every round and an audit log. If it holds this run, the run is resumed.
+
+        Raises
+        ------
+        ValueError
+            If an argument, the key or the data cannot be used; before any training.
+        """
+        whole_number("n_rounds", n_rounds, 1)
+        whole_number("local_epochs", local_epochs, 1)
+        whole_number("batch_size", batch_size, 1)
+        whole_number("min_cells", min_cells, 1)
+        whole_number("rng", rng, 0)
+        number_between("lr", lr, 0, 10, open_low=True)
+        number_between("weight_decay", weight_decay, 0, 10)
+        number_between("validation_size", validation_size, 0, 0.9)
+        one_of("class_weight", class_weight, ["balanced", None])
+        metrics = [f"validation_{name}" for name in ("loss", "accuracy", "balanced_accuracy")]
+        one_of("monitor", monitor, metrics)
+        if early_stopping is not None:
+            whole_number("early_stopping", early_stopping, 1)
+            number_between("validation_size", validation_size, 0, 0.9, open_low=True)
+        if self._adata is None or self._adata_manager is None:
+            msg = "Expected data with labels to train on, found none. Load the model with such data."
+            raise ValueError(msg)
+        sites = self._labelled_rows(min_cells)
+        if min_sites > len(sites):
+            msg = f"Expected `min_sites` of at most the {len(sites)} sites with enough cells, found {min_sites}."
+            raise ValueError(msg)
+        matrix = self._matrix(self._adata)
+        codes = self._codes()
+        groups = self._groups()
+        target = resolve_device(device)
+        data: dict[str, tuple[Cells, Cells]] = {}
+        loss_options = {}
+        for number, (name, rows) in enumerate(sites.items()):
+            train, validation = _split(rows, codes, groups, validation_size, np.random.default_rng([rng, number]))
+            data[name] = (
+                Cells(matrix, train, codes[train], target),
+                Cells(matrix, validation, codes[validation], target),
+            )
+            if class_weight == "balanced":
+                counts = np.bincount(codes[train], minlength=len(self.labels))
+                weight = np.divide(len(train), (counts > 0).sum() * counts, where=counts > 0, out=np.zeros(len(counts)))
+                loss_options[name] = {"class_weight": torch.as_tensor(weight, dtype=torch.float32, device=target)}
+        self._federate(
+            data,
+            LocalTraining(local_epochs, batch_size, lr, weight_decay, rng),
+            key=key,
+            strategy=strategy or FedAvg(),
+            protections=protections,
+            n_rounds=n_rounds,
+            journal=journal,
+            device=device,
+            loss_options=loss_options,
+            fraction=fraction,
+            min_sites=min_sites,
+            monitor=monitor,
+            patience=early_stopping,
+            progress=progress,
+        )
+
+    def predict(
+        self,
+        adata: AnnData | None = None,
+        *,
+        soft: bool = False,
+        min_confidence: float | None = None,
+        batch_size: int = 4096,
+    ) -> np.ndarray | pd.DataFrame:
+        """Label rows.
+
+        Parameters
+        ----------
+        adata
+            Data with the model's features in the model's order; the training data by default. Labels are not needed.
+        soft
+            Return probabilities.
+        min_confidence
+            Rows whose best probability is lower are labelled ``"unassigned"``.
+        batch_size
+            Rows at a time.
+
+        Returns
+        -------
+        Array of labels, or with ``soft`` a data frame of probabilities (rows × labels).
+
+        Raises
+        ------
+        RuntimeError
+            If the model is untrained or locked.
+        ValueError
+            If features or values cannot be used.
+        """
+        if min_confidence is not None:
+            number_between("min_confidence", min_confidence, 0, 1)
+        adata = self._validate_anndata(adata)
+        logits = self._infer(adata, batch_size, embed=False)
+        probabilities = torch.softmax(torch.from_numpy(logits).double(), dim=1).numpy()
+        if soft:
+            return pd.DataFrame(probabilities, index=adata.obs_names, columns=self.labels)
+        predicted = np.array(self.labels, dtype=object)[probabilities.argmax(1)]
+        if min_confidence is not None:
+            predicted[probabilities.max(1) < min_confidence] = _names.UNASSIGNED
+        return predicted
+
+    def get_latent_representation(self, adata: AnnData | None = None, *, batch_size: int = 4096) -> np.ndarray:
+        """Last hidden layer (rows × n_hidden, float32), for neighbours and UMAP.
+
+        Parameters
+        ----------
+        adata
+            Data with the model's features in the model's order; the training data by default.
+        batch_size
+            Rows at a time.
+        """
+        return self._infer(self._validate_anndata(adata), batch_size, embed=True)
+
+    def _infer(self, adata: AnnData, batch_size: int, *, embed: bool) -> np.ndarray:
+        self._check_ready()
+        whole_number("batch_size", batch_size, 1)
+        matrix = self._matrix(adata)
+        network: nn.Module = self.module.encoder if embed else self.module
+        device = next(self.module.parameters()).device
+        n_outputs = self._network_options["n_hidden"] if embed else len(self.labels)
+        result = np.empty((adata.n_obs, n_outputs), np.float32)
+        for state, rows in self._rows_by_statistics(adata):
+            cells = Cells(matrix, rows, None, device)
+            with torch.inference_mode(), local_statistics(self.module, state, cells):
+                start = 0
+                for x, _ in cells.batches(batch_size):
+                    result[rows[start : start + len(x)]] = network(x).cpu().numpy()
+                    start += len(x)
+        return result
+
+    def _rows_by_statistics(self, adata: AnnData) -> list[tuple[Any, np.ndarray]]:
+        """Rows by the running statistics that hold for them: all at once, but for batch normalisation."""
+        everything = np.arange(adata.n_obs)
+        site_key = self.site_key
+        if not has_statistics(self.module) or not self._local_states or (site_key and site_key not in adata.obs):
+            return [(None, everything)]
+        sites = _sites(adata, site_key, at_least=1).astype(str).to_numpy()
+        return [(self._local_states.get(site), everything[sites == site]) for site in np.unique(sites)]
+
+    def _matrix(self, adata: AnnData) -> Matrix:
+        setup = self._setup_args()
+        matrix = _values(adata, setup["layer"])
+        finite(matrix, adata.var_names, allow_nan=setup["missing"] == "zero")
+        if setup["missing"] == "zero" and not sparse.issparse(matrix) and np.isnan(matrix).any():
+            matrix = np.nan_to_num(matrix, nan=0.0)
+        elif setup["missing"] == "zero" and sparse.issparse(matrix) and np.isnan(matrix.data).any():
+            matrix = matrix.copy()
+            matrix.data = np.nan_to_num(matrix.data, nan=0.0)
+        return matrix
+
+    def _labelled_rows(self, min_cells: int) -> dict[str, np.ndarray]:
+        """Rows to train on, by site; sites with too few are reported and left out."""
+        adata = self._adata
+        labelled = self._codes() < len(self.labels)
+        sites = _sites(adata, self.site_key).astype(str).to_numpy()
+        rows = {name: np.flatnonzero((sites == name) & labelled) for name in np.unique(sites)}
+        few = {name: len(index) for name, index in rows.items() if len(index) < min_cells}
+        kept = {name: index for name, index in rows.items() if name not in few}
+        if not kept:
+            msg = (
+                f"Expected at least one site with {min_cells} labelled cells, found none: "
+                f"{first_of([f'{name} ({n})' for name, n in few.items()])}. Lower `min_cells` or merge sites."
+            )
+            raise ValueError(msg)
+        if few:
+            warnings.warn(
+                f"Left out {len(few)} of {len(rows)} sites with fewer than {min_cells} labelled cells: "
+                f"{first_of([f'{name} ({n})' for name, n in few.items()])}. Lower `min_cells` to train on them.",
+                UserWarning,
+                stacklevel=3,
+            )
+        return kept
+
+    def _codes(self) -> np.ndarray:
+        return np.asarray(self.data_registry("labels")).ravel()
+
+    def _groups(self) -> np.ndarray | None:
+        group_key = self._setup_args()["group_key"]
+        return None if group_key is None else self._adata.obs[group_key].astype(str).to_numpy()
+
+    def _summary(self) -> str:
+        options = self._network_options
+        return f"{options['n_layers']} × {options['n_hidden']} hidden units, {len(self.labels)} labels"
+
+
+def _values(adata: AnnData, layer: str | None) -> Matrix:
+    """Values as a dense array or compressed sparse rows; a backed matrix is read whole."""
+    if layer is not None and layer not in adata.layers:
+        msg = f"Expected `layer` to name a layer of adata, found {layer!r}. Layers are {list(adata.layers)}."
+        raise KeyError(msg)
+    values = adata.X if layer is None else adata.layers[layer]
+    if values is None:
+        msg = "Expected values in adata.X, found none. Name a layer with `layer=`."
+        raise ValueError(msg)
+    if adata.isbacked and layer is None:
+        values = adata.to_memory().X
+    if sparse.issparse(values):
+        return values.tocsr()
+    return np.asarray(values)
+
+
+def _sites(adata: AnnData, site_key: str | None, *, at_least: int = 2) -> pd.Series:
+    if site_key is None:
+        return pd.Series("all", index=adata.obs_names)
+    sites = obs_column(adata, site_key, "site_key")
+    if n := int(sites.isna().sum()):
+        msg = f"Expected a site for every row in adata.obs['{site_key}'], found {n} without. Fill or drop them."
+        raise ValueError(msg)
+    if sites.nunique() < at_least:
+        msg = (
+            f"Expected adata.obs['{site_key}'] to name at least {at_least} sites, found {sites.nunique()}. Simulate "
+            "some with `scinfl.pp.split_sites`, or train one pooled site with `site_key=None`."
+        )
+        raise ValueError(msg)
+    return sites
+
+
+def _check_data(adata: AnnData, layer: str | None, missing: str) -> None:
+    one_of("missing", missing, ["error", "zero"])
+    if adata.is_view:
+        msg = "Expected an AnnData that owns its data, found a view. Run `adata = adata.copy()` first."
+        raise ValueError(msg)
+    if not adata.var_names.is_unique:
+        twice = adata.var_names[adata.var_names.duplicated()].unique()
+        msg = (
+            f"Expected unique feature names, found {len(twice)} that occur more than once: {first_of(twice)}. Merge "
+            "them, or run `adata.var_names_make_unique()`."
+        )
+        raise ValueError(msg)
+    matrix = _values(adata, layer)
+    finite(matrix, adata.var_names, allow_nan=missing == "zero")
+    if looks_like_counts(matrix):
+        warnings.warn(
+            "Expected values on a log or centred scale, found what looks like raw counts. Run "
+            "`sc.pp.normalize_total(adata)` and `sc.pp.log1p(adata)` first.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _check_labels(labels: pd.Series, sites: pd.Series, labels_key: str, unlabeled_category: str | None) -> None:
+    if labels.isna().any():
+        by_site = labels.isna().groupby(sites.astype(str).to_numpy()).sum()
+        where = first_of([f"{int(n)} at site '{site}'" for site, n in by_site.items() if n])
+        msg = (
+            f"Expected a label for every row in adata.obs['{labels_key}'], found {int(labels.isna().sum())} without: "
+            f"{where}. Drop these rows, or give them a category and name it as `unlabeled_category`."
+        )
+        raise ValueError(msg)
+    classes = set(labels.astype(str)) - {str(unlabeled_category)}
+    if len(classes) < 2:
+        msg = f"Expected at least 2 labels in adata.obs['{labels_key}'], found {len(classes)}: {sorted(classes)}."
+        raise ValueError(msg)
+
+
+def _split(
+    rows: np.ndarray, codes: np.ndarray, groups: np.ndarray | None, size: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Set aside a share of a site's rows: whole groups where there are groups, else evenly over the classes."""
+    if groups is not None and size > 0:
+        if len(set(groups[rows])) < 2:
+            return rows, rows[:0]
+        splitter = GroupShuffleSplit(1, test_size=size, random_state=int(rng.integers(2**31)))
+        train, validation = next(splitter.split(rows, groups=groups[rows]))
+        return rows[train], rows[validation]
+    by_class = rows[np.lexsort((rng.random(len(rows)), codes[rows]))]
+    aside = np.diff(np.floor(np.arange(len(rows) + 1) * size + rng.random())) > 0
+    return np.sort(by_class[~aside]), np.sort(by_class[aside])

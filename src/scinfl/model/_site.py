@@ -1,0 +1,176 @@
+"""A site of the federation that trains a torch network on its own cells."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scinfl.federation import Protection, State, Strategy, Update
+
+Convert = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+
+
+class Batches(Protocol):
+    """Observations that come in batches."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterable[Any]:
+        """Batches as the network's ``loss`` takes them; shuffled where a generator is given."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How a site trains between two averages.
+
+    Parameters
+    ----------
+    epochs
+        Passes over the site's observations a round.
+    batch_size
+        Observations a step.
+    lr, weight_decay
+        Of AdamW, started anew each round.
+    rng
+        Seed of the run.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    rng: int
+
+
+class LocalSite:
+    """Trains the plain network on its own observations; locks what it sends and unlocks what it receives.
+
+    Sites in one process may share one network, because each round starts from the shared state.
+
+    Parameters
+    ----------
+    name
+        Name of the site.
+    network
+        Plain network with ``loss(batch)`` and ``evaluate(batches)``. Its parameters are shared, its buffers (running
+        statistics) stay at the site.
+    train, validation
+        Observations to train on and to choose the best round with.
+    training
+        How to train.
+    strategy
+        Tells the weight of the site.
+    lock, unlock
+        Turn a plain state into what leaves the site, and back.
+    protections
+        May take over the gradient of a step.
+    key_version
+        Version of the key that ``lock`` uses.
+    loss_options
+        Passed to ``loss``, for example class weights of the site.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        train: Batches,
+        validation: Batches,
+        training: LocalTraining,
+        strategy: Strategy,
+        *,
+        lock: Convert = dict,
+        unlock: Convert = dict,
+        protections: Sequence[Protection] = (),
+        key_version: int | None = None,
+        loss_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.name, self.n_obs = name, len(train)
+        self._network, self._train, self._validation = network, train, validation
+        self._training, self._strategy, self._protections = training, strategy, protections
+        self._lock, self._unlock, self._key_version = lock, unlock, key_version
+        self._loss_options = dict(loss_options or {})
+        self._local = {name: buffer.clone() for name, buffer in network.named_buffers()}
+
+    def fit(self, round: int, state: State) -> Update:
+        """Train for the round's epochs and return the locked parameters and the mean loss."""
+        network, training = self._network, self._training
+        seed = _seed(training.rng, round, self.name)
+        shuffle = torch.Generator().manual_seed(seed)
+        with torch.random.fork_rng(devices=_cuda_devices(network)):
+            torch.manual_seed(seed)  # dropout
+            self._load(state)
+            network.train()
+            parameters = [p for p in network.parameters() if p.requires_grad]
+            optimizer = torch.optim.AdamW(parameters, training.lr, weight_decay=training.weight_decay, fused=True)
+            losses, sizes = [], []
+            for _ in range(training.epochs):
+                for batch in self._train.batches(training.batch_size, shuffle):
+                    losses.append(self._step(batch, optimizer))
+                    sizes.append(len(batch[0]))
+        self._local = {name: buffer.clone() for name, buffer in network.named_buffers()}
+        locked = self._lock(dict(network.named_parameters()))
+        return Update(
+            site=self.name,
+            round=round,
+            state={name: tensor.detach().cpu().numpy().copy() for name, tensor in locked.items()},
+            n_obs=self.n_obs,
+            weight=self._strategy.weight(self.n_obs),
+            metrics={"loss": float(np.average(losses, weights=sizes))},
+            key_version=self._key_version,
+        )
+
+    def _step(self, batch: Any, optimizer: torch.optim.Optimizer) -> float:
+        optimizer.zero_grad()
+        for protection in self._protections:
+            loss = protection.on_step(self._network, batch)
+            if loss is not None:
+                break
+        else:
+            value = self._network.loss(batch, **self._loss_options)  # type: ignore[operator]
+            value.backward()
+            loss = value.item()
+        optimizer.step()
+        return loss
+
+    def evaluate(self, round: int, state: State) -> Update | None:
+        """Metrics of the shared state on the site's validation observations."""
+        if len(self._validation) == 0:
+            return None
+        self._load(state)
+        self._network.eval()
+        metrics = self._network.evaluate(self._validation.batches(4096))  # type: ignore[operator]
+        n_obs = len(self._validation)
+        return Update(self.name, round, {}, n_obs, float(n_obs), metrics, self._key_version)
+
+    def local_state(self) -> State:
+        """Running statistics."""
+        return {name: tensor.cpu().numpy() for name, tensor in self._local.items()}
+
+    def load_local_state(self, state: State) -> None:
+        """Restore running statistics."""
+        self._local = {name: torch.from_numpy(array) for name, array in state.items()}
+
+    def _load(self, state: State) -> None:
+        plain = self._unlock({name: torch.from_numpy(array) for name, array in state.items()})
+        with torch.no_grad():
+            for name, parameter in self._network.named_parameters():
+                parameter.copy_(plain[name])
+            for name, buffer in self._network.named_buffers():
+                buffer.copy_(self._local[name])
+
+
+def _seed(rng: int, round: int, site: str) -> int:
+    """Seed of one site in one round: a repeated round draws the same."""
+    return int(np.random.SeedSequence([rng, round, zlib.crc32(site.encode())]).generate_state(1)[0])
+
+
+def _cuda_devices(network: nn.Module) -> list[torch.device]:
+    return list({p.device for p in network.parameters() if p.device.type == "cuda"})
