@@ -1,0 +1,189 @@
+"""Command line: parses arguments and calls the public API."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. Errors are one line on standard error."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("fontTools", "matplotlib", "numba", "scvi", "lightning", "pytorch_lightning"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        options.run(options)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"scinfl: error: {text}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("scinfl: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scinfl", description="Train one model over sites that do not pool cells, locked with a secret key."
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    demo = commands.add_parser("demo", help="the whole story on bundled cells: five sites, right, wrong and no key")
+    demo.add_argument("--out", type=Path, required=True, help="folder for table, figures and h5ad")
+    demo.add_argument("--overwrite", action="store_true", help="replace the files of an earlier demo")
+    demo.add_argument("--rng", type=int, default=0, help="seed (default 0)")
+    demo.set_defaults(run=_demo)
+
+    key = commands.add_parser("key", help="make or show a key").add_subparsers(required=True, metavar="action")
+    new = key.add_parser("new", help="write a new key that only you may read")
+    new.add_argument("path", type=Path)
+    new.add_argument("--federation", help="name of the federation (a random one by default)")
+    new.set_defaults(run=_key_new)
+    show = key.add_parser("show", help="show fingerprint, version and federation of a key")
+    show.add_argument("path", type=Path)
+    show.set_defaults(run=_key_show)
+
+    train = commands.add_parser("train", help="train a classifier over the sites of an h5ad file")
+    train.add_argument("data", type=Path, help="h5ad file")
+    train.add_argument("--labels", required=True, help="column of obs with the labels")
+    train.add_argument("--site", help="column of obs with the site (one pooled site by default)")
+    train.add_argument("--group", help="column of obs with patient or donor, kept together in validation")
+    train.add_argument("--layer", help="layer to use instead of X")
+    train.add_argument("--missing", choices=["error", "zero"], default="error", help="what to do with NaN")
+    train.add_argument("--key", type=Path, help="key file; without it the model is not keyed")
+    train.add_argument("--out", type=Path, required=True, help="folder to write the model to")
+    train.add_argument("--rounds", type=int, default=50, help="rounds (default 50)")
+    train.add_argument("--hidden", type=int, default=256, help="hidden units (default 256)")
+    train.add_argument("--journal", type=Path, help="folder for checkpoints; resumes the run that it holds")
+    train.add_argument("--rng", type=int, default=0, help="seed (default 0)")
+    train.add_argument("--device", default="auto")
+    train.add_argument("--overwrite", action="store_true", help="replace a model that is there")
+    train.set_defaults(run=_train)
+
+    predict = commands.add_parser("predict", help="label the cells of an h5ad file with a trained model")
+    predict.add_argument("model", type=Path, help="folder of the model")
+    predict.add_argument("data", type=Path, help="h5ad file")
+    predict.add_argument("--key", type=Path, help="key file of a keyed model")
+    predict.add_argument("--out", type=Path, help="h5ad or csv file to write (default: <data>_infl.h5ad)")
+    predict.add_argument("--min-confidence", type=float, help="cells below become 'unassigned'")
+    predict.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    predict.set_defaults(run=_predict)
+
+    info = commands.add_parser("info", help="versions, and what is known about a saved model without its key")
+    info.add_argument("model", type=Path, nargs="?", help="folder of a model")
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from scinfl._demo import demo
+
+    print(demo(options.out, rng=options.rng, overwrite=options.overwrite).to_string())
+    print(f"\nTable, figures and labelled cells are in '{options.out}'.")
+
+
+def _key_new(options: argparse.Namespace) -> None:
+    from scinfl.privacy import Key
+
+    key = Key.generate(options.federation)
+    key.save(options.path)
+    print(f"Wrote a new key to '{options.path}' (mode 0600). Fingerprint {key.fingerprint}.")
+    print("Give it to the sites over a channel that the server does not see. It cannot be recovered.")
+
+
+def _key_show(options: argparse.Namespace) -> None:
+    from scinfl.privacy import Key
+
+    key = Key.load(options.path)
+    print(f"fingerprint  {key.fingerprint}\nversion      {key.version}\nfederation   {key.federation}")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from scinfl._checks import new_path
+    from scinfl.model import Classifier
+    from scinfl.privacy import Key
+
+    key = Key.load(options.key) if options.key else None
+    new_path(options.out, overwrite=options.overwrite)
+    adata = _read(options.data)
+    Classifier.setup_anndata(
+        adata,
+        labels_key=options.labels,
+        site_key=options.site,
+        layer=options.layer,
+        group_key=options.group,
+        missing=options.missing,
+    )
+    model = Classifier(adata, n_hidden=options.hidden, rng=options.rng)
+    model.train(options.rounds, key=key, journal=options.journal, rng=options.rng, device=options.device)
+    model.save(options.out, overwrite=options.overwrite)
+    print(f"{model}\nSaved to '{options.out}'.")
+
+
+def _predict(options: argparse.Namespace) -> None:
+    import pandas as pd
+
+    import scinfl as si
+    from scinfl._checks import new_path, one_of
+
+    out = options.out or options.data.with_name(f"{options.data.stem}_infl.h5ad")
+    one_of("--out (ending)", out.suffix, [".h5ad", ".csv"])
+    new_path(out, overwrite=options.overwrite)
+    model = si.model.Classifier.load(options.model)
+    if options.key:
+        model.unlock(si.privacy.Key.load(options.key))
+    adata = _read(options.data)
+    si.tl.annotate(adata, model, min_confidence=options.min_confidence)
+    temporary = out.with_name(f".{out.name}.part{out.suffix}")
+    try:
+        if out.suffix == ".csv":
+            probabilities = pd.DataFrame(adata.obsm["infl_probability"], adata.obs_names, model.labels)
+            adata.obs[["infl_label"]].join(probabilities).to_csv(temporary)
+        else:
+            si.tl.embed(adata, model)
+            adata.write_h5ad(temporary)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    print(adata.obs["infl_label"].value_counts().to_string())
+    print(f"Wrote '{out}'.")
+
+
+def _info(options: argparse.Namespace) -> None:
+    import torch
+
+    import scinfl as si
+
+    if options.model is None:
+        print(f"scinfl {si.__version__}, torch {torch.__version__}, device auto = ", end="")
+        print("cuda" if torch.cuda.is_available() else "cpu")
+        return
+    model = si.model.Classifier.load(options.model)
+    print(model)
+    print(f"  labels: {', '.join(model.labels)}")
+
+
+def _read(path: Path) -> AnnData:
+    import anndata as ad
+
+    if not path.is_file():
+        msg = f"Expected an h5ad file at '{path}', found none. Check the path."
+        raise FileNotFoundError(msg)
+    try:
+        return ad.read_h5ad(path)
+    except (OSError, ValueError, KeyError) as error:
+        msg = f"Expected an h5ad file at '{path}', found one that cannot be read ({error})."
+        raise ValueError(msg) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""What the thief of a keyed network gets out of it as it is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+from torch import nn
+
+from scinfl.nn import clear_key, set_key
+from scinfl.privacy._key import Key
+
+Score = Callable[[nn.Module], float]
+"""Rates a network on data that the attacker is judged by, for example its balanced accuracy."""
+
+
+def wrong_keys(network: nn.Module, score: Score, *, n_keys: int = 50) -> np.ndarray:
+    """Score a keyed network under keys drawn like the right one.
+
+    Parameters
+    ----------
+    network
+        Network with keyed layers; left as it is.
+    score
+        Rates a network.
+    n_keys
+        Number of keys.
+
+    Returns
+    -------
+    One score a key.
+    """
+    thief = copy.deepcopy(network)  # a copy comes without the key
+    scores = np.empty(n_keys)
+    for number in range(n_keys):
+        set_key(thief, Key.generate().coordinates)
+        scores[number] = score(thief)
+    return scores
+
+
+def removed_modules(network: nn.Module, score: Score) -> float:
+    """Score a keyed network whose keyed modules were stripped, so that only its weights compute.
+
+    Parameters
+    ----------
+    network
+        Network with keyed layers; left as it is.
+    score
+        Rates a network.
+    """
+    thief = copy.deepcopy(network)
+    clear_key(thief)
+    return score(thief)

@@ -1,0 +1,29 @@
+"""Write an embedding into AnnData."""
+
+from __future__ import annotations
+
+from anndata import AnnData
+
+from scinfl import _names
+from scinfl.model import Classifier
+
+
+def embed(adata: AnnData, model: Classifier) -> None:
+    """Embed cells with a trained and unlocked model, ready for ``sc.pp.neighbors(adata, use_rep="X_infl")``.
+
+    Sets the following fields:
+
+    ``.obsm["X_infl"]``
+        Latent representation (cells × hidden units, float32).
+    ``.uns["infl"]["embed"]``
+        Fingerprint of the key.
+
+    Parameters
+    ----------
+    adata
+        Data with the model's features in the model's order.
+    model
+        Trained model.
+    """
+    adata.obsm[_names.EMBEDDING] = model.get_latent_representation(adata)
+    adata.uns.setdefault(_names.UNS, {})["embed"] = {"key_fingerprint": model.key_fingerprint or "none"}
