@@ -9,8 +9,10 @@ import anndata as ad
 import numpy as np
 from anndata import AnnData
 
+from scinfl._checks import obs_column
 
-def tcga_proteins(path: str | os.PathLike[str], *, complete: bool = True, site_key: str = "region") -> AnnData:
+
+def tcga_proteins(path: str | os.PathLike[str], *, complete: bool = True, site_key: str | None = "region") -> AnnData:
     """Reverse-phase protein arrays of The Cancer Genome Atlas, ready for a federation of hospitals.
 
     Parameters
@@ -22,7 +24,7 @@ def tcga_proteins(path: str | os.PathLike[str], *, complete: bool = True, site_k
         Keep the proteins that were measured in every cancer and lack no value (120 of 285). Which other proteins are
         missing tells the cohort, so a classifier would learn that instead of biology.
     site_key
-        Column that will serve as site; samples without (``"unmapped"``) are dropped.
+        Column that will serve as site; samples without (``"unmapped"``) are dropped. ``None`` keeps all samples.
 
     Returns
     -------
@@ -38,10 +40,8 @@ def tcga_proteins(path: str | os.PathLike[str], *, complete: bool = True, site_k
         msg = f"Expected the TCGA protein table at '{path}', found none. Pass the path of 'tcga_rppa.h5ad'."
         raise FileNotFoundError(msg)
     adata = ad.read_h5ad(path)
-    if site_key not in adata.obs:
-        msg = f"Expected `site_key` to name a column of adata.obs, found {site_key!r}. Try 'region' or 'source_site'."
-        raise KeyError(msg)
-    adata = adata[(adata.obs[site_key] != "unmapped").to_numpy()]
+    if site_key is not None:
+        adata = adata[(obs_column(adata, site_key, "site_key") != "unmapped").to_numpy()]
     if complete:
         whole = adata.var["in_all_cancers"].to_numpy(bool) & ~np.isnan(adata.X).any(0)
         adata = adata[:, whole]

@@ -111,7 +111,15 @@ class Journal:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all, and survives a power cut."""
+    """Write a file that appears whole or not at all, and survives a power cut.
+
+    Parameters
+    ----------
+    path
+        File to write.
+    content
+        Its bytes.
+    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

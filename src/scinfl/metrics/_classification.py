@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
+from scinfl._checks import first_of
+
 
 def classification(
     true: Sequence[str] | np.ndarray | pd.Series,
@@ -70,7 +72,7 @@ def classification(
     if probabilities is not None:
         columns = probabilities.columns.astype(str).to_numpy()
         if missing := sorted(set(labels) - set(columns)):
-            msg = f"Expected a column of probabilities for every true label, found none for {missing}."
+            msg = f"Expected a column of probabilities for every true label, found none for {first_of(missing)}."
             raise ValueError(msg)
         scores = probabilities.to_numpy()
         guess = columns[scores.argmax(1)]

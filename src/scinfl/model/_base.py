@@ -204,7 +204,7 @@ class FederatedModel(BaseModelClass):
                 "Training without a key: the model is federated but not keyed, whoever holds its weights can use it. "
                 "Pass `key=Key.generate()`, or make the model with `key_scheme=None` to say that this is meant.",
                 UserWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
 
     # ---- training

@@ -1,0 +1,202 @@
+"""Runs over toy sites, computed by hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from scinfl.federation import FedAvg, Journal, simulate
+
+START = {"w": np.array([0.0])}
+
+
+def run(sites, n_rounds=3, **options):
+    return simulate(sites, START, FedAvg(), n_rounds=n_rounds, progress=False, **options)
+
+
+def test_rounds_are_fit_then_mean(toy_sites):
+    result = run(toy_sites, 2)
+    target = (10 * 1 + 30 * 2 + 20 * 6) / 60
+    assert result.history[0]["train_loss"] == pytest.approx(target)
+    np.testing.assert_allclose(result.state["w"], target * 0.75)
+    assert [record["n_sites"] for record in result.history] == [3, 3]
+    assert [(r["round"], r["site"], r["n_obs"]) for r in result.site_history[:3]] == [
+        (1, "a", 10),
+        (1, "b", 30),
+        (1, "c", 20),
+    ]
+
+
+def test_the_best_round_is_that_of_the_sites_validation(toy_sites):
+    for site in toy_sites:
+        site.n_validation = 0
+    toy_sites[0].n_validation = 5  # only the site that wants 1.0 has validation observations
+    result = run(toy_sites, 6)
+    losses = [record["validation_loss"] for record in result.history]
+    assert result.best_round == int(np.argmin(losses)) + 1 < 6
+    np.testing.assert_allclose(abs(result.best_state["w"] - 1.0), min(losses))
+
+
+def test_without_validation_the_last_round_is_kept(toy_sites):
+    for site in toy_sites:
+        site.n_validation = 0
+    result = run(toy_sites, 4, patience=2)
+    assert (result.best_round, result.n_rounds) == (4, 4)
+    assert "validation_loss" not in result.history[0]
+
+
+def test_early_stopping_counts_rounds_without_improvement(toy_sites):
+    for site in toy_sites[1:]:
+        site.n_validation = 0
+    result = run(toy_sites, 50, patience=3)
+    assert result.n_rounds == result.best_round + 3
+
+
+def test_a_metric_that_is_no_loss_is_best_when_highest(toy_sites):
+    for site in toy_sites:
+        evaluate = site.evaluate
+        site.evaluate = lambda round, state, evaluate=evaluate: replace(
+            evaluate(round, state), metrics={"accuracy": -abs(round - 3)}
+        )
+    assert run(toy_sites, 5, monitor="validation_accuracy").best_round == 3
+
+
+def test_a_share_of_the_sites_takes_part_drawn_anew_each_round(toy_sites):
+    result = run(toy_sites, 40, fraction=0.5, rng=1)
+    drawn = [tuple(r["site"] for r in result.site_history if r["round"] == n) for n in range(1, 41)]
+    assert {len(sites) for sites in drawn} == {2}
+    assert len(set(drawn)) == 3
+    assert run(toy_sites, 40, fraction=0.5, rng=1).state == result.state
+    assert run(toy_sites, 40, fraction=0.5, rng=2).site_history != result.site_history
+    assert run(toy_sites, 1, fraction=0.1, min_sites=3).history[0]["n_sites"] == 3
+    assert run(toy_sites, 1, fraction=0.1).history[0]["n_sites"] == 1
+
+
+class Mask:
+    """A protection that hides every update behind a number that cancels in the sum."""
+
+    masks: ClassVar = {"a": 5.0, "b": -2.0, "c": -3.0}
+
+    def __init__(self):
+        self.seen_by_server, self.members = [], []
+
+    def on_step(self, network, batch):
+        return None
+
+    def encode(self, update):
+        state = {name: array * update.weight + self.masks[update.site] for name, array in update.state.items()}
+        return replace(update, state=state, header={"nonce": update.site.encode()})
+
+    def combine(self, encoded):
+        self.seen_by_server += [update.state for update in encoded]
+        state = {name: sum(u.state[name] for u in encoded) for name in encoded[0].state}
+        metrics = {"loss": np.mean([u.metrics["loss"] for u in encoded])}
+        return replace(encoded[0], site="", state=state, weight=sum(u.weight for u in encoded), metrics=metrics)
+
+    def decode(self, combined, members):
+        self.members.append([(member.header["nonce"], member.state) for member in members])
+        return replace(combined, state={name: array / combined.weight for name, array in combined.state.items()})
+
+
+class Double:
+    """A protection that changes updates and leaves the sum to others."""
+
+    def on_step(self, network, batch):
+        return None
+
+    def encode(self, update):
+        return replace(update, state={name: 2 * array for name, array in update.state.items()})
+
+    def combine(self, encoded):
+        return None
+
+    def decode(self, combined, members):
+        return replace(combined, state={name: array / 2 for name, array in combined.state.items()})
+
+
+def test_protections_hide_updates_from_the_server_and_leave_the_run_as_it_was(toy_sites):
+    plain = run(toy_sites, 3)
+    mask = Mask()
+    hidden = run(toy_sites, 3, protections=[Double(), mask])
+    np.testing.assert_allclose(hidden.state["w"], plain.state["w"])
+    assert mask.members[0] == [(b"a", {}), (b"b", {}), (b"c", {})]
+    assert [float(s["w"][0]) for s in mask.seen_by_server[:3]] == [10 * 1 + 5, 30 * 2 - 2, 20 * 6 - 3]
+
+
+def test_a_resumed_run_ends_like_one_that_was_never_cut(toy_sites, tmp_path):
+    whole = run(toy_sites, 6, fraction=0.5)
+    settings = {"model": "toy"}
+    run(toy_sites, 2, fraction=0.5, journal=Journal(tmp_path), settings=settings)
+    for site in toy_sites:
+        site.n_fits = 0
+    resumed = run(toy_sites, 6, fraction=0.5, journal=Journal(tmp_path), settings=settings)
+    np.testing.assert_array_equal(resumed.state["w"], whole.state["w"])
+    np.testing.assert_array_equal(resumed.best_state["w"], whole.best_state["w"])
+    assert resumed.best_round == whole.best_round
+    assert resumed.site_history == whole.site_history
+    assert sum(site.n_fits for site in toy_sites) == 12 + 4 + 8  # what the sites keep came back from the journal
+    again = run(toy_sites, 6, fraction=0.5, journal=Journal(tmp_path), settings=settings)
+    np.testing.assert_array_equal(again.state["w"], whole.state["w"])
+
+
+def test_a_journal_of_another_run_is_refused(toy_sites, tmp_path):
+    run(toy_sites, 1, journal=Journal(tmp_path), settings={"lr": 1, "rng": 0})
+    with pytest.raises(ValueError, match=r"other settings: \['lr'\]"):
+        run(toy_sites, 2, journal=Journal(tmp_path), settings={"lr": 2, "rng": 0})
+
+
+def test_the_audit_log_names_what_left_each_site(toy_sites, tmp_path):
+    run(toy_sites, 2, journal=Journal(tmp_path))
+    events = Journal(tmp_path).events()
+    assert [event["event"] for event in events] == ["start", "round", "round"]
+    assert events[1]["sent"][0] == {"site": "a", "arrays": [["w", [1], "float64", 8]], "bytes": 8}
+    assert Journal(tmp_path).verify()
+
+
+def test_impossible_runs_are_refused_before_any_training(toy_sites):
+    with pytest.raises(ValueError, match="different names"):
+        run([toy_sites[0], toy_sites[0]])
+    with pytest.raises(ValueError, match="different names"):
+        run([])
+    with pytest.raises(ValueError, match="fraction"):
+        run(toy_sites, fraction=0)
+    with pytest.raises(ValueError, match="min_sites"):
+        run(toy_sites, min_sites=4)
+
+    class Median(FedAvg):
+        needs_plaintext = True
+
+    with pytest.raises(ValueError, match="masked sum hides"):
+        simulate(toy_sites, START, Median(), [Mask()], n_rounds=1, progress=False)
+    assert all(site.n_fits == 0 for site in toy_sites)
+
+
+def test_a_log_line_that_was_changed_dropped_or_cut_short(toy_sites, tmp_path):
+    run(toy_sites, 3, journal=Journal(tmp_path))
+    path = tmp_path / "audit.jsonl"
+    good = path.read_bytes()
+    lines = good.splitlines(keepends=True)
+    for bad in (good.replace(b'"site": "a"', b'"site": "x"'), b"".join(lines[:1] + lines[2:]), b"".join(lines[1:])):
+        path.write_bytes(bad)
+        assert not Journal(tmp_path).verify()
+    path.write_bytes(good + b'{"event": "ro')  # killed while writing
+    journal = Journal(tmp_path)
+    journal.log("resume")
+    assert journal.verify()
+    assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == ["start", *["round"] * 3, "resume"]
+
+
+def test_a_damaged_checkpoint_is_refused(toy_sites, tmp_path):
+    run(toy_sites, 1, journal=Journal(tmp_path))
+    file = tmp_path / "checkpoint.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(ValueError, match="damaged"):
+        run(toy_sites, 2, journal=Journal(tmp_path))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="Name another path"):
+        Journal(tmp_path / "file")
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

@@ -1,0 +1,280 @@
+"""Models on disk, and what must not be there."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save
+from tests.conftest import make_cells
+from tests.model.test_classifier import accuracy, fit
+from tests.nn.test_coordinate import secret_chunks
+
+from scinfl import nn as keyed_nn
+from scinfl.model import Classifier
+from scinfl.privacy import Key
+
+
+@pytest.fixture
+def saved(cells, key, tmp_path):
+    model = fit(cells, key=key)
+    model.save(tmp_path / "run")
+    return model, tmp_path / "run"
+
+
+def weights_of(path):
+    (file,) = path.glob("weights-*.safetensors")
+    return file
+
+
+def test_a_loaded_model_is_locked_and_predicts_the_same_after_unlock(cells, key, saved):
+    model, path = saved
+    loaded = Classifier.load(path, cells)
+    assert loaded.is_locked
+    assert "locked, key scheme" in repr(loaded)
+    with pytest.raises(RuntimeError, match="unlock"):
+        loaded.predict()
+    loaded.unlock(key)
+    np.testing.assert_array_equal(loaded.predict(soft=True), model.predict(soft=True))
+    assert loaded.labels == model.labels
+    np.testing.assert_allclose(loaded.history, model.history)
+    assert loaded.history.attrs == model.history.attrs
+    assert loaded.site_history is None
+    loaded.train(1, key=key, progress=False)
+    assert accuracy(loaded, cells) > 0.95
+
+
+def test_data_without_labels_or_none_at_all_will_do(cells, key, saved):
+    model, path = saved
+    query = cells.copy()
+    del query.obs
+    query = type(cells)(cells.X, var=cells.var)
+    loaded = Classifier.load(path, query)
+    loaded.unlock(key)
+    assert (loaded.predict() == model.predict()).all()
+    with pytest.raises(ValueError, match="Load the model with such data"):
+        loaded.train(1, key=key, progress=False)
+    bare = Classifier.load(path)
+    bare.unlock(key)
+    assert (bare.predict(query) == model.predict()).all()
+    with pytest.raises(ValueError, match="Pass `adata`"):
+        bare.predict()
+
+
+def test_a_plain_model_needs_no_key(cells, tmp_path, key):
+    model = fit(cells)
+    model.save(tmp_path / "run")
+    loaded = Classifier.load(tmp_path / "run", cells)
+    assert not loaded.is_locked
+    assert (loaded.predict() == model.predict()).all()
+    with pytest.raises(ValueError, match="found a plain one"):
+        loaded.unlock(key)
+
+
+def test_nothing_of_the_key_is_on_disk_in_updates_logs_or_pickles(cells, key, tmp_path, caplog, monkeypatch):
+    from scinfl.model import _base
+    from scinfl.model._site import LocalSite
+
+    updates, sites = [], []
+    fit_site = LocalSite.fit
+
+    def spy(self, round, state):
+        updates.append(fit_site(self, round, state))
+        sites.append(self)
+        return updates[-1]
+
+    monkeypatch.setattr(LocalSite, "fit", spy)
+    with caplog.at_level("DEBUG"):
+        model = fit(cells, 3, key=key, journal=tmp_path / "journal")
+        model.save(tmp_path / "run")
+    chunks = [
+        *secret_chunks(model.module, key),
+        key._secret,
+        key._secret.hex().encode(),
+        key.derive("coordinates", "x"),
+    ]
+    keyed_nn.set_key(model.module, key.coordinates)
+    content = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(content) == 4  # two of the journal, two of the model
+    for number, update in enumerate(updates):
+        content[f"update {number}"] = (
+            b"".join(array.tobytes() for array in update.state.values()) + repr(update).encode()
+        )
+        content[f"pickled update {number}"] = pickle.dumps(update)
+    content["log"] = caplog.text.encode()
+    content["repr"] = (repr(model) + repr(model.module) + repr(vars(model)) + repr(model.init_params_)).encode()
+    content["pickled network"] = pickle.dumps(model.module)
+    content["history"] = pickle.dumps((model.history, model.site_history, model.registry_))
+    for where, text in content.items():
+        assert not any(chunk in text for chunk in chunks), where
+    # plain weights, which key and update together would give, are not sent either
+    plain = keyed_nn.unlock(model.module, model.module.state_dict())
+    assert plain["head.weight"].numpy().tobytes() not in content[str(weights_of(tmp_path / "run"))]
+    assert model.module.head.weight.detach().numpy().tobytes() in content[str(weights_of(tmp_path / "run"))]
+    assert _base.Key is Key
+    assert not any(isinstance(value, Key) for value in vars(model).values())
+
+
+def test_saved_files_hold_no_row_no_site_and_no_running_statistics(cells, key, saved):
+    _, path = saved
+    text = b"".join(file.read_bytes() for file in path.iterdir())
+    assert not any(word in text for word in (b"cell_1", b"hospital_1", b"donor_1"))
+    assert cells.X[0].tobytes() not in text
+
+
+def test_an_existing_folder_is_not_lost(cells, key, saved, tmp_path):
+    model, path = saved
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        model.save(path)
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+    model.train(1, key=key, progress=False)
+    model.save(path, overwrite=True)
+    assert len(list(path.glob("weights-*"))) == 1
+    loaded = Classifier.load(path, cells)
+    loaded.unlock(key)
+    assert (loaded.predict() == model.predict()).all()
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match="something else"):
+        model.save(tmp_path / "thesis", overwrite=True)
+    assert (tmp_path / "thesis" / "chapter.txt").exists()
+
+
+def test_a_save_that_fails_leaves_nothing_or_the_old_model(cells, key, saved, tmp_path, monkeypatch):
+    from scinfl.model import _io
+
+    model, path = saved
+    real = _io.write_atomically
+
+    def disk_full(file, content):
+        if file.name == _io.DOCUMENT:
+            msg = "No space left on device"
+            raise OSError(28, msg)
+        real(file, content)
+
+    model.train(1, key=key, progress=False)
+    monkeypatch.setattr(_io, "write_atomically", disk_full)
+    with pytest.raises(OSError, match="No space"):
+        model.save(tmp_path / "new")
+    with pytest.raises(OSError, match="No space"):
+        model.save(path, overwrite=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["run"]
+    Classifier.load(path, cells).unlock(key)
+
+
+def spoil_truncated(path):
+    file = weights_of(path)
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def spoil_pickle_weights(path):
+    torch.save({"head.weight": torch.zeros(3)}, weights_of(path))
+
+
+def spoil_pickle_with_matching_hash(path):
+    import hashlib
+
+    content = pickle.dumps({"head.weight": np.zeros(3)})
+    weights_of(path).write_bytes(content)
+    document = json.loads((path / "model.json").read_text())
+    document["weights"]["sha256"] = hashlib.sha256(content).hexdigest()
+    (path / "model.json").write_text(json.dumps(document))
+
+
+def spoil_shapes(path):
+    import hashlib
+
+    state = load_file(weights_of(path))
+    content = save({**state, "head.bias": np.zeros(9, np.float32)})
+    weights_of(path).write_bytes(content)
+    document = json.loads((path / "model.json").read_text())
+    document["weights"]["sha256"] = hashlib.sha256(content).hexdigest()
+    (path / "model.json").write_text(json.dumps(document))
+
+
+def spoil_document(path):
+    (path / "model.json").write_text((path / "model.json").read_text()[:200])
+
+
+def spoil_only_a_pickle(path):
+    for file in path.iterdir():
+        file.unlink()
+    torch.save({}, path / "model.pt")
+
+
+def spoil_class(path):
+    document = json.loads((path / "model.json").read_text())
+    (path / "model.json").write_text(json.dumps({**document, "class": "GEARS"}))
+
+
+def spoil_escape(path):
+    document = json.loads((path / "model.json").read_text())
+    outside = path.parent / "outside.safetensors"
+    shutil.copy(weights_of(path), outside)
+    document["weights"]["file"] = "../outside.safetensors"
+    (path / "model.json").write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (spoil_truncated, ValueError, "truncated or changed"),
+        (spoil_pickle_weights, ValueError, "truncated or changed"),
+        (spoil_pickle_with_matching_hash, ValueError, "Expected safetensors"),
+        (spoil_shapes, ValueError, "found others: head.bias"),
+        (spoil_document, ValueError, "damaged or foreign"),
+        (spoil_only_a_pickle, ValueError, "can run code"),
+        (spoil_class, ValueError, r"scinfl.model.GEARS.load"),
+        (spoil_escape, FileNotFoundError, "found none"),
+        (shutil.rmtree, FileNotFoundError, "Check the path"),
+        (lambda path: weights_of(path).unlink(), FileNotFoundError, "Restore the folder"),
+    ],
+)
+def test_damaged_and_foreign_models_are_refused(cells, saved, spoil, error, message):
+    _, path = saved
+    spoil(path)
+    with pytest.raises(error, match=message):
+        Classifier.load(path, cells)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was loaded",))
+
+
+def test_nothing_is_ever_unpickled(cells, saved):
+    _, path = saved
+    bomb = pickle.dumps(Bomb())
+    for name in ("model.pt", "attr.pkl"):
+        (path / name).write_bytes(bomb)
+    Classifier.load(path, cells)
+    Classifier.load_registry(path)
+    weights_of(path).write_bytes(bomb)
+    with pytest.raises(ValueError, match="truncated or changed"):
+        Classifier.load(path, cells)
+    with pytest.raises(NotImplementedError, match="never reads pickled"):
+        Classifier.convert_legacy_save(path, path)
+
+
+def test_other_features_and_unknown_labels_are_refused_on_loading(cells, saved):
+    _, path = saved
+    with pytest.raises(ValueError, match="in another order"):
+        Classifier.load(path, cells[:, ::-1].copy())
+    other = make_cells(n_labels=6)
+    with pytest.raises(ValueError, match="type_4"):
+        Classifier.load(path, other)
+
+
+def test_a_wrong_key_is_refused_by_its_fingerprint_unless_forced(cells, saved):
+    _, path = saved
+    loaded = Classifier.load(path, cells)
+    with pytest.raises(ValueError, match="Expected the key with fingerprint"):
+        loaded.unlock(Key.generate())
+    assert loaded.is_locked
+    loaded.unlock(Key.generate(), force=True)
+    assert accuracy(loaded, cells) < 0.8

@@ -1,0 +1,59 @@
+"""Figures hold what they say."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from tests.model.test_classifier import fit
+
+from scinfl import pl, tl
+from scinfl.model import Classifier
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+def test_history_draws_losses_sites_and_the_best_round(cells):
+    model = fit(cells, 3)
+    ax = pl.history(model)
+    assert [line.get_label() for line in ax.lines] == ["train loss", "validation loss", "best round"]
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), model.history["train_loss"])
+    assert ax.lines[-1].get_xdata()[0] == model.history.attrs["best_round"]
+    assert len(pl.history(model, sites=True).lines) == 3 + 3
+    ax = plt.subplots()[1]
+    assert pl.history(model, "validation_accuracy", ax=ax) is ax
+    assert ax.get_ylabel() == "validation accuracy"
+    with pytest.raises(ValueError, match="train_loss"):
+        pl.history(model, "elbo")
+
+
+def test_sites_are_stacked_bars_in_the_colours_of_the_labels(cells):
+    cells.uns["label_colors"] = ["#ff0000", "#00ff00", "#0000ff", "#888888"]
+    ax = pl.sites(fit(cells, 1))
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["hospital_0", "hospital_1", "hospital_2"]
+    assert sum(bar.get_width() for bar in ax.patches) == 360
+    assert ax.patches[0].get_facecolor() == (1, 0, 0, 1)
+
+
+def test_confusion_has_rows_that_sum_to_one(cells):
+    tl.annotate(cells, fit(cells, 1), min_confidence=0.6)
+    ax = pl.confusion(cells, "label")
+    shown = ax.images[0].get_array()
+    assert shown.shape[0] == 4
+    np.testing.assert_allclose(shown.sum(1), 1)
+    assert ax.get_xlabel() == "infl_label"
+    with pytest.raises(KeyError, match="predicted_key"):
+        pl.confusion(cells, "label", predicted_key="guess")
+
+
+def test_what_cannot_be_drawn_is_named(cells):
+    Classifier.setup_anndata(cells, "label")
+    model = Classifier(cells)
+    with pytest.raises(RuntimeError, match="Call `train` first"):
+        pl.history(model)
+    with pytest.raises(ValueError, match="site_key="):
+        pl.sites(model)

@@ -1,0 +1,142 @@
+"""The command line, as a user calls it."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+import sys
+
+import anndata as ad
+import pandas as pd
+import pytest
+
+from scinfl.cli import main
+from scinfl.privacy import Key
+
+
+@pytest.fixture
+def files(cells, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cells.write_h5ad("data.h5ad")
+    assert main(["key", "new", "a.key"]) == 0
+    return tmp_path
+
+
+def run(*arguments, capsys):
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_train_then_predict_with_the_right_the_wrong_and_no_key(files, capsys):
+    train = ["train", "data.h5ad", "--labels", "label", "--site", "site", "--rounds", 3, "--hidden", 16]
+    code, out, _ = run(*train, "--key", "a.key", "--out", "run", "--journal", "journal", capsys=capsys)
+    assert code == 0
+    assert "Saved to 'run'" in out
+    code, out, _ = run("predict", "run", "data.h5ad", "--key", "a.key", capsys=capsys)
+    assert code == 0
+    labelled = ad.read_h5ad("data_infl.h5ad")
+    assert (labelled.obs["infl_label"].astype(str) == labelled.obs["label"].astype(str)).mean() > 0.9
+    assert "X_infl" in labelled.obsm
+    code, out, _ = run("predict", "run", "data.h5ad", "--key", "a.key", "--out", "l.csv", capsys=capsys)
+    assert code == 0
+    table = pd.read_csv("l.csv", index_col=0)
+    assert list(table.columns) == ["infl_label", "type_0", "type_1", "type_2", "type_3"]
+
+    code, _, err = run("predict", "run", "data.h5ad", "--key", "a.key", capsys=capsys)
+    assert code == 1
+    assert err.startswith("scinfl: error: Expected nothing at 'data_infl.h5ad'")
+    assert run("predict", "run", "data.h5ad", "--key", "a.key", "--overwrite", capsys=capsys)[0] == 0
+    code, _, err = run("predict", "run", "data.h5ad", "--out", "x.csv", capsys=capsys)
+    assert code == 1
+    assert "unlock" in err
+    main(["key", "new", "b.key"])
+    code, _, err = run("predict", "run", "data.h5ad", "--key", "b.key", "--out", "x.csv", capsys=capsys)
+    assert code == 1
+    assert "Use the key of this model" in err
+    assert not (files / "x.csv").exists()
+    assert not [path for path in files.iterdir() if "part" in path.name]
+
+    code, out, _ = run("info", "run", capsys=capsys)
+    assert code == 0
+    assert "locked" in out
+    assert "labels: type_0, type_1" in out
+
+
+def test_keys_are_made_once_and_shown_without_their_secret(files, capsys):
+    capsys.readouterr()
+    assert stat.S_IMODE((files / "a.key").stat().st_mode) == 0o600
+    code, out, _ = run("key", "show", "a.key", capsys=capsys)
+    assert code == 0
+    key = Key.load("a.key")
+    assert key.fingerprint in out
+    assert key._secret.hex() not in out
+    code, _, err = run("key", "new", "a.key", capsys=capsys)
+    assert code == 1
+    assert "cannot be recovered" in err
+    assert Key.load("a.key") == key
+    (files / "a.key").chmod(0o644)
+    code, _, err = run("key", "show", "a.key", capsys=capsys)
+    assert code == 1
+    assert "chmod 600" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "none.h5ad", "--labels", "label", "--out", "r"], "none.h5ad"),
+        (["train", "bad.h5ad", "--labels", "label", "--out", "r"], "cannot be read"),
+        (["train", "data.h5ad", "--labels", "celltype", "--out", "r"], "celltype"),
+        (["train", "data.h5ad", "--labels", "label", "--out", "r", "--key", "none.key"], "none.key"),
+        (["predict", "none", "data.h5ad"], "Check the path"),
+        (["predict", "none", "data.h5ad", "--out", "a.txt"], ".csv"),
+        (["info", "none"], "Check the path"),
+    ],
+)
+def test_errors_are_one_line_and_exit_with_1(files, capsys, arguments, message):
+    (files / "bad.h5ad").write_bytes(b"not hdf5")
+    capsys.readouterr()
+    code, _, err = run(*arguments, capsys=capsys)
+    assert code == 1
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (files / "r").exists()
+
+
+def test_an_occupied_output_is_refused_before_training(files, capsys):
+    (files / "run").mkdir()
+    code, _, err = run("train", "data.h5ad", "--labels", "label", "--out", "run", capsys=capsys)
+    assert code == 1
+    assert "Training" not in err
+    assert "Expected nothing at 'run'" in err
+
+
+def test_versions_and_help(capsys):
+    assert main(["info"]) == 0
+    assert "torch" in capsys.readouterr().out
+    result = subprocess.run([sys.executable, "-m", "scinfl.cli", "--help"], capture_output=True, text=True, check=True)
+    assert "federat" in result.stdout or "sites" in result.stdout
+    assert subprocess.run([sys.executable, "-m", "scinfl.cli", "fly"], capture_output=True, check=False).returncode == 2
+
+
+def test_the_demo_shows_the_lock(tmp_path, capsys):
+    from scinfl._demo import demo
+
+    table = demo(tmp_path / "out", n_rounds=6, progress=False)
+    balanced = table["balanced accuracy"]
+    assert balanced["keyed, right key"] > 0.5
+    assert balanced["keyed, wrong keys (best of 50)"] < 0.35
+    assert abs(balanced["keyed, wrong keys (mean of 50)"] - 0.1) < 0.05
+    assert balanced["keyed, modules removed"] < 0.3
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    figures = {f"{name}.png" for name in ("history", "sites", "confusion", "umap")}
+    assert names == {"cells.h5ad", "comparison.csv", "consortium.key", "model", *figures}
+    labelled = ad.read_h5ad(tmp_path / "out" / "cells.h5ad")
+    assert {"infl_label", "held_out"} <= set(labelled.obs)
+    assert "X_infl" in labelled.obsm
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(FileExistsError, match="overwrite"):
+        demo(tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(FileExistsError, match="something else"):
+        demo(tmp_path / "mine", overwrite=True)
