@@ -41,6 +41,20 @@ def test_the_best_round_is_that_of_the_sites_validation(toy_sites):
     np.testing.assert_allclose(abs(result.best_state["w"] - 1.0), min(losses))
 
 
+def test_the_kept_state_is_a_moving_average_and_training_goes_on_from_the_last(toy_sites):
+    rough, smooth = run(toy_sites, 30), run(toy_sites, 30, smoothing=0.5)
+    np.testing.assert_array_equal(rough.state["w"], smooth.state["w"])
+    past = state = 0.0
+    target = (10 * 1 + 30 * 2 + 20 * 6) / 60
+    for number in range(1, 31):
+        state = (state + target) / 2
+        weight = min(0.5, (number - 1) / (number + 9))
+        past = weight * past + (1 - weight) * state
+    np.testing.assert_allclose(smooth.smooth["w"], past)
+    with pytest.raises(ValueError, match="smoothing"):
+        run(toy_sites, 1, smoothing=1.0)
+
+
 def test_without_validation_the_last_round_is_kept(toy_sites):
     for site in toy_sites:
         site.n_validation = 0
@@ -128,18 +142,18 @@ def test_protections_hide_updates_from_the_server_and_leave_the_run_as_it_was(to
 
 
 def test_a_resumed_run_ends_like_one_that_was_never_cut(toy_sites, tmp_path):
-    whole = run(toy_sites, 6, fraction=0.5)
+    whole = run(toy_sites, 6, fraction=0.5, smoothing=0.5)
     settings = {"model": "toy"}
-    run(toy_sites, 2, fraction=0.5, journal=Journal(tmp_path), settings=settings)
+    run(toy_sites, 2, fraction=0.5, smoothing=0.5, journal=Journal(tmp_path), settings=settings)
     for site in toy_sites:
         site.n_fits = 0
-    resumed = run(toy_sites, 6, fraction=0.5, journal=Journal(tmp_path), settings=settings)
+    resumed = run(toy_sites, 6, fraction=0.5, smoothing=0.5, journal=Journal(tmp_path), settings=settings)
     np.testing.assert_array_equal(resumed.state["w"], whole.state["w"])
     np.testing.assert_array_equal(resumed.best_state["w"], whole.best_state["w"])
     assert resumed.best_round == whole.best_round
     assert resumed.site_history == whole.site_history
     assert sum(site.n_fits for site in toy_sites) == 12 + 4 + 8  # what the sites keep came back from the journal
-    again = run(toy_sites, 6, fraction=0.5, journal=Journal(tmp_path), settings=settings)
+    again = run(toy_sites, 6, fraction=0.5, smoothing=0.5, journal=Journal(tmp_path), settings=settings)
     np.testing.assert_array_equal(again.state["w"], whole.state["w"])
 
 

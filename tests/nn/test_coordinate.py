@@ -86,7 +86,8 @@ def test_proposition_2_without_modules_the_output_changes_by_what_they_added(key
 
 def test_signs_and_permutation_are_spread_and_magnitudes_bounded(key):
     layer = make_layer(key, 400, 300)
-    order, s_in, s_out, shift = (t.numpy() for t in layer._read())
+    order, inverse, s_in, s_out, shift = (t.numpy() for t in layer._read())
+    assert (order[inverse] == np.arange(400)).all()
     assert sorted(order) == list(range(400))
     assert (order == np.arange(400)).mean() < 0.05
     for scale in (s_in, s_out):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from scinfl._checks import number_between
 from scinfl.federation._journal import Journal
 from scinfl.federation._protection import Protection, combine, decode, encode
 from scinfl.federation._site import Site
@@ -28,9 +29,11 @@ class Run:
     Parameters
     ----------
     state
-        Shared state.
+        Shared state that the next round starts from.
+    smooth
+        Moving average of the shared states, which is what is validated and kept.
     best_state, best_round
-        Shared state and number of the round with the best monitored value; of the last round without validation.
+        Smooth state and number of the round with the best monitored value; of the last round without validation.
     memory
         What the strategy keeps between rounds.
     history
@@ -40,6 +43,7 @@ class Run:
     """
 
     state: State
+    smooth: State
     best_state: State
     best_round: int = 0
     memory: State = field(default_factory=dict)
@@ -61,6 +65,7 @@ def simulate(
     n_rounds: int,
     fraction: float = 1.0,
     min_sites: int = 1,
+    smoothing: float = 0.0,
     rng: int = 0,
     monitor: str = "validation_loss",
     patience: int | None = None,
@@ -68,11 +73,11 @@ def simulate(
     settings: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Run:
-    """Train over sites for a number of rounds.
+    r"""Train over sites for a number of rounds.
 
     In each round some sites train and encode their updates, the sum is formed as the server would, the sites decode it
-    and the strategy makes the next shared state of it; then every site evaluates that state on its own validation
-    observations.
+    and the strategy makes the next shared state of it; then every site evaluates the (smoothed) state on its own
+    validation observations.
 
     Parameters
     ----------
@@ -90,6 +95,10 @@ def simulate(
         Share of the sites that takes part in a round, drawn anew each round.
     min_sites
         Least number of sites in a round.
+    smoothing
+        Weight :math:`\beta` of the past in a moving average of the shared states, which is validated and kept in place
+        of the last state; training goes on from the last state. In round :math:`r` the weight is
+        :math:`\min(\beta, (r - 1)/(r + 9))`, so that early rounds do not lag. 0 keeps the states as they are.
     rng
         Seed of the choice of sites.
     monitor
@@ -109,7 +118,8 @@ def simulate(
         If the sites cannot make a round, or the journal holds another run.
     """
     _check(sites, strategy, protections, fraction, min_sites)
-    run = Run(state=state, best_state=state)
+    number_between("smoothing", smoothing, 0, 0.999)
+    run = Run(state=state, smooth=state, best_state=state)
     if journal is not None:
         _resume(run, sites, journal, dict(settings or {}))
     bar = tqdm(total=n_rounds, initial=min(run.n_rounds, n_rounds), disable=not progress, unit="round", desc="Training")
@@ -122,7 +132,8 @@ def simulate(
             encoded = [encode(protections, update) for update in updates]
             mean = _sum(protections, strategy, encoded)
             run.state, run.memory = strategy.apply(run.state, mean, run.memory)
-            validation = _validate(sites, run.state, number, protections, strategy)
+            run.smooth = _smoothed(run.smooth, run.state, min(smoothing, (number - 1) / (number + 9)))
+            validation = _validate(sites, run.smooth, number, protections, strategy)
             record = {
                 "round": number,
                 **{f"train_{name}": value for name, value in mean.metrics.items()},
@@ -136,7 +147,7 @@ def simulate(
                 {"round": number, "site": update.site, "n_obs": update.n_obs, **update.metrics} for update in updates
             ]
             if _best_round(run.history, monitor) == number:
-                run.best_round, run.best_state = number, run.state
+                run.best_round, run.best_state = number, run.smooth
             if journal is not None:
                 _keep(run, sites, journal, dict(settings or {}), encoded)
             shown = {"loss": record.get("train_loss", math.nan)}
@@ -191,6 +202,12 @@ def _validate(
     return _sum(protections, strategy, [encode(protections, update) for update in updates])
 
 
+def _smoothed(past: State, state: State, weight: float) -> State:
+    if weight == 0:
+        return state
+    return {name: (weight * past[name] + (1 - weight) * array).astype(array.dtype) for name, array in state.items()}
+
+
 def _best_round(history: Sequence[Mapping[str, float]], monitor: str) -> int:
     """Round of the best monitored value, the earliest of equals; the last round where nothing is monitored."""
     sign = 1 if monitor.endswith("loss") else -1
@@ -214,7 +231,7 @@ def _keep(
         sent=[{"site": update.site, "arrays": update.payload(), "bytes": update.n_bytes} for update in encoded],
     )
     journal.save(
-        {"state": run.state, "best": run.best_state, "memory": run.memory, **local},
+        {"state": run.state, "smooth": run.smooth, "best": run.best_state, "memory": run.memory, **local},
         {
             "settings": settings,
             "best_round": run.best_round,
@@ -238,7 +255,7 @@ def _resume(run: Run, sites: Sequence[Site], journal: Journal, settings: dict[st
             "Name a new folder, or train with the settings of the journal."
         )
         raise ValueError(msg)
-    run.state, run.best_state, run.memory = groups["state"], groups["best"], groups["memory"]
+    run.state, run.smooth, run.best_state, run.memory = (groups[name] for name in ("state", "smooth", "best", "memory"))
     run.best_round, run.history, run.site_history = record["best_round"], record["history"], record["site_history"]
     for site in sites:
         site.load_local_state(groups[f"local/{site.name}"])

@@ -24,7 +24,7 @@ from scinfl import nn as keyed_nn
 from scinfl._checks import one_of, same_features, whole_number
 from scinfl.federation import Journal, Protection, Run, State, Strategy, simulate
 from scinfl.model._io import read_document, read_weights, write_model
-from scinfl.model._site import Batches, LocalSite, LocalTraining
+from scinfl.model._site import Batches, LocalSite, LocalTraining, as_tensors
 from scinfl.privacy import Key
 
 _ARRAYS_OF_REGISTRY = ("categorical_mapping", "column_names")
@@ -228,6 +228,7 @@ class FederatedModel(BaseModelClass):
         with self._with_key(key):
             self.module.to(target)
             network = keyed_nn.unkeyed(copy.deepcopy(self.module))
+            open_state = _Opener(self.module)
             sites = [
                 LocalSite(
                     name,
@@ -237,7 +238,7 @@ class FederatedModel(BaseModelClass):
                     training,
                     strategy,
                     lock=lambda state: keyed_nn.lock(self.module, state),
-                    unlock=lambda state: keyed_nn.unlock(self.module, state),
+                    open_state=open_state,
                     protections=protections,
                     key_version=key.version if key else None,
                     loss_options=loss_options.get(name),
@@ -416,6 +417,22 @@ class FederatedModel(BaseModelClass):
 
     def _summary(self) -> str:
         return ""
+
+
+class _Opener:
+    """Unlocks the shared state once, however many sites of this process and steps of a round ask for it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._state: State | None = None
+        self._plain: Mapping[str, torch.Tensor] = {}
+
+    def __call__(self, state: State) -> Mapping[str, torch.Tensor]:
+        if state is not self._state:
+            device = next(self._module.parameters()).device
+            tensors = {name: tensor.to(device) for name, tensor in as_tensors(state).items()}
+            self._state, self._plain = state, keyed_nn.unlock(self._module, tensors)
+        return self._plain
 
 
 def resolve_device(device: str) -> torch.device:

@@ -203,6 +203,7 @@ class Classifier(FederatedModel):
         min_sites: int = 1,
         min_cells: int = 10,
         validation_size: float = 0.1,
+        smoothing: float = 0.8,
         monitor: str = "validation_balanced_accuracy",
         early_stopping: int | None = None,
         rng: int = 0,
@@ -234,6 +235,9 @@ class Classifier(FederatedModel):
             A site with fewer labelled rows is left out, with a warning: an update from so few shows them.
         validation_size
             Share of each site's rows set aside to choose the best round; 0 keeps the last round.
+        smoothing
+            Weight of the past in the moving average of shared states that is validated and kept; 0 keeps the states as
+            they are. See :func:`scinfl.federation.simulate`.
         monitor
             Column of ``history`` that tells the best round.
         early_stopping
@@ -260,6 +264,7 @@ class Classifier(FederatedModel):
         number_between("lr", lr, 0, 10, open_low=True)
         number_between("weight_decay", weight_decay, 0, 10)
         number_between("validation_size", validation_size, 0, 0.9)
+        number_between("smoothing", smoothing, 0, 0.999)
         one_of("class_weight", class_weight, ["balanced", None])
         metrics = [f"validation_{name}" for name in ("loss", "accuracy", "balanced_accuracy")]
         one_of("monitor", monitor, metrics)
@@ -301,6 +306,7 @@ class Classifier(FederatedModel):
             loss_options=loss_options,
             fraction=fraction,
             min_sites=min_sites,
+            smoothing=smoothing,
             monitor=monitor,
             patience=early_stopping,
             progress=progress,

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 from scinfl.federation import Protection, State, Strategy, Update
 
-Convert = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+Lock = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+Open = Callable[[State], Mapping[str, Tensor]]
+
+
+def as_tensors(state: State) -> dict[str, Tensor]:
+    """Share the memory of a state's arrays."""
+    return {name: torch.from_numpy(array) for name, array in state.items()}
 
 
 class Batches(Protocol):
@@ -67,8 +73,10 @@ class LocalSite:
         How to train.
     strategy
         Tells the weight of the site.
-    lock, unlock
-        Turn a plain state into what leaves the site, and back.
+    lock
+        Turns plain parameters into what leaves the site.
+    open_state
+        Turns what comes to the site into plain parameters.
     protections
         May take over the gradient of a step.
     key_version
@@ -86,8 +94,8 @@ class LocalSite:
         training: LocalTraining,
         strategy: Strategy,
         *,
-        lock: Convert = dict,
-        unlock: Convert = dict,
+        lock: Lock = dict,
+        open_state: Open = as_tensors,
         protections: Sequence[Protection] = (),
         key_version: int | None = None,
         loss_options: Mapping[str, Any] | None = None,
@@ -95,7 +103,7 @@ class LocalSite:
         self.name, self.n_obs = name, len(train)
         self._network, self._train, self._validation = network, train, validation
         self._training, self._strategy, self._protections = training, strategy, protections
-        self._lock, self._unlock, self._key_version = lock, unlock, key_version
+        self._lock, self._open_state, self._key_version = lock, open_state, key_version
         self._loss_options = dict(loss_options or {})
         self._local = {name: buffer.clone() for name, buffer in network.named_buffers()}
 
@@ -156,10 +164,10 @@ class LocalSite:
 
     def load_local_state(self, state: State) -> None:
         """Restore running statistics."""
-        self._local = {name: torch.from_numpy(array) for name, array in state.items()}
+        self._local = as_tensors(state)
 
     def _load(self, state: State) -> None:
-        plain = self._unlock({name: torch.from_numpy(array) for name, array in state.items()})
+        plain = self._open_state(state)
         with torch.no_grad():
             for name, parameter in self._network.named_parameters():
                 parameter.copy_(plain[name])

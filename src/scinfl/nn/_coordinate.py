@@ -19,6 +19,7 @@ class _Reading(NamedTuple):
     """What a layer does with its key: all of it secret, none of it in the state."""
 
     permutation: Tensor  # (n_inputs,)
+    inverse: Tensor  # (n_inputs,), of the permutation
     input_scale: Tensor  # (n_inputs,)
     output_scale: Tensor  # (n_outputs,)
     shift: Tensor  # (n_outputs,)
@@ -153,8 +154,10 @@ class CoordinateLinear(nn.Module):
         if self._reading is None:
             secret = {what: values.to(self.weight.device) for what, values in self._coordinates.items()}
             at_inputs, at_outputs = self._field(secret["inputs"]), self._field(secret["outputs"])
+            permutation = torch.argsort(secret["permutation"], stable=True)
             reading = _Reading(
-                permutation=torch.argsort(secret["permutation"], stable=True),
+                permutation=permutation,
+                inverse=torch.argsort(permutation),
                 input_scale=_signs(secret["input signs"]) * torch.exp(self.magnitude * at_inputs[:, 0]),
                 output_scale=_signs(secret["output signs"]) * torch.exp(self.magnitude * at_outputs[:, 1]),
                 shift=self.shift * at_outputs[:, 2],
@@ -173,22 +176,25 @@ class CoordinateLinear(nn.Module):
         """Map (…, n_inputs) to (…, n_outputs)."""
         if self._coordinates is None:
             return F.linear(x, self.weight, self.bias)
-        permutation, input_scale, output_scale, shift = self._read()
-        y = F.linear(x[..., permutation] * input_scale, self.weight) * output_scale
-        return y if self.bias is None else y + (self.bias + shift)
+        secret = self._read()
+        y = F.linear(x[..., secret.permutation] * secret.input_scale, self.weight) * secret.output_scale
+        return y if self.bias is None else y + (self.bias + secret.shift)
 
+    @torch.no_grad()
     def unlock(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Weights of the plain layer that computes what this layer computes with ``weight`` and ``bias``."""
-        permutation, input_scale, output_scale, shift = self._read()
-        plain = torch.empty_like(weight)
-        plain[:, permutation] = output_scale[:, None] * weight * input_scale
-        return plain, None if bias is None else bias + shift
+        secret = self._read()
+        plain = weight.index_select(1, secret.inverse)
+        plain.mul_(secret.input_scale[secret.inverse]).mul_(secret.output_scale[:, None])
+        return plain, None if bias is None else bias + secret.shift
 
+    @torch.no_grad()
     def lock(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Inverse of :meth:`unlock`: what this layer must hold to compute what a plain layer computes."""
-        permutation, input_scale, output_scale, shift = self._read()
-        locked = weight[:, permutation] / (output_scale[:, None] * input_scale)
-        return locked, None if bias is None else bias - shift
+        secret = self._read()
+        locked = weight.index_select(1, secret.permutation)
+        locked.div_(secret.input_scale).div_(secret.output_scale[:, None])
+        return locked, None if bias is None else bias - secret.shift
 
     def extra_repr(self) -> str:
         """Shapes and whether the layer has coordinates; never a value."""
