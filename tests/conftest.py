@@ -13,6 +13,8 @@ import pandas as pd
 import pytest
 import torch
 
+from scinfl.federation import Update
+
 mpl.use("agg")
 torch.set_num_threads(1)
 
@@ -62,3 +64,34 @@ def shared() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+class ToySite:
+    """Moves the shared number halfway towards its own, and remembers how often."""
+
+    def __init__(self, name: str, target: float, n_obs: int, n_validation: int = 2) -> None:
+        self.name, self.n_obs, self.target, self.n_validation = name, n_obs, target, n_validation
+        self.n_fits = 0
+
+    def fit(self, round, state):
+        self.n_fits += 1
+        value = (state["w"] + self.target) / 2
+        return Update(self.name, round, {"w": value}, self.n_obs, float(self.n_obs), {"loss": float(self.target)})
+
+    def evaluate(self, round, state):
+        if self.n_validation == 0:
+            return None
+        loss = float(np.abs(state["w"] - self.target).mean())
+        n = self.n_validation
+        return Update(self.name, round, {}, n, float(n), {"loss": loss}, purpose="evaluation")
+
+    def local_state(self):
+        return {"n_fits": np.array(self.n_fits)}
+
+    def load_local_state(self, state):
+        self.n_fits = int(state["n_fits"])
+
+
+@pytest.fixture
+def toy_sites():
+    return [ToySite("a", 1.0, 10), ToySite("b", 2.0, 30), ToySite("c", 6.0, 20)]

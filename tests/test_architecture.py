@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "scinfl"
-EVERYONE = {"_names", "_checks"}
+EVERYONE = {"_names", "_checks", "_errors"}
 ALLOWED = {
     "nn": set(),
     "privacy": set(),

@@ -167,7 +167,7 @@ def test_the_audit_log_names_what_left_each_site(toy_sites, tmp_path):
     run(toy_sites, 2, journal=Journal(tmp_path))
     events = Journal(tmp_path).events()
     assert [event["event"] for event in events] == ["start", "round", "round"]
-    assert events[1]["sent"][0] == {"site": "a", "arrays": [["w", [1], "float64", 8]], "bytes": 8}
+    assert events[1]["sent"][0] == {"site": "a", "arrays": [["w", [1], "float64", 8]], "bytes": 8, "header": {}}
     assert Journal(tmp_path).verify()
 
 

@@ -193,7 +193,9 @@ def test_history_has_a_row_a_round_and_sites_only_here(cells, key):
         model.history
     )
     n_parameters = sum(p.numel() for n, p in model.module.named_parameters() if "meta" not in n)
-    assert (model.history["bytes_sent"] == 3 * 4 * n_parameters).all()  # weights of three sites, no meta learner
+    assert (model.history["bytes_sent"] == 3 * 8 * (n_parameters + 2)).all()  # 64 bits; share and loss travel inside
+    plain = fit(cells, 1, key=key, protections=())
+    assert (plain.history["bytes_sent"] == 3 * 4 * n_parameters).all()  # weights of three sites, no meta learner
     assert model.site_history.loc[(2, "hospital_1"), "n_obs"] == 108
     assert model.history.attrs["best_round"] in (1, 2, 3)
 
@@ -212,6 +214,31 @@ def test_a_site_may_lack_classes_and_a_tiny_site_is_reported(cells, key):
 
 def test_one_pooled_site_trains_too(cells, key):
     assert accuracy(fit(cells, site_key=None, key=key), cells) > 0.97
+
+
+def test_keyed_sums_are_the_default_and_give_the_plain_run(cells, key, caplog):
+    from scinfl.privacy import KeyedSum
+
+    hidden, plain = fit(cells, 3, key=key), fit(cells, 3, key=key, protections=())
+    np.testing.assert_allclose(hidden.predict(soft=True), plain.predict(soft=True), atol=1e-3)
+    for name in ("train_loss", "validation_loss", "validation_balanced_accuracy"):
+        np.testing.assert_allclose(hidden.history[name], plain.history[name], rtol=1e-4)
+    with caplog.at_level("INFO", "scinfl"):
+        small = fit(cells, 3, key=key, protections=[KeyedSum(key, bits=32, bound=0.5)])
+    assert "is sent again" in caplog.text
+    assert (small.history["bytes_sent"] * 2 == hidden.history["bytes_sent"]).all()
+    np.testing.assert_allclose(small.predict(soft=True), plain.predict(soft=True), atol=1e-3)
+
+
+def test_too_few_sites_for_a_keyed_sum_are_told(cells, key):
+    with pytest.raises(ValueError, match="Raise `fraction` or `min_sites`"):
+        fit(cells, 1, key=key, fraction=0.5)
+    two = cells[cells.obs["site"] != "hospital_2"].copy()
+    with pytest.warns(UserWarning, match="each site can subtract its own"):
+        fit(two, 1, key=key)
+    cells.obs["donor"] = np.where(cells.obs["site"] == "hospital_0", "only one", cells.obs["donor"])
+    with pytest.raises(ValueError, match="Expected validation rows at 3 sites at least"):
+        fit(cells, 1, key=key, setup={"group_key": "donor"})
 
 
 def test_unlabelled_cells_are_predicted_and_not_trained_on(cells):
@@ -409,7 +436,7 @@ def test_an_untrained_model_says_so(cells, tmp_path):
 
 
 def test_text_names_what_it_is_and_no_secret(cells, key):
-    model = fit(cells, 2, key=key, strategy=FedAvg("uniform"), fraction=0.5)
+    model = fit(cells, 2, key=key, strategy=FedAvg("uniform"), fraction=0.5, protections=())
     text = repr(model)
     assert "2 × 24 hidden units, 4 labels" in text
     assert f"unlocked, key scheme 'coordinate', fingerprint {key.fingerprint}" in text

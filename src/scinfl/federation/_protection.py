@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from scinfl.federation._strategy import Strategy
 from scinfl.federation._update import Update
@@ -35,6 +35,15 @@ class Protection(Protocol):
 
         ``members`` are the encoded updates that went into the sum, without their arrays.
         """
+        ...
+
+
+@runtime_checkable
+class NeedsTotals(Protocol):
+    """A protection that must know the total weight of all sites before it encodes."""
+
+    def agree(self, purpose: str, weights: Mapping[str, float]) -> float:
+        """Learn the total weight of a purpose without showing the weight of a site."""
         ...
 
 

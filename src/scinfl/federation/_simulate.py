@@ -13,13 +13,16 @@ import numpy as np
 from tqdm import tqdm
 
 from scinfl._checks import number_between
+from scinfl._errors import RepeatRoundError
 from scinfl.federation._journal import Journal
-from scinfl.federation._protection import Protection, combine, decode, encode
+from scinfl.federation._protection import NeedsTotals, Protection, combine, decode, encode
 from scinfl.federation._site import Site
 from scinfl.federation._strategy import Strategy
 from scinfl.federation._update import State, Update
 
 logger = logging.getLogger(__name__)
+
+_MAX_ATTEMPTS = 30
 
 
 @dataclass
@@ -119,6 +122,11 @@ def simulate(
     """
     _check(sites, strategy, protections, fraction, min_sites)
     number_between("smoothing", smoothing, 0, 0.999)
+    for protection in protections:
+        if isinstance(protection, NeedsTotals):
+            protection.agree("training", {site.name: strategy.weight(site.n_obs) for site in sites})
+            if validating := {site.name: float(site.n_validation) for site in sites if site.n_validation}:
+                protection.agree("evaluation", validating)
     run = Run(state=state, smooth=state, best_state=state)
     if journal is not None:
         _resume(run, sites, journal, dict(settings or {}))
@@ -129,8 +137,7 @@ def simulate(
             started = time.perf_counter()
             chosen = _choose(sites, fraction, min_sites, rng, number)
             updates = [site.fit(number, run.state) for site in chosen]
-            encoded = [encode(protections, update) for update in updates]
-            mean = _sum(protections, strategy, encoded)
+            mean, encoded = _sum(protections, strategy, updates)
             run.state, run.memory = strategy.apply(run.state, mean, run.memory)
             run.smooth = _smoothed(run.smooth, run.state, min(smoothing, (number - 1) / (number + 9)))
             validation = _validate(sites, run.smooth, number, protections, strategy)
@@ -171,6 +178,13 @@ def _check(
     if not 1 <= min_sites <= len(sites):
         msg = f"Expected `min_sites` from 1 to the number of sites ({len(sites)}), found {min_sites}."
         raise ValueError(msg)
+    least = max([1, *(getattr(protection, "min_sites", 1) for protection in protections)])
+    if _n_chosen(sites, fraction, min_sites) < least:
+        msg = (
+            f"Expected at least {least} sites in a round, as the protections ask for, found "
+            f"{_n_chosen(sites, fraction, min_sites)} of {len(sites)}. Raise `fraction` or `min_sites`."
+        )
+        raise ValueError(msg)
     if strategy.needs_plaintext and protections:
         msg = (
             f"Expected no protections with {type(strategy).__name__}, found {len(protections)}: it compares single "
@@ -179,17 +193,31 @@ def _check(
         raise ValueError(msg)
 
 
+def _n_chosen(sites: Sequence[Site], fraction: float, min_sites: int) -> int:
+    return max(min_sites, math.ceil(round(fraction * len(sites), 9)))
+
+
 def _choose(sites: Sequence[Site], fraction: float, min_sites: int, rng: int, number: int) -> list[Site]:
-    n = max(min_sites, math.ceil(round(fraction * len(sites), 9)))
+    n = _n_chosen(sites, fraction, min_sites)
     if n == len(sites):
         return list(sites)
     drawn = np.random.default_rng([rng, number]).choice(len(sites), n, replace=False)
     return [sites[index] for index in sorted(drawn)]
 
 
-def _sum(protections: Sequence[Protection], strategy: Strategy, encoded: Sequence[Update]) -> Update:
-    combined = combine(protections, strategy, encoded)
-    return decode(protections, combined, [replace(update, state={}) for update in encoded])
+def _sum(
+    protections: Sequence[Protection], strategy: Strategy, updates: Sequence[Update]
+) -> tuple[Update, list[Update]]:
+    """Mean of updates, and what was sent for it. A protection may ask to send anew."""
+    for attempt in range(_MAX_ATTEMPTS):
+        try:
+            encoded = [encode(protections, update) for update in updates]
+            combined = combine(protections, strategy, encoded)
+            return decode(protections, combined, [replace(update, state={}) for update in encoded]), encoded
+        except RepeatRoundError as error:
+            logger.info("Round %d is sent again (attempt %d): %s", updates[0].round, attempt + 2, error)
+    msg = f"Expected a sum within {_MAX_ATTEMPTS} attempts, found none in round {updates[0].round}."
+    raise RuntimeError(msg)
 
 
 def _validate(
@@ -199,7 +227,7 @@ def _validate(
     updates = [update for site in sites if (update := site.evaluate(number, state)) is not None]
     if not updates:
         return None
-    return _sum(protections, strategy, [encode(protections, update) for update in updates])
+    return _sum(protections, strategy, updates)[0]
 
 
 def _smoothed(past: State, state: State, weight: float) -> State:
@@ -228,7 +256,15 @@ def _keep(
     journal.log(
         "round",
         round=run.n_rounds,
-        sent=[{"site": update.site, "arrays": update.payload(), "bytes": update.n_bytes} for update in encoded],
+        sent=[
+            {
+                "site": update.site,
+                "arrays": update.payload(),
+                "bytes": update.n_bytes,
+                "header": {name: value.hex() for name, value in update.header.items()},
+            }
+            for update in encoded
+        ],
     )
     journal.save(
         {"state": run.state, "smooth": run.smooth, "best": run.best_state, "memory": run.memory, **local},

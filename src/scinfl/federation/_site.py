@@ -16,6 +16,7 @@ class Site(Protocol):
 
     name: str
     n_obs: int
+    n_validation: int
 
     def fit(self, round: int, state: State) -> Update:
         """Start from the shared state, train locally, return the new state."""

@@ -31,6 +31,8 @@ class Update:
         Scalars of this round, averaged with the same weights.
     key_version
         Version of the key that the state is locked with; ``None`` for a plain state.
+    purpose
+        What the update is for: ``"training"`` or ``"evaluation"``. Protections keep purposes apart.
     header
         What travels beside the arrays for a protection (a nonce, a tag), never secret.
     """
@@ -42,6 +44,7 @@ class Update:
     weight: float = 1.0
     metrics: Mapping[str, float] = field(default_factory=dict)
     key_version: int | None = None
+    purpose: str = "training"
     header: Mapping[str, bytes] = field(default_factory=dict)
 
     @property

@@ -9,7 +9,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn, Self
+from typing import Any, Literal, NoReturn, Self
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ from scinfl._checks import one_of, same_features, whole_number
 from scinfl.federation import Journal, Protection, Run, State, Strategy, simulate
 from scinfl.model._io import read_document, read_weights, write_model
 from scinfl.model._site import Batches, LocalSite, LocalTraining, as_tensors
-from scinfl.privacy import Key
+from scinfl.privacy import Key, KeyedSum
 
 _ARRAYS_OF_REGISTRY = ("categorical_mapping", "column_names")
 
@@ -216,7 +216,7 @@ class FederatedModel(BaseModelClass):
         *,
         key: Key | None,
         strategy: Strategy,
-        protections: Sequence[Protection],
+        protections: Sequence[Protection] | Literal["default"],
         n_rounds: int,
         journal: str | os.PathLike[str] | None,
         device: str,
@@ -225,6 +225,9 @@ class FederatedModel(BaseModelClass):
     ) -> None:
         """Train over sites that were given as (training, validation) observations by name."""
         target = resolve_device(device)
+        if protections == "default":
+            protections = _default_protections(key, len(data))
+        _check_validation(data, protections)
         with self._with_key(key):
             self.module.to(target)
             network = keyed_nn.unkeyed(copy.deepcopy(self.module))
@@ -417,6 +420,31 @@ class FederatedModel(BaseModelClass):
 
     def _summary(self) -> str:
         return ""
+
+
+def _default_protections(key: Key | None, n_sites: int) -> list[Protection]:
+    """Keyed sums where there is a key and somebody to hide a site's update from."""
+    if key is None or n_sites == 1:
+        return []
+    if n_sites == 2:
+        warnings.warn(
+            "Two sites: the server cannot read the updates, but each site can subtract its own from the sum and sees "
+            "the other's. Let a third site take part if that matters.",
+            UserWarning,
+            stacklevel=4,
+        )
+    return [KeyedSum(key, min_sites=min(3, n_sites))]
+
+
+def _check_validation(data: Mapping[str, tuple[Batches, Batches]], protections: Sequence[Protection]) -> None:
+    n_validating = sum(len(validation) > 0 for _, validation in data.values())
+    least = max([1, *(getattr(protection, "min_sites", 1) for protection in protections)])
+    if 0 < n_validating < least:
+        msg = (
+            f"Expected validation rows at {least} sites at least, as the protections ask for, found them at "
+            f"{n_validating}. Raise `validation_size`, or set it to 0 to keep the last round."
+        )
+        raise ValueError(msg)
 
 
 class _Opener:

@@ -198,7 +198,7 @@ class Classifier(FederatedModel):
         weight_decay: float = 0.01,
         class_weight: Literal["balanced"] | None = None,
         strategy: Strategy | None = None,
-        protections: Sequence[Protection] = (),
+        protections: Sequence[Protection] | Literal["default"] = "default",
         fraction: float = 1.0,
         min_sites: int = 1,
         min_cells: int = 10,
@@ -228,7 +228,8 @@ class Classifier(FederatedModel):
         strategy
             How updates become the next state; :class:`~scinfl.federation.FedAvg` by default.
         protections
-            What guards the updates.
+            What guards the updates, in order. ``"default"`` is a :class:`~scinfl.privacy.KeyedSum` where there is a key
+            and more than one site: the server adds what it cannot read. ``()`` sends updates in the open.
         fraction, min_sites
             Share and least number of the sites that take part in a round.
         min_cells

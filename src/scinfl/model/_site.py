@@ -100,7 +100,7 @@ class LocalSite:
         key_version: int | None = None,
         loss_options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.name, self.n_obs = name, len(train)
+        self.name, self.n_obs, self.n_validation = name, len(train), len(validation)
         self._network, self._train, self._validation = network, train, validation
         self._training, self._strategy, self._protections = training, strategy, protections
         self._lock, self._open_state, self._key_version = lock, open_state, key_version
@@ -150,13 +150,21 @@ class LocalSite:
 
     def evaluate(self, round: int, state: State) -> Update | None:
         """Metrics of the shared state on the site's validation observations."""
-        if len(self._validation) == 0:
+        if self.n_validation == 0:
             return None
         self._load(state)
         self._network.eval()
         metrics = self._network.evaluate(self._validation.batches(4096))  # type: ignore[operator]
-        n_obs = len(self._validation)
-        return Update(self.name, round, {}, n_obs, float(n_obs), metrics, self._key_version)
+        return Update(
+            site=self.name,
+            round=round,
+            state={},
+            n_obs=self.n_validation,
+            weight=float(self.n_validation),
+            metrics=metrics,
+            key_version=self._key_version,
+            purpose="evaluation",
+        )
 
     def local_state(self) -> State:
         """Running statistics."""

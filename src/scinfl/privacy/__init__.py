@@ -1,11 +1,14 @@
-"""What protects: the secret key. ``attacks`` holds those who try what it holds (loads torch on first use)."""
+"""What protects: the secret key and keyed sums. ``attacks`` holds those who try (loads torch on first use)."""
 
 from importlib import import_module
 from types import ModuleType
 
+from scinfl._errors import TamperedSumError
+from scinfl.privacy._fixed_point import FixedPoint
 from scinfl.privacy._key import Key
+from scinfl.privacy._keyed_sum import BlindServer, KeyedSum
 
-__all__ = ["Key"]
+__all__ = ["BlindServer", "FixedPoint", "Key", "KeyedSum", "TamperedSumError"]
 
 
 def __getattr__(name: str) -> ModuleType:
