@@ -58,9 +58,9 @@ def fit(train, site_key, seed, *, n_hidden, lr, key=None, key_scheme=None, local
 
 
 def chosen(train, site_key, seed, candidates):
-    """The setting whose best round is best on the sites' own validation samples."""
+    """The setting whose last ten rounds are best on the sites' own validation samples."""
     models = [fit(train, site_key, seed, **setting) for setting in candidates]
-    best = int(np.argmax([model.history["validation_balanced_accuracy"].max() for model in models]))
+    best = int(np.argmax([model.history["validation_balanced_accuracy"].tail(10).mean() for model in models]))
     return models[best], candidates[best]
 
 

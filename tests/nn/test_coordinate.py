@@ -86,7 +86,7 @@ def test_proposition_2_without_modules_the_output_changes_by_what_they_added(key
 
 def test_signs_and_permutation_are_spread_and_magnitudes_bounded(key):
     layer = make_layer(key, 400, 300)
-    order, inverse, s_in, s_out, shift = (t.numpy() for t in layer._read())
+    order, inverse, s_in, s_out, shift = (t.numpy() for t in layer._read()[:5])
     assert (order[inverse] == np.arange(400)).all()
     assert sorted(order) == list(range(400))
     assert (order == np.arange(400)).mean() < 0.05
@@ -173,7 +173,8 @@ def secret_chunks(network, key) -> list[bytes]:
     chunks = []
     for name, layer in keyed_layers(network).items():
         layer.set_coordinates(key.coordinates, name)
-        values = [*layer._coordinates.values(), *layer._read()]
+        reading = layer._read()
+        values = [*layer._coordinates.values(), *reading[:5], *reading.to_plain, *reading.to_locked]
         for value in values:
             for form in (value.double(), value.float(), value.long()):
                 array = form.numpy().ravel()

@@ -116,19 +116,20 @@ class LocalSite:
             torch.manual_seed(seed)  # dropout
             self._load(state)
             network.train()
-            parameters = [p for p in network.parameters() if p.requires_grad]
-            optimizer = torch.optim.AdamW(parameters, training.lr, weight_decay=training.weight_decay, fused=True)
+            trained = [p for p in network.parameters() if p.requires_grad]
+            optimizer = torch.optim.AdamW(trained, training.lr, weight_decay=training.weight_decay, fused=True)
             losses, sizes = [], []
             for _ in range(training.epochs):
                 for batch in self._train.batches(training.batch_size, shuffle):
                     losses.append(self._step(batch, optimizer))
                     sizes.append(len(batch[0]))
         self._local = {name: buffer.clone() for name, buffer in network.named_buffers()}
-        locked = self._lock(dict(network.named_parameters()))
+        parameters = dict(network.named_parameters())
+        locked = self._lock(parameters)
         return Update(
             site=self.name,
             round=round,
-            state={name: tensor.detach().cpu().numpy().copy() for name, tensor in locked.items()},
+            state={name: _own_array(tensor, parameters[name]) for name, tensor in locked.items()},
             n_obs=self.n_obs,
             weight=self._strategy.weight(self.n_obs),
             metrics={"loss": float(np.average(losses, weights=sizes))},
@@ -181,6 +182,12 @@ class LocalSite:
                 parameter.copy_(plain[name])
             for name, buffer in self._network.named_buffers():
                 buffer.copy_(self._local[name])
+
+
+def _own_array(tensor: Tensor, parameter: Tensor) -> np.ndarray:
+    """Values that later training does not change."""
+    array = tensor.detach().cpu().numpy()
+    return array.copy() if tensor is parameter else array
 
 
 def _seed(rng: int, round: int, site: str) -> int:

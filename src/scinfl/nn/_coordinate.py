@@ -23,6 +23,8 @@ class _Reading(NamedTuple):
     input_scale: Tensor  # (n_inputs,)
     output_scale: Tensor  # (n_outputs,)
     shift: Tensor  # (n_outputs,)
+    to_plain: tuple[Tensor, Tensor]  # factors of the columns and rows of a permuted weight
+    to_locked: tuple[Tensor, Tensor]
 
 
 class MetaLearner(nn.Module):
@@ -155,14 +157,19 @@ class CoordinateLinear(nn.Module):
             secret = {what: values.to(self.weight.device) for what, values in self._coordinates.items()}
             at_inputs, at_outputs = self._field(secret["inputs"]), self._field(secret["outputs"])
             permutation = torch.argsort(secret["permutation"], stable=True)
-            reading = _Reading(
+            inverse = torch.argsort(permutation)
+            scale_in = _signs(secret["input signs"]) * torch.exp(self.magnitude * at_inputs[:, 0])
+            scale_out = _signs(secret["output signs"]) * torch.exp(self.magnitude * at_outputs[:, 1])
+            like = self.weight.detach()
+            self._reading = _Reading(
                 permutation=permutation,
-                inverse=torch.argsort(permutation),
-                input_scale=_signs(secret["input signs"]) * torch.exp(self.magnitude * at_inputs[:, 0]),
-                output_scale=_signs(secret["output signs"]) * torch.exp(self.magnitude * at_outputs[:, 1]),
-                shift=self.shift * at_outputs[:, 2],
+                inverse=inverse,
+                input_scale=scale_in.to(like),
+                output_scale=scale_out.to(like),
+                shift=(self.shift * at_outputs[:, 2]).to(like),
+                to_plain=(scale_in[inverse].to(like), scale_out[:, None].to(like)),
+                to_locked=((1 / scale_in).to(like), (1 / scale_out)[:, None].to(like)),
             )
-            self._reading = _Reading(*(t.to(self.weight.dtype) if t.is_floating_point() else t for t in reading))
         return self._reading
 
     def _field(self, coordinates: Tensor) -> Tensor:
@@ -185,7 +192,7 @@ class CoordinateLinear(nn.Module):
         """Weights of the plain layer that computes what this layer computes with ``weight`` and ``bias``."""
         secret = self._read()
         plain = weight.index_select(1, secret.inverse)
-        plain.mul_(secret.input_scale[secret.inverse]).mul_(secret.output_scale[:, None])
+        plain.mul_(secret.to_plain[0]).mul_(secret.to_plain[1])
         return plain, None if bias is None else bias + secret.shift
 
     @torch.no_grad()
@@ -193,7 +200,7 @@ class CoordinateLinear(nn.Module):
         """Inverse of :meth:`unlock`: what this layer must hold to compute what a plain layer computes."""
         secret = self._read()
         locked = weight.index_select(1, secret.permutation)
-        locked.div_(secret.input_scale).div_(secret.output_scale[:, None])
+        locked.mul_(secret.to_locked[0]).mul_(secret.to_locked[1])
         return locked, None if bias is None else bias - secret.shift
 
     def extra_repr(self) -> str:

@@ -26,7 +26,7 @@ Layout = tuple[tuple[str, tuple[int, ...], np.dtype], ...]
 
 
 class BlindServer:
-    """The server's half of a keyed sum: it adds integers modulo :math:`2^b` and holds no key.
+    r"""The server's half of a keyed sum: it adds integers modulo :math:`2^b` and holds no key.
 
     Parameters
     ----------
@@ -44,6 +44,7 @@ class BlindServer:
             raise ValueError(msg)
         first = encoded[0]
         for update in encoded:
+            self.verify(update)
             self._check(update, first)
         total = first.state[_MASKED].copy()
         for update in encoded[1:]:
@@ -66,6 +67,9 @@ class BlindServer:
                 f"{update.key_version} or another bound from site '{update.site}'. Give that site the current key."
             )
             raise ValueError(msg)
+
+    def verify(self, update: Any) -> None:
+        """Refuse an upload that its site did not sign."""
         try:
             self._identities[update.site].verify(update.header["signature"], _signed_content(update))
         except (KeyError, InvalidSignature):
