@@ -459,3 +459,41 @@ def test_the_data_keep_their_values_and_gain_only_codes(cells):
     np.testing.assert_array_equal(cells.X, before)
     assert {name for name in set(cells.obs) - columns if not name.startswith("_scvi")} == set()
     assert isinstance(cells.obs, pd.DataFrame)
+
+
+def test_a_proximal_term_keeps_sites_near_the_shared_state(cells):
+    from scinfl.federation import FedProx
+
+    free, held = (fit(cells, 1, strategy=FedProx(proximal=mu), rng=3) for mu in (0.0, 50.0))
+    start = Classifier(cells, n_hidden=24, key_scheme=None).module.state_dict()
+    moved = [
+        sum((model.module.state_dict()[name] - start[name]).norm() for name in start).item() for model in (free, held)
+    ]
+    assert moved[1] < 0.5 * moved[0]
+
+
+def test_the_proximal_gradient_is_that_of_the_term_in_the_loss(cells):
+    from scinfl.federation import FedProx
+    from scinfl.model._cells import Cells
+    from scinfl.model._site import LocalSite, LocalTraining
+    from scinfl.module import ClassifierModule
+
+    codes = cells.obs["label"].cat.codes.to_numpy()
+    rows = np.arange(64)
+    data = Cells(cells.X, rows, codes[rows], torch.device("cpu"))
+
+    class Proximal(ClassifierModule):
+        def loss(self, batch, class_weight=None):
+            distance = sum(((p - a) ** 2).sum() for p, a in zip(self.parameters(), self.anchor, strict=True))
+            return super().loss(batch) + 0.7 / 2 * distance
+
+    results = []
+    for network_class, strategy in ((ClassifierModule, FedProx(proximal=0.7)), (Proximal, FedAvg())):
+        torch.manual_seed(0)
+        network = network_class(30, 4, n_hidden=8, dropout=0.0, input_dropout=0.0)
+        network.anchor = [p.detach().clone() for p in network.parameters()]
+        state = {name: p.detach().numpy().copy() for name, p in network.named_parameters()}
+        site = LocalSite("a", network, data, data, LocalTraining(3, 16, 0.01, 0.0, 0), strategy)
+        results.append(site.fit(1, state).state)
+    for name, array in results[0].items():
+        np.testing.assert_allclose(array, results[1][name], atol=1e-5)

@@ -1,20 +1,27 @@
 """Who talks to whom: updates, sites, strategies, protections, and the run that joins them."""
 
+from scinfl.federation._adaptive import FedAdam, FedAvgM, FedProx
 from scinfl.federation._journal import Journal, write_atomically
 from scinfl.federation._protection import Protection
+from scinfl.federation._robust import Median, TrimmedMean
 from scinfl.federation._simulate import Run, simulate
 from scinfl.federation._site import Site
 from scinfl.federation._strategy import FedAvg, Strategy, weighted_mean
 from scinfl.federation._update import State, Update
 
 __all__ = [
+    "FedAdam",
     "FedAvg",
+    "FedAvgM",
+    "FedProx",
     "Journal",
+    "Median",
     "Protection",
     "Run",
     "Site",
     "State",
     "Strategy",
+    "TrimmedMean",
     "Update",
     "simulate",
     "weighted_mean",

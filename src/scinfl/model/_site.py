@@ -72,7 +72,7 @@ class LocalSite:
     training
         How to train.
     strategy
-        Tells the weight of the site.
+        Tells the weight of the site, and how near it is held to the shared state (``proximal``).
     lock
         Turns plain parameters into what leaves the site.
     open_state
@@ -105,6 +105,7 @@ class LocalSite:
         self._training, self._strategy, self._protections = training, strategy, protections
         self._lock, self._open_state, self._key_version = lock, open_state, key_version
         self._loss_options = dict(loss_options or {})
+        self._proximal = float(getattr(strategy, "proximal", 0.0))
         self._local = {name: buffer.clone() for name, buffer in network.named_buffers()}
 
     def fit(self, round: int, state: State) -> Update:
@@ -118,10 +119,11 @@ class LocalSite:
             network.train()
             trained = [p for p in network.parameters() if p.requires_grad]
             optimizer = torch.optim.AdamW(trained, training.lr, weight_decay=training.weight_decay, fused=True)
+            shared = [p.detach().clone() for p in trained] if self._proximal else []
             losses, sizes = [], []
             for _ in range(training.epochs):
                 for batch in self._train.batches(training.batch_size, shuffle):
-                    losses.append(self._step(batch, optimizer))
+                    losses.append(self._step(batch, optimizer, trained, shared))
                     sizes.append(len(batch[0]))
         self._local = {name: buffer.clone() for name, buffer in network.named_buffers()}
         parameters = dict(network.named_parameters())
@@ -136,7 +138,9 @@ class LocalSite:
             key_version=self._key_version,
         )
 
-    def _step(self, batch: Any, optimizer: torch.optim.Optimizer) -> float:
+    def _step(
+        self, batch: Any, optimizer: torch.optim.Optimizer, trained: Sequence[Tensor], shared: Sequence[Tensor]
+    ) -> float:
         optimizer.zero_grad()
         for protection in self._protections:
             loss = protection.on_step(self._network, batch)
@@ -146,6 +150,8 @@ class LocalSite:
             value = self._network.loss(batch, **self._loss_options)  # type: ignore[operator]
             value.backward()
             loss = value.item()
+        for parameter, anchor in zip(trained, shared, strict=False):  # none without a proximal term
+            parameter.grad.add_(parameter.detach() - anchor, alpha=self._proximal)  # type: ignore[union-attr]
         optimizer.step()
         return loss
 
