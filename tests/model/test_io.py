@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import shutil
@@ -21,18 +22,27 @@ from scinfl.privacy import Key
 
 @pytest.fixture
 def saved(cells, key, tmp_path):
+    """A model that is locked but not sealed, so that the tests reach its weights."""
     model = fit(cells, key=key)
-    model.save(tmp_path / "run")
+    model.save(tmp_path / "run", sealed=False)
     return model, tmp_path / "run"
 
 
+@pytest.fixture
+def sealed(cells, key, tmp_path):
+    model = fit(cells, key=key)
+    model.save(tmp_path / "sealed")
+    return model, tmp_path / "sealed"
+
+
 def weights_of(path):
-    (file,) = path.glob("weights-*.safetensors")
+    (file,) = path.glob("weights-*")
     return file
 
 
-def test_a_loaded_model_is_locked_and_predicts_the_same_after_unlock(cells, key, saved):
-    model, path = saved
+@pytest.mark.parametrize("how", ["saved", "sealed"])
+def test_a_loaded_model_is_locked_and_predicts_the_same_after_unlock(cells, key, how, request):
+    model, path = request.getfixturevalue(how)
     loaded = Classifier.load(path, cells)
     assert loaded.is_locked
     assert "locked, key scheme" in repr(loaded)
@@ -76,7 +86,6 @@ def test_a_plain_model_needs_no_key(cells, tmp_path, key):
 
 
 def test_nothing_of_the_key_is_on_disk_in_updates_logs_or_pickles(cells, key, tmp_path, caplog, monkeypatch):
-    from scinfl.model import _base
     from scinfl.model._site import LocalSite
 
     updates, sites = [], []
@@ -90,7 +99,8 @@ def test_nothing_of_the_key_is_on_disk_in_updates_logs_or_pickles(cells, key, tm
     monkeypatch.setattr(LocalSite, "fit", spy)
     with caplog.at_level("DEBUG"):
         model = fit(cells, 3, key=key, journal=tmp_path / "journal")
-        model.save(tmp_path / "run")
+        model.save(tmp_path / "run", sealed=False)
+        model.save(tmp_path / "sealed")
     chunks = [
         *secret_chunks(model.module, key),
         key._secret,
@@ -99,7 +109,7 @@ def test_nothing_of_the_key_is_on_disk_in_updates_logs_or_pickles(cells, key, tm
     ]
     keyed_nn.set_key(model.module, key.coordinates)
     content = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert len(content) == 4  # two of the journal, two of the model
+    assert len(content) == 6  # two of the journal, two of each model
     for number, update in enumerate(updates):
         content[f"update {number}"] = (
             b"".join(array.tobytes() for array in update.state.values()) + repr(update).encode()
@@ -107,6 +117,7 @@ def test_nothing_of_the_key_is_on_disk_in_updates_logs_or_pickles(cells, key, tm
         content[f"pickled update {number}"] = pickle.dumps(update)
     content["log"] = caplog.text.encode()
     content["repr"] = (repr(model) + repr(model.module) + repr(vars(model)) + repr(model.init_params_)).encode()
+    content["pickled model"] = pickle.dumps(model.__getstate__()["module"])
     content["pickled network"] = pickle.dumps(model.module)
     content["history"] = pickle.dumps((model.history, model.site_history, model.registry_))
     for where, text in content.items():
@@ -115,8 +126,11 @@ def test_nothing_of_the_key_is_on_disk_in_updates_logs_or_pickles(cells, key, tm
     plain = keyed_nn.unlock(model.module, model.module.state_dict())
     assert plain["head.weight"].numpy().tobytes() not in content[str(weights_of(tmp_path / "run"))]
     assert model.module.head.weight.detach().numpy().tobytes() in content[str(weights_of(tmp_path / "run"))]
-    assert _base.Key is Key
-    assert not any(isinstance(value, Key) for value in vars(model).values())
+    for where in (weights_of(tmp_path / "sealed"), tmp_path / "journal" / "checkpoint.safetensors"):
+        assert model.module.head.bias.detach().numpy().tobytes() not in content[str(where)]
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        pickle.dumps(model._key)
+    assert copy.copy(model)._key is None
 
 
 def test_saved_files_hold_no_row_no_site_and_no_running_statistics(cells, key, saved):
@@ -278,3 +292,104 @@ def test_a_wrong_key_is_refused_by_its_fingerprint_unless_forced(cells, saved):
     assert loaded.is_locked
     loaded.unlock(Key.generate(), force=True)
     assert accuracy(loaded, cells) < 0.8
+
+
+# ---- sealed
+
+
+def test_a_sealed_model_shows_no_weight_and_opens_with_its_key_only(cells, key, sealed):
+    model, path = sealed
+    state = {name: tensor.numpy() for name, tensor in model.module.state_dict().items()}
+    text = weights_of(path).read_bytes()
+    assert not any(array.tobytes()[:32] in text for array in state.values())
+    loaded = Classifier.load(path, cells)
+    assert "sealed and locked" in repr(loaded)
+    assert not torch.equal(loaded.module.state_dict()["head.weight"], model.module.state_dict()["head.weight"])
+    with pytest.raises(ValueError, match="Expected the key with fingerprint"):
+        loaded.unlock(Key.generate())
+    with pytest.raises(ValueError, match="Use the key, and the place"):
+        loaded.unlock(Key.generate(), force=True)
+    with pytest.raises(RuntimeError, match="Expected an unlocked model to save"):
+        loaded.save(path.parent / "copy", sealed=False)
+    assert loaded.is_locked
+    loaded.unlock(key)
+    assert torch.equal(loaded.module.state_dict()["head.weight"], model.module.state_dict()["head.weight"])
+    loaded.save(path.parent / "copy")
+    assert weights_of(path.parent / "copy").suffix == ".sealed"
+
+
+def swap_document(path):
+    document = json.loads((path / "model.json").read_text())
+    mapping = document["registry"]["field_registries"]["labels"]["state_registry"]["categorical_mapping"]
+    mapping[0], mapping[1] = mapping[1], mapping[0]
+    (path / "model.json").write_text(json.dumps(document))
+
+
+def swap_round(path):
+    document = json.loads((path / "model.json").read_text())
+    document["history"]["best_round"] = 99
+    (path / "model.json").write_text(json.dumps(document))
+
+
+def swap_weights(path, *, of=None):
+    import hashlib
+
+    document = json.loads((path / "model.json").read_text())
+    content = weights_of(of).read_bytes()
+    weights_of(path).write_bytes(content)
+    document["weights"]["sha256"] = hashlib.sha256(content).hexdigest()
+    (path / "model.json").write_text(json.dumps(document))
+
+
+def flip_bit(path):
+    import hashlib
+
+    content = bytearray(weights_of(path).read_bytes())
+    content[-1] ^= 1
+    weights_of(path).write_bytes(bytes(content))
+    document = json.loads((path / "model.json").read_text())
+    document["weights"]["sha256"] = hashlib.sha256(content).hexdigest()
+    (path / "model.json").write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("spoil", [swap_document, swap_round, flip_bit], ids=lambda spoil: spoil.__name__)
+def test_a_sealed_model_that_was_changed_does_not_open(cells, key, sealed, spoil):
+    _, path = sealed
+    spoil(path)
+    loaded = Classifier.load(path)
+    with pytest.raises(ValueError, match="Expected a"):
+        loaded.unlock(key)
+    assert loaded.is_locked
+
+
+def test_sealed_weights_of_another_model_of_the_same_key_do_not_open(cells, key, sealed, tmp_path):
+    model, path = sealed
+    model.train(1, key=key, progress=False)
+    model.save(tmp_path / "later")
+    swap_weights(path, of=tmp_path / "later")
+    with pytest.raises(ValueError, match="found"):
+        Classifier.load(path).unlock(key)
+
+
+def test_a_seal_needs_the_models_own_key_and_a_plain_model_none(cells, key, saved, tmp_path, caplog):
+    model, _ = saved
+    model.lock()
+    with pytest.raises(RuntimeError, match="Expected an unlocked model to save"):
+        model.save(tmp_path / "x")
+    model.save(tmp_path / "again", sealed=False)
+    assert "locked but not sealed" in caplog.text
+    model.unlock(Key.generate(), force=True)
+    with pytest.raises(RuntimeError, match="the right key"):
+        model.save(tmp_path / "x")
+    plain = fit(cells, 1)
+    with pytest.raises(RuntimeError, match="found a plain one"):
+        plain.save(tmp_path / "x", sealed=True)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_sealed_journal_is_refused_to_others(cells, key, tmp_path):
+    fit(cells, 1, key=key, journal=tmp_path)
+    with pytest.raises(ValueError, match="Train with the key of that run"):
+        fit(cells, 1, journal=tmp_path)
+    with pytest.raises(ValueError, match="Use the key, and the place"):
+        fit(cells, 1, key=Key.generate(), journal=tmp_path)

@@ -9,15 +9,27 @@ import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from scinfl.federation._update import State
 
 _CHECKPOINT = "checkpoint.safetensors"
 _LOG = "audit.jsonl"
+
+
+class Cipher(Protocol):
+    """Encrypts a checkpoint, for example :class:`scinfl.privacy.Seal`."""
+
+    def seal(self, content: bytes, **labels: str | int | None) -> bytes:
+        """Encrypt content under labels."""
+        ...
+
+    def unseal(self, content: bytes, **expected: str | int | None) -> bytes:
+        """Decrypt content that has these labels; ``ValueError`` otherwise."""
+        ...
 
 
 class Journal:
@@ -31,10 +43,13 @@ class Journal:
     ----------
     path
         Folder; made when missing.
+    cipher
+        Encrypts the checkpoint; it stays readable by default. The log holds no parameters and stays readable.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], cipher: Cipher | None = None) -> None:
         self.path = Path(path)
+        self._cipher = cipher
         if self.path.exists() and not self.path.is_dir():
             msg = f"Expected `journal` to be a folder, found a file at '{self.path}'. Name another path."
             raise NotADirectoryError(msg)
@@ -53,7 +68,10 @@ class Journal:
         arrays = {f"{group}/{name}": array for group, state in groups.items() for name, array in state.items()}
         names = {group: list(state) for group, state in groups.items()}
         metadata = {"record": json.dumps(record), "groups": json.dumps(names)}
-        write_atomically(self.path / _CHECKPOINT, save(arrays, metadata))
+        content = save(arrays, metadata)
+        if self._cipher is not None:
+            content = self._cipher.seal(content, name=_CHECKPOINT, round=len(record.get("history", ())))
+        write_atomically(self.path / _CHECKPOINT, content)
 
     def load(self) -> tuple[dict[str, State], dict[str, Any]] | None:
         """Read the checkpoint; ``None`` where there is none.
@@ -61,20 +79,26 @@ class Journal:
         Raises
         ------
         ValueError
-            If the file is damaged.
+            If the file is damaged, or sealed with another key.
         """
         path = self.path / _CHECKPOINT
         if not path.exists():
             return None
+        content = path.read_bytes()
+        if self._cipher is not None:
+            content = self._cipher.unseal(content, name=_CHECKPOINT)
+        elif content.startswith(b"scinfl-sealed"):
+            msg = f"Expected a readable checkpoint in '{path}', found a sealed one. Train with the key of that run."
+            raise ValueError(msg)
         try:
-            with safe_open(path, "numpy") as file:
-                metadata = file.metadata()
-                groups = {
-                    group: {name: file.get_tensor(f"{group}/{name}") for name in names}
-                    for group, names in json.loads(metadata["groups"]).items()
-                }
+            arrays = load(content)
+            metadata = _metadata(content)
+            groups = {
+                group: {name: arrays[f"{group}/{name}"] for name in names}
+                for group, names in json.loads(metadata["groups"]).items()
+            }
             return groups, json.loads(metadata["record"])
-        except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
             msg = f"Expected a checkpoint in '{path}', found a damaged file ({error}). Name a new folder to start anew."
             raise ValueError(msg) from error
 
@@ -108,6 +132,12 @@ class Journal:
     def _lines(self) -> list[bytes]:
         path = self.path / _LOG
         return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """Metadata of safetensors in memory: the file starts with the length of a json header."""
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length])["__metadata__"]
 
 
 def write_atomically(path: Path, content: bytes) -> None:

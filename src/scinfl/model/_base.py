@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 import os
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, Self
 
 import numpy as np
@@ -23,9 +25,11 @@ from scinfl import __version__
 from scinfl import nn as keyed_nn
 from scinfl._checks import one_of, same_features, whole_number
 from scinfl.federation import Journal, Protection, Run, State, Strategy, simulate
-from scinfl.model._io import read_document, read_weights, write_model
+from scinfl.model._io import parse_weights, read_document, read_weights, seal_labels, write_model
 from scinfl.model._site import Batches, LocalSite, LocalTraining, as_tensors
-from scinfl.privacy import Key, KeyedSum
+from scinfl.privacy import Key, KeyedSum, Seal
+
+logger = logging.getLogger(__name__)
 
 _ARRAYS_OF_REGISTRY = ("categorical_mapping", "column_names")
 
@@ -52,6 +56,8 @@ class FederatedModel(BaseModelClass):
         super().__init__(adata, registry=registry)
         self._key_scheme = key_scheme
         self._locked_with: dict[str, Any] | None = None
+        self._key: Key | None = None  # as long as the model is unlocked; copies and pickles come without it
+        self._sealed: _SealedWeights | None = None
         self._history: pd.DataFrame | None = None
         self._site_history: pd.DataFrame | None = None
         self._local_states: dict[str, State] = {}
@@ -137,11 +143,19 @@ class FederatedModel(BaseModelClass):
                 f"{key.fingerprint} (federation '{key.federation}', version {key.version}). Use the key of this model."
             )
             raise ValueError(msg)
+        if self._sealed is not None:
+            self._load_weights(self._sealed.open(key))
+            self._sealed = None
         keyed_nn.set_key(self.module, key.coordinates)
+        self._key = key
 
     def lock(self) -> None:
         """Forget the key."""
         keyed_nn.clear_key(self.module)
+        self._key = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_key": None}
 
     def _check_ready(self) -> None:
         if not self.is_trained_:
@@ -179,6 +193,7 @@ class FederatedModel(BaseModelClass):
         generator = torch.Generator().manual_seed(self._module_rng)
         keyed_nn.keyed(self.module, self._key_scheme, generator=generator)
         keyed_nn.set_key(self.module, key.coordinates)
+        self._key = key
         self._locked_with = {
             "scheme": self._key_scheme,
             "fingerprint": key.fingerprint,
@@ -189,7 +204,7 @@ class FederatedModel(BaseModelClass):
             yield
         except BaseException:
             keyed_nn.unkeyed(self.module)
-            self._locked_with = None
+            self._locked_with = self._key = None
             raise
 
     def _check_no_key_needed(self) -> None:
@@ -266,7 +281,7 @@ class FederatedModel(BaseModelClass):
                 protections,
                 n_rounds=n_rounds,
                 rng=training.rng,
-                journal=None if journal is None else Journal(journal),
+                journal=None if journal is None else Journal(journal, None if key is None else Seal(key)),
                 settings=settings,
                 **options,
             )
@@ -291,16 +306,21 @@ class FederatedModel(BaseModelClass):
 
     # ---- files
 
-    def save(self, dir_path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Write the model to a folder, as safetensors and json.
+    def save(self, dir_path: str | os.PathLike[str], *, sealed: bool | None = None, overwrite: bool = False) -> None:
+        """Write the model to a folder: the weights, and a json document that describes them.
 
-        A model that was trained with a key is saved locked: the files hold neither the key nor anything derived from
-        it. They do hold the names of features and labels and the history of mean metrics.
+        The document holds the names of features and labels and the history of mean metrics, readable by anybody. The
+        weights of a model that was trained with a key are locked, and sealed: encrypted with the key and bound to the
+        document, see :class:`scinfl.privacy.Seal`. The files hold neither the key nor anything derived from it.
 
         Parameters
         ----------
         dir_path
             Folder to write; appears whole or not at all.
+        sealed
+            Encrypt the weights; by default where the model was trained with a key. ``False`` writes them locked only:
+            they still predict at chance as they are, but whoever has the file may attack the lock, for example by
+            fine-tuning on labelled data of his own.
         overwrite
             Replace a model that is there.
 
@@ -308,10 +328,13 @@ class FederatedModel(BaseModelClass):
         ------
         FileExistsError
             If something is there already.
+        RuntimeError
+            If the model is untrained, or should be sealed and does not have its key.
         """
         if not self.is_trained_:
             msg = "Expected a trained model, found an untrained one. Call `train` first."
             raise RuntimeError(msg)
+        seal = self._seal_for_saving(sealed)
         history = self._history if self._history is not None else pd.DataFrame()
         document = {
             "class": type(self).__name__,
@@ -330,7 +353,27 @@ class FederatedModel(BaseModelClass):
             for name, tensor in self.module.state_dict().items()
             if name not in buffers
         }
-        write_model(dir_path, document, state, overwrite=overwrite)
+        write_model(dir_path, document, state, seal=seal, overwrite=overwrite)
+
+    def _seal_for_saving(self, sealed: bool | None) -> Seal | None:  # noqa: FBT001
+        if self._sealed is not None or (self._locked_with is not None and sealed is not False and self._key is None):
+            msg = "Expected an unlocked model to save, found a locked one. Call `model.unlock(key)` first."
+            raise RuntimeError(msg)
+        if self._locked_with is None:
+            if sealed:
+                msg = "Expected a model that was trained with a key to seal, found a plain one. Train it with `key=`."
+                raise RuntimeError(msg)
+            return None
+        if sealed is False:
+            logger.warning(
+                "Saved locked but not sealed: the weights predict at chance without the key, but whoever has the file "
+                "may attack the lock with labelled data of his own."
+            )
+            return None
+        if self._key is None or self._key.fingerprint != self.key_fingerprint:
+            msg = "Expected the model's own key to seal it, found another. Call `model.unlock(key)` with the right key."
+            raise RuntimeError(msg)
+        return Seal(self._key)
 
     @classmethod
     def load(cls, dir_path: str | os.PathLike[str], adata: AnnData | None = None, *, device: str = "auto") -> Self:
@@ -370,10 +413,11 @@ class FederatedModel(BaseModelClass):
         if document["key"] is not None:
             keyed_nn.keyed(model.module, document["key"]["scheme"])
             model._locked_with = document["key"]
-        buffers = {name for name, _ in model.module.named_buffers()}
-        expected = {name: tuple(t.shape) for name, t in model.module.state_dict().items() if name not in buffers}
-        state = read_weights(dir_path, document, expected)
-        model.module.load_state_dict({name: torch.from_numpy(a) for name, a in state.items()}, strict=False)
+        content = read_weights(dir_path, document)
+        if document["weights"]["sealed"]:
+            model._sealed = _SealedWeights(content, seal_labels(document, document["weights"]["file"]))
+        else:
+            model._load_weights(content)
         model.module.to(resolve_device(device)).eval()
         model.is_trained_ = True
         rounds = document["history"]["rounds"]
@@ -381,6 +425,12 @@ class FederatedModel(BaseModelClass):
             model._history = pd.DataFrame(rounds).set_index("round")
             model._history.attrs["best_round"] = document["history"]["best_round"]
         return model
+
+    def _load_weights(self, content: bytes) -> None:
+        buffers = {name for name, _ in self.module.named_buffers()}
+        expected = {name: tuple(t.shape) for name, t in self.module.state_dict().items() if name not in buffers}
+        state = parse_weights(content, expected)
+        self.module.load_state_dict(as_tensors(state), strict=False)
 
     @classmethod
     def _can_train_on(cls, adata: AnnData, setup: dict[str, Any]) -> bool:
@@ -412,7 +462,7 @@ class FederatedModel(BaseModelClass):
                 f"best round {self._history.attrs['best_round']}"
             )
         if self._locked_with is not None:
-            state = "locked" if self.is_locked else "unlocked"
+            state = "sealed and locked" if self._sealed else "locked" if self.is_locked else "unlocked"
             lines.append(f"  {state}, key scheme '{self._locked_with['scheme']}', fingerprint {self.key_fingerprint}")
         else:
             lines.append("  no key")
@@ -445,6 +495,17 @@ def _check_validation(data: Mapping[str, tuple[Batches, Batches]], protections: 
             f"{n_validating}. Raise `validation_size`, or set it to 0 to keep the last round."
         )
         raise ValueError(msg)
+
+
+@dataclass(frozen=True)
+class _SealedWeights:
+    """Weights of a loaded model until its key is there."""
+
+    content: bytes
+    labels: Mapping[str, Any]
+
+    def open(self, key: Key) -> bytes:
+        return Seal(key).unseal(self.content, **self.labels)
 
 
 class _Opener:

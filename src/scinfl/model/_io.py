@@ -17,31 +17,42 @@ from safetensors.numpy import save as save_tensors
 
 from scinfl._checks import first_of, new_path
 from scinfl.federation import State, write_atomically
+from scinfl.privacy import Seal
 
 FORMAT = "scinfl-model-1"
 DOCUMENT = "model.json"
+_CURE = "Restore the folder from a copy."
 
 
-def write_model(path: str | os.PathLike[str], document: dict[str, Any], state: State, *, overwrite: bool) -> None:
-    """Write a model folder: ``weights-<hash>.safetensors``, and ``model.json`` that names it.
+def write_model(
+    path: str | os.PathLike[str], document: dict[str, Any], state: State, *, seal: Seal | None, overwrite: bool
+) -> None:
+    """Write a model folder: the weights, and ``model.json`` that names them.
 
-    A new folder appears whole. An overwritten model is valid at every moment: the new weights are written beside the
-    old ones, then the document is replaced, then the old weights are removed.
+    Weights are ``weights-….safetensors``, or with a seal ``weights-….sealed``, which opens only together with the
+    document that it was written with. A new folder appears whole. An overwritten model is valid at every moment: the
+    new weights are written beside the old ones, then the document is replaced, then the old weights are removed.
     """
     path = new_path(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
+    document = json.loads(json.dumps({"format": FORMAT, **document}, default=_jsonable))
     weights = save_tensors({name: np.ascontiguousarray(array) for name, array in state.items()})
-    digest = hashlib.sha256(weights).hexdigest()
-    name = f"weights-{digest[:16]}.safetensors"
-    document = {"format": FORMAT, **document, "weights": {"file": name, "sha256": digest}}
-    text = json.dumps(document, indent=1, default=_jsonable).encode()
+    name = f"weights-{os.urandom(8).hex()}.{'safetensors' if seal is None else 'sealed'}"
+    if seal is not None:
+        weights = seal.seal(weights, **seal_labels(document, name))
+    entry = {"file": name, "sha256": hashlib.sha256(weights).hexdigest(), "sealed": seal is not None}
+    text = json.dumps({**document, "weights": entry}, indent=1).encode()
     if path.exists():
         if not (path / DOCUMENT).is_file():
             msg = f"Expected a scinfl model to overwrite at '{path}', found something else. Name another path."
             raise FileExistsError(msg)
-        write_atomically(path / name, weights)
-        write_atomically(path / DOCUMENT, text)
-        for old in path.glob("weights-*.safetensors"):
+        try:
+            write_atomically(path / name, weights)
+            write_atomically(path / DOCUMENT, text)
+        except BaseException:
+            (path / name).unlink(missing_ok=True)
+            raise
+        for old in path.glob("weights-*"):
             if old.name != name:
                 old.unlink()
         return
@@ -53,6 +64,13 @@ def write_model(path: str | os.PathLike[str], document: dict[str, Any], state: S
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def seal_labels(document: dict[str, Any], name: str) -> dict[str, str | int | None]:
+    """What sealed weights are bound to: their class, round and name, and every word of the document."""
+    rest = {key: value for key, value in document.items() if key != "weights"}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    return {"class": document["class"], "round": document["history"]["best_round"], "name": name, "document": digest}
 
 
 def read_document(path: str | os.PathLike[str], class_name: str | None = None) -> dict[str, Any]:
@@ -92,27 +110,31 @@ def read_document(path: str | os.PathLike[str], class_name: str | None = None) -
     return document
 
 
-def read_weights(path: str | os.PathLike[str], document: dict[str, Any], expected: dict[str, tuple[int, ...]]) -> State:
-    """Read the weights that a document names and check their hash, names and shapes."""
+def read_weights(path: str | os.PathLike[str], document: dict[str, Any]) -> bytes:
+    """Read the file of weights that a document names, as it was written."""
     name, digest = str(document["weights"]["file"]), document["weights"]["sha256"]
     file = Path(path) / Path(name).name  # never outside the folder
-    cure = "Restore the folder from a copy."
     if not file.is_file():
-        msg = f"Expected weights '{name}' in '{path}', found none. {cure}"
+        msg = f"Expected weights '{name}' in '{path}', found none. {_CURE}"
         raise FileNotFoundError(msg)
     content = file.read_bytes()
     if hashlib.sha256(content).hexdigest() != digest:
-        msg = f"Expected the weights that were saved in '{file}', found a truncated or changed file. {cure}"
+        msg = f"Expected the weights that were saved in '{file}', found a truncated or changed file. {_CURE}"
         raise ValueError(msg)
+    return content
+
+
+def parse_weights(content: bytes, expected: dict[str, tuple[int, ...]]) -> State:
+    """Read safetensors and check their names and shapes."""
     try:
         state = load_tensors(content)
     except SafetensorError as error:
-        msg = f"Expected safetensors in '{file}', found something else ({error}). {cure}"
+        msg = f"Expected safetensors as weights, found something else ({error}). {_CURE}"
         raise ValueError(msg) from error
     found = {key: array.shape for key, array in state.items()}
     if found != expected:
         odd = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
-        msg = f"Expected the parameters of the model in '{file}', found others: {first_of(odd)}. {cure}"
+        msg = f"Expected the parameters of the model, found others: {first_of(odd)}. {_CURE}"
         raise ValueError(msg)
     return state
 

@@ -1,4 +1,4 @@
-"""What protects: the secret key and keyed sums. ``attacks`` holds those who try (loads torch on first use)."""
+"""What protects: the secret key, keyed sums, sealed files. ``attacks`` holds those who try; it loads torch."""
 
 from importlib import import_module
 from types import ModuleType
@@ -7,8 +7,9 @@ from scinfl._errors import TamperedSumError
 from scinfl.privacy._fixed_point import FixedPoint
 from scinfl.privacy._key import Key
 from scinfl.privacy._keyed_sum import BlindServer, KeyedSum
+from scinfl.privacy._seal import Seal
 
-__all__ = ["BlindServer", "FixedPoint", "Key", "KeyedSum", "TamperedSumError"]
+__all__ = ["BlindServer", "FixedPoint", "Key", "KeyedSum", "Seal", "TamperedSumError"]
 
 
 def __getattr__(name: str) -> ModuleType:
