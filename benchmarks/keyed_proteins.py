@@ -151,7 +151,10 @@ def main():
     print()
     for method, other in (("keyed FedAvg", "FedAvg"), ("FedAvg", "centralised")):
         gap = (seeds.xs(method, level="method") - seeds.xs(other, level="method"))["macro-F1"]
-        print(f"{method} minus {other}, macro-F1 by seed: {gap.round(3).to_list()}, mean {gap.mean():+.3f}")
+        error = gap.std() / np.sqrt(len(gap))
+        print(
+            f"{method} minus {other}, macro-F1 by seed: {gap.round(3).to_list()}, mean {gap.mean():+.3f} ± {error:.3f}"
+        )
     print(f"\nthe lock, balanced accuracy (chance {1 / options.classes:.3f}), by seed")
     print(pd.DataFrame(locks).T.round(3).to_string())
     print(f"\n{time.time() - started:.0f} s")

@@ -315,7 +315,7 @@ def test_updates_that_do_not_fit_together_are_refused(key):
     other = make_sum(key)
     other._identities = protection._identities
     short = other.encode(make_updates(7)[1])
-    with pytest.raises(ValueError, match="integers .* from site 'b'"):
+    with pytest.raises(ValueError, match=r"integers .* from site 'b'"):
         protection.combine([encoded[0], short, encoded[2]])
     rotated = make_sum(Key(key._secret, federation=key.federation, version=2))
     rotated._identities = protection._identities

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Coordinates = Callable[[str, tuple[int, ...]], np.ndarray]
-"""Maps a label and a shape to secret numbers, uniform on [−1, 1): for example ``Key.coordinates``."""
+from scinfl.nn._keyed_layer import KeyedLayer
 
 
 class _Reading(NamedTuple):
@@ -65,7 +62,7 @@ class MetaLearner(nn.Module):
         return F.linear(hidden, theta[4], theta[5])
 
 
-class CoordinateLinear(nn.Module):
+class CoordinateLinear(KeyedLayer):
     r"""Linear layer that computes what it was trained to only when read at its secret coordinates.
 
     .. math::
@@ -112,49 +109,42 @@ class CoordinateLinear(nn.Module):
         shift: float = 0.2,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight = linear.weight
-        self.bias = linear.bias
+        super().__init__(linear)
         if self.bias is None:
             shift = 0.0  # a shift could not be folded into a layer without bias
         self.magnitude, self.shift, self.n_dims = magnitude, shift, n_dims
         self.meta = MetaLearner(n_dims, width, frequency, generator)
-        self._coordinates: dict[str, Tensor] | None = None
         self._reading: _Reading | None = None
 
-    def set_coordinates(self, coordinates: Coordinates, name: str = "") -> None:
-        """Read the layer's secret coordinates, under labels that start with its name."""
+    @property
+    def at_boundary(self) -> bool:
+        """True: the meta learner is frozen, so the lock is a fixed change of coordinates."""
+        return True
+
+    def labels(self, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Permutation, signs and coordinates of the units."""
         n_in, n_out = self.in_features, self.out_features
-        shapes = {
+        shapes: dict[str, tuple[int, ...]] = {
             "permutation": (n_in,),
             "input signs": (n_in,),
             "output signs": (n_out,),
             "inputs": (n_in, self.n_dims),
             "outputs": (n_out, self.n_dims),
         }
-        self._coordinates = {
-            what: torch.from_numpy(np.array(coordinates(f"{name}/{what}", shape), dtype=np.float64))
-            for what, shape in shapes.items()
-        }
-        self._reading = None
+        return {what: (f"{name}/{what}", shape) for what, shape in shapes.items()}
 
     def clear_coordinates(self) -> None:
         """Forget the coordinates and all that was derived from them."""
-        self._coordinates = self._reading = None
+        super().clear_coordinates()
+        self._forget_derived()
 
-    @property
-    def is_set(self) -> bool:
-        """Whether the layer has coordinates."""
-        return self._coordinates is not None
+    def _forget_derived(self) -> None:
+        self._reading = None
 
     def _read(self) -> _Reading:
         """Signs, permutation, magnitudes and shifts, in float64 first, so that all machines agree."""
-        if self._coordinates is None:
-            msg = "Expected the layer to have its secret coordinates, found none. Call `set_key` first."
-            raise RuntimeError(msg)
         if self._reading is None:
-            secret = {what: values.to(self.weight.device) for what, values in self._coordinates.items()}
+            secret = self._secret()
             at_inputs, at_outputs = self._field(secret["inputs"]), self._field(secret["outputs"])
             permutation = torch.argsort(secret["permutation"], stable=True)
             inverse = torch.argsort(permutation)
@@ -203,16 +193,8 @@ class CoordinateLinear(nn.Module):
         locked.mul_(secret.to_locked[0]).mul_(secret.to_locked[1])
         return locked, None if bias is None else bias - secret.shift
 
-    def extra_repr(self) -> str:
-        """Shapes and whether the layer has coordinates; never a value."""
-        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, is_set={self.is_set}"
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:  # noqa: FBT001, FBT002
-        self._reading = None  # device or precision may change: derive anew
-        return super()._apply(fn, recurse)
-
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_coordinates": None, "_reading": None}
+        return {**super().__getstate__(), "_reading": None}
 
 
 def _signs(uniform: Tensor) -> Tensor:

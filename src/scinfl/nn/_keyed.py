@@ -7,10 +7,17 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from scinfl.nn._coordinate import CoordinateLinear, Coordinates
+from scinfl.nn._coordinate import CoordinateLinear
+from scinfl.nn._keyed_layer import Coordinates, KeyedLayer
+from scinfl.nn._permuted import PermutedLinear
+from scinfl.nn._pooled import PooledLinear
 
-KEY_SCHEMES: dict[str, type[CoordinateLinear]] = {"coordinate": CoordinateLinear}
-"""Key schemes by name."""
+KEY_SCHEMES: dict[str, type[KeyedLayer]] = {
+    "coordinate": CoordinateLinear,
+    "permuted": PermutedLinear,
+    "pooled": PooledLinear,
+}
+"""Key schemes by name; the published forms stand beside scinfl's own for comparison."""
 
 _READS_WEIGHTS_DIRECTLY = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
@@ -33,14 +40,14 @@ def keyed(
     network
         Any torch network.
     scheme
-        Name of a key scheme: ``"coordinate"``.
+        Name of a key scheme: ``"coordinate"``, or a published form, ``"permuted"`` or ``"pooled"``.
     layers
         Names of the linear layers to key; all by default. Layers inside torch's attention and transformer layers are
         left alone, because torch reads their weights past their ``forward``.
     generator
         Source of the initial parameters of the meta learners.
     options
-        Passed to the layer, see :class:`CoordinateLinear`.
+        Passed to the layers, see :class:`CoordinateLinear`, :class:`PermutedLinear` and :class:`PooledLinear`.
 
     Returns
     -------
@@ -74,12 +81,9 @@ def keyed(
     if not wanted:
         msg = "Expected at least one linear layer to key, found none."
         raise ValueError(msg)
-    swap: dict[nn.Module, nn.Module] = {
-        linear: KEY_SCHEMES[scheme](linear, generator=generator, **options)  # type: ignore[arg-type]
-        for name, linear in linears.items()
-        if name in wanted
-    }
-    return _swapped(network, swap)
+    chosen = {name: linear for name, linear in linears.items() if name in wanted}
+    layers_by_name = KEY_SCHEMES[scheme].build(chosen, generator, **options)
+    return _swapped(network, {linear: layers_by_name[name] for name, linear in chosen.items()})
 
 
 def unkeyed(network: nn.Module) -> nn.Module:
@@ -96,9 +100,14 @@ def unkeyed(network: nn.Module) -> nn.Module:
     return _swapped(network, swap)
 
 
-def keyed_layers(network: nn.Module) -> dict[str, CoordinateLinear]:
+def keyed_layers(network: nn.Module) -> dict[str, KeyedLayer]:
     """Keyed layers of a network by name."""
-    return {name: layer for name, layer in network.named_modules() if isinstance(layer, CoordinateLinear)}
+    return {name: layer for name, layer in network.named_modules() if isinstance(layer, KeyedLayer)}
+
+
+def at_boundary(network: nn.Module) -> bool:
+    """Whether the plain network can be trained in place of the keyed one, because :func:`lock` is exact."""
+    return all(layer.at_boundary for layer in keyed_layers(network).values())
 
 
 def set_key(network: nn.Module, coordinates: Coordinates) -> None:
@@ -128,8 +137,8 @@ def clear_key(network: nn.Module) -> None:
 def lock(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Turn the state of the plain network into that of the keyed one (which must have its key).
 
-    Entries that belong to no keyed layer pass unchanged. Locking is linear in the weights but for the constant shift,
-    so it commutes with weighted means: averages of locked states are locked averages.
+    Entries that belong to no layer of the scheme ``"coordinate"`` pass unchanged. Locking is linear in the weights but
+    for the constant shift, so it commutes with weighted means: averages of locked states are locked averages.
     """
     return _transformed(network, state, "lock")
 
@@ -143,7 +152,7 @@ def _transformed(network: nn.Module, state: Mapping[str, Tensor], direction: str
     result = dict(state)
     for name, layer in keyed_layers(network).items():
         prefix = f"{name}." if name else ""
-        if f"{prefix}weight" in state:
+        if isinstance(layer, CoordinateLinear) and f"{prefix}weight" in state:
             weight, bias = getattr(layer, direction)(state[f"{prefix}weight"], state.get(f"{prefix}bias"))
             result[f"{prefix}weight"] = weight
             if bias is not None:
