@@ -86,7 +86,8 @@ def test_proposition_2_without_modules_the_output_changes_by_what_they_added(key
 
 def test_signs_and_permutation_are_spread_and_magnitudes_bounded(key):
     layer = make_layer(key, 400, 300)
-    order, inverse, s_in, s_out, shift = (t.numpy() for t in layer._read()[:5])
+    order, inverse = (t.numpy() for t in layer._read_units()[:2])
+    s_in, s_out, shift = (t.numpy() for t in layer._read())
     assert (order[inverse] == np.arange(400)).all()
     assert sorted(order) == list(range(400))
     assert (order == np.arange(400)).mean() < 0.05
@@ -173,8 +174,9 @@ def secret_chunks(network, key) -> list[bytes]:
     chunks = []
     for name, layer in keyed_layers(network).items():
         layer.set_coordinates(key.coordinates, name)
-        reading = layer._read()
-        values = [*layer._coordinates.values(), *reading[:5], *reading.to_plain, *reading.to_locked]
+        factors = layer._read_factors()
+        derived = [*layer._read_units(), *layer._read(), *factors.to_plain, *factors.to_locked]
+        values = [*layer._coordinates.values(), *derived]
         for value in values:
             for form in (value.double(), value.float(), value.long()):
                 array = form.numpy().ravel()
@@ -198,7 +200,9 @@ def test_nothing_derived_from_the_key_is_in_states_pickles_or_copies(key):
     assert len(texts[0]) == len(clean)
     for twin in (copy.deepcopy(network), copy.copy(network[0]), pickle.loads(pickle.dumps(network))):
         assert not any(layer.is_set for layer in keyed_layers(nn.Sequential(twin)).values())
-        assert not any(layer._reading for layer in keyed_layers(nn.Sequential(twin)).values())
+        assert not any(
+            layer._reading or layer._units or layer._factors for layer in keyed_layers(nn.Sequential(twin)).values()
+        )
     names = set(network.state_dict())
     assert names == {
         f"{i}.{n}"
@@ -237,3 +241,42 @@ def test_unknown_coordinates_are_an_error_where_they_are_needed(key):
     set_key(network, key.coordinates)
     clear_key(network)
     assert not network[0].is_set
+
+
+# ---- the meta learner, trained
+
+
+def test_a_trained_read_out_gets_gradients_and_the_rest_of_theta_none(key):
+    layer = make_layer(key, train_meta=True)
+    assert not layer.at_boundary
+    layer(torch.randn(4, 7, dtype=torch.float64)).square().sum().backward()
+    trained = {name for name, p in layer.named_parameters() if p.grad is not None}
+    assert trained == {"weight", "bias", "meta.weight3", "meta.bias3"}
+    assert layer.meta.weight3.grad.abs().max() > 0
+
+
+def test_a_trained_read_out_computes_what_the_frozen_one_did_until_it_is_trained(key):
+    frozen, trained = make_layer(key), make_layer(key, train_meta=True)
+    trained.load_state_dict(frozen.state_dict())
+    x = torch.randn(4, 7, dtype=torch.float64)
+    torch.testing.assert_close(trained(x), frozen(x), rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        trained.meta.weight3.add_(torch.randn_like(trained.meta.weight3))
+    assert not torch.allclose(trained(x), frozen(x))
+    np.testing.assert_allclose(trained(x).detach().numpy(), naive_forward(trained, key, x.numpy()), rtol=1e-9)
+    weight, bias = trained.unlock(trained.weight, trained.bias)
+    torch.testing.assert_close(nn.functional.linear(x, weight, bias), trained(x), rtol=1e-12, atol=1e-12)
+
+
+def test_however_theta_is_trained_magnitudes_keep_their_spread_and_signs_stay(key):
+    layer = make_layer(key, 200, 100, train_meta=True)
+    signs = [torch.sign(t) for t in layer._read()[:2]]
+    with torch.no_grad():
+        layer.meta.weight3.mul_(1000).add_(3 * torch.randn_like(layer.meta.weight3))
+        layer.meta.bias3.add_(50.0)
+    s_in, s_out, shift = layer._read()
+    assert torch.equal(torch.sign(s_in), signs[0])
+    assert torch.equal(torch.sign(s_out), signs[1])
+    for scale in (s_in, s_out):
+        assert 0.1 < scale.abs().log().std() < 0.25
+    assert 0.05 < shift.std() < 0.2

@@ -12,15 +12,29 @@ from torch.nn import functional as F
 from scinfl.nn._keyed_layer import KeyedLayer
 
 
-class _Reading(NamedTuple):
-    """What a layer does with its key: all of it secret, none of it in the state."""
+class _Units(NamedTuple):
+    """What the key says of the units of a layer, whatever the meta learner: secret, and not part of the state."""
 
     permutation: Tensor  # (n_inputs,)
     inverse: Tensor  # (n_inputs,), of the permutation
+    input_signs: Tensor  # (n_inputs,)
+    output_signs: Tensor  # (n_outputs,)
+    input_features: Tensor  # (n_inputs, width), of the meta learner at the coordinates
+    output_features: Tensor  # (n_outputs, width)
+
+
+class _Reading(NamedTuple):
+    """What the meta learner makes of it."""
+
     input_scale: Tensor  # (n_inputs,)
     output_scale: Tensor  # (n_outputs,)
     shift: Tensor  # (n_outputs,)
-    to_plain: tuple[Tensor, Tensor]  # factors of the columns and rows of a permuted weight
+
+
+class _Factors(NamedTuple):
+    """Factors of the columns and rows of a permuted weight."""
+
+    to_plain: tuple[Tensor, Tensor]
     to_locked: tuple[Tensor, Tensor]
 
 
@@ -30,7 +44,7 @@ class MetaLearner(nn.Module):
     .. math:: f_\theta(c) = A_3 \sin(\omega_0 (A_2 \sin(\omega_0 (A_1 c + a_1)) + a_2)) + a_3
 
     with three outputs for each coordinate: input magnitude, output magnitude and shift (SIREN, Sitzmann et al. 2020,
-    whose initialisation is used).
+    whose initialisation is used). The outputs are standardised over the units of the layer and bounded by tanh.
 
     Parameters
     ----------
@@ -44,6 +58,9 @@ class MetaLearner(nn.Module):
         Source of the initial parameters.
     """
 
+    weight3: nn.Parameter
+    bias3: nn.Parameter
+
     def __init__(self, n_dims: int, width: int, frequency: float, generator: torch.Generator | None) -> None:
         super().__init__()
         self.frequency = frequency
@@ -54,12 +71,21 @@ class MetaLearner(nn.Module):
                 values = (torch.rand(shape, generator=generator) * 2 - 1) * bound
                 self.register_parameter(name, nn.Parameter(values, requires_grad=False))
 
+    def features(self, coordinates: Tensor) -> Tensor:
+        """Second hidden layer (units × width) at coordinates (units × dims), in the precision of the coordinates."""
+        theta = {name: p.detach().to(coordinates) for name, p in self.named_parameters()}
+        hidden = torch.sin(self.frequency * F.linear(coordinates, theta["weight1"], theta["bias1"]))
+        return torch.sin(self.frequency * F.linear(hidden, theta["weight2"], theta["bias2"]))
+
+    def read_out(self, features: Tensor) -> Tensor:
+        """Three outputs (units × 3) of features (units × width), standardised over the units and bounded by tanh."""
+        values = F.linear(features, self.weight3.to(features), self.bias3.to(features))
+        deviation = values - values.mean(0)
+        return torch.tanh(deviation / deviation.square().mean(0).clamp_min(1e-12).sqrt())
+
     def forward(self, coordinates: Tensor) -> Tensor:
-        """Map coordinates (units × dims) to (units × 3), in the precision of the coordinates."""
-        theta = [p.to(coordinates) for p in self.parameters()]
-        hidden = torch.sin(self.frequency * F.linear(coordinates, theta[0], theta[1]))
-        hidden = torch.sin(self.frequency * F.linear(hidden, theta[2], theta[3]))
-        return F.linear(hidden, theta[4], theta[5])
+        """Map coordinates (units × dims) to standardised and bounded outputs (units × 3)."""
+        return self.read_out(self.features(coordinates))
 
 
 class CoordinateLinear(KeyedLayer):
@@ -94,6 +120,11 @@ class CoordinateLinear(KeyedLayer):
         Hidden units and :math:`\omega_0` of the meta learner.
     magnitude, shift
         Bounds :math:`\mu` and :math:`\delta`; 0 leaves signs and permutation alone.
+    train_meta
+        Train the read-out of the meta learner (:math:`A_3`, :math:`a_3`) with the rest. Its features at the coordinates
+        stay fixed, its outputs standardised and bounded, and signs and permutation stay with the key: trained freely,
+        signs would flip between sites and magnitudes drift to their bounds. Off by default: a trained read-out has not
+        predicted better, and its gradients show the features of the units.
     generator
         Source of the meta learner's parameters.
     """
@@ -107,6 +138,7 @@ class CoordinateLinear(KeyedLayer):
         frequency: float = 30.0,
         magnitude: float = 0.25,
         shift: float = 0.2,
+        train_meta: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(linear)
@@ -114,12 +146,17 @@ class CoordinateLinear(KeyedLayer):
             shift = 0.0  # a shift could not be folded into a layer without bias
         self.magnitude, self.shift, self.n_dims = magnitude, shift, n_dims
         self.meta = MetaLearner(n_dims, width, frequency, generator)
+        self.train_meta = train_meta
+        for parameter in (self.meta.weight3, self.meta.bias3):
+            parameter.requires_grad_(train_meta)
+        self._units: _Units | None = None
         self._reading: _Reading | None = None
+        self._factors: _Factors | None = None
 
     @property
     def at_boundary(self) -> bool:
-        """True: the meta learner is frozen, so the lock is a fixed change of coordinates."""
-        return True
+        """True where the meta learner is frozen, because the lock is a fixed change of coordinates then."""
+        return not self.train_meta
 
     def labels(self, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Permutation, signs and coordinates of the units."""
@@ -139,62 +176,76 @@ class CoordinateLinear(KeyedLayer):
         self._forget_derived()
 
     def _forget_derived(self) -> None:
-        self._reading = None
+        self._units = self._reading = self._factors = None
+
+    def _read_units(self) -> _Units:
+        """Permutation, signs and features, in float64, so that all machines agree."""
+        if self._units is None:
+            secret = self._secret()
+            permutation = torch.argsort(secret["permutation"], stable=True)
+            with torch.no_grad():
+                self._units = _Units(
+                    permutation=permutation,
+                    inverse=torch.argsort(permutation),
+                    input_signs=_signs(secret["input signs"]),
+                    output_signs=_signs(secret["output signs"]),
+                    input_features=self.meta.features(secret["inputs"]),
+                    output_features=self.meta.features(secret["outputs"]),
+                )
+        return self._units
 
     def _read(self) -> _Reading:
-        """Signs, permutation, magnitudes and shifts, in float64 first, so that all machines agree."""
-        if self._reading is None:
-            secret = self._secret()
-            at_inputs, at_outputs = self._field(secret["inputs"]), self._field(secret["outputs"])
-            permutation = torch.argsort(secret["permutation"], stable=True)
-            inverse = torch.argsort(permutation)
-            scale_in = _signs(secret["input signs"]) * torch.exp(self.magnitude * at_inputs[:, 0])
-            scale_out = _signs(secret["output signs"]) * torch.exp(self.magnitude * at_outputs[:, 1])
-            like = self.weight.detach()
-            self._reading = _Reading(
-                permutation=permutation,
-                inverse=inverse,
-                input_scale=scale_in.to(like),
-                output_scale=scale_out.to(like),
+        """Scales and shifts; kept where the meta learner is frozen."""
+        if self._reading is not None:
+            return self._reading
+        units, like = self._read_units(), self.weight.detach()
+        with torch.set_grad_enabled(self.train_meta and torch.is_grad_enabled()):
+            at_inputs, at_outputs = (self.meta.read_out(f) for f in (units.input_features, units.output_features))
+            reading = _Reading(
+                input_scale=(units.input_signs * torch.exp(self.magnitude * at_inputs[:, 0])).to(like),
+                output_scale=(units.output_signs * torch.exp(self.magnitude * at_outputs[:, 1])).to(like),
                 shift=(self.shift * at_outputs[:, 2]).to(like),
-                to_plain=(scale_in[inverse].to(like), scale_out[:, None].to(like)),
-                to_locked=((1 / scale_in).to(like), (1 / scale_out)[:, None].to(like)),
             )
-        return self._reading
+        if not self.train_meta:
+            self._reading = reading
+        return reading
 
-    def _field(self, coordinates: Tensor) -> Tensor:
-        """Bounded read-out of the meta learner, standardised over the units of the layer."""
-        with torch.no_grad():
-            values = self.meta(coordinates)
-            deviation = values - values.mean(0)
-            return torch.tanh(deviation / deviation.square().mean(0).sqrt().clamp_min(1e-6))
+    def _read_factors(self) -> _Factors:
+        """What locking and unlocking multiply with; kept where the meta learner is frozen."""
+        if self._factors is not None:
+            return self._factors
+        inverse, (scale_in, scale_out, _) = self._read_units().inverse, self._read()
+        factors = _Factors(
+            to_plain=(scale_in[inverse], scale_out[:, None]), to_locked=(1 / scale_in, (1 / scale_out)[:, None])
+        )
+        if not self.train_meta:
+            self._factors = factors
+        return factors
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, n_inputs) to (…, n_outputs)."""
         if self._coordinates is None:
             return F.linear(x, self.weight, self.bias)
-        secret = self._read()
-        y = F.linear(x[..., secret.permutation] * secret.input_scale, self.weight) * secret.output_scale
-        return y if self.bias is None else y + (self.bias + secret.shift)
+        input_scale, output_scale, shift = self._read()
+        y = F.linear(x[..., self._read_units().permutation] * input_scale, self.weight) * output_scale
+        return y if self.bias is None else y + (self.bias + shift)
 
     @torch.no_grad()
     def unlock(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Weights of the plain layer that computes what this layer computes with ``weight`` and ``bias``."""
-        secret = self._read()
-        plain = weight.index_select(1, secret.inverse)
-        plain.mul_(secret.to_plain[0]).mul_(secret.to_plain[1])
-        return plain, None if bias is None else bias + secret.shift
+        columns, rows = self._read_factors().to_plain
+        plain = weight.index_select(1, self._read_units().inverse).mul_(columns).mul_(rows)
+        return plain, None if bias is None else bias + self._read().shift
 
     @torch.no_grad()
     def lock(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Inverse of :meth:`unlock`: what this layer must hold to compute what a plain layer computes."""
-        secret = self._read()
-        locked = weight.index_select(1, secret.permutation)
-        locked.mul_(secret.to_locked[0]).mul_(secret.to_locked[1])
-        return locked, None if bias is None else bias - secret.shift
+        columns, rows = self._read_factors().to_locked
+        locked = weight.index_select(1, self._read_units().permutation).mul_(columns).mul_(rows)
+        return locked, None if bias is None else bias - self._read().shift
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_reading": None}
+        return {**super().__getstate__(), "_units": None, "_reading": None, "_factors": None}
 
 
 def _signs(uniform: Tensor) -> Tensor:
