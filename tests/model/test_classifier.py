@@ -300,7 +300,7 @@ def model_payload(model):
     from scinfl.federation import Update
 
     network = keyed_nn.unkeyed(copy.deepcopy(model.module))
-    return Update("a", 1, model._shared_state(network), 1).payload()
+    return Update("a", 1, model._shared_state({name for name, _ in network.named_parameters()}), 1).payload()
 
 
 def test_missing_values_are_refused_or_read_as_zero(cells):
@@ -493,7 +493,7 @@ def test_the_proximal_gradient_is_that_of_the_term_in_the_loss(cells):
         network = network_class(30, 4, n_hidden=8, dropout=0.0, input_dropout=0.0)
         network.anchor = [p.detach().clone() for p in network.parameters()]
         state = {name: p.detach().numpy().copy() for name, p in network.named_parameters()}
-        site = LocalSite("a", network, data, data, LocalTraining(3, 16, 0.01, 0.0, 0), strategy)
+        site = LocalSite("a", network, set(state), data, data, LocalTraining(3, 16, 0.01, 0.0, 0), strategy)
         results.append(site.fit(1, state).state)
     for name, array in results[0].items():
         np.testing.assert_allclose(array, results[1][name], atol=1e-5)

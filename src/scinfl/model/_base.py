@@ -8,9 +8,10 @@ import logging
 import os
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NoReturn, Self
 
 import numpy as np
@@ -26,7 +27,8 @@ from scinfl import nn as keyed_nn
 from scinfl._checks import one_of, same_features, whole_number
 from scinfl.federation import Journal, Protection, Run, State, Strategy, simulate
 from scinfl.model._io import parse_weights, read_document, read_weights, seal_labels, write_model
-from scinfl.model._site import Batches, LocalSite, LocalTraining, as_tensors
+from scinfl.model._share import Share, check_share, shared_names
+from scinfl.model._site import Batches, LocalSite, LocalTraining, Lock, Open, as_tensors
 from scinfl.privacy import Key, KeyedSum, Seal
 
 logger = logging.getLogger(__name__)
@@ -43,18 +45,36 @@ class FederatedModel(BaseModelClass):
         Data that were set up; ``None`` when a model is loaded without data.
     key_scheme
         Form of the keyed modules; ``None`` for the plain network, which takes no key.
+    train_meta
+        Train the read-out of the meta learners.
     rng
         Seed of the initial parameters.
     registry
         Registry of a saved model.
     """
 
-    def __init__(self, adata: AnnData | None, *, key_scheme: str | None, rng: int, registry: dict | None) -> None:
+    _first_layer: str
+    """Name of the linear layer that reads the features."""
+
+    def __init__(
+        self,
+        adata: AnnData | None,
+        *,
+        key_scheme: str | None,
+        train_meta: bool = False,
+        rng: int,
+        registry: dict | None,
+    ) -> None:
         if key_scheme is not None:
             one_of("key_scheme", key_scheme, [*keyed_nn.KEY_SCHEMES])
         whole_number("rng", rng, 0)
         super().__init__(adata, registry=registry)
+        if train_meta and key_scheme != "coordinate":
+            msg = f"Expected `train_meta` with `key_scheme='coordinate'`, found it with {key_scheme!r}. Leave it out."
+            raise ValueError(msg)
         self._key_scheme = key_scheme
+        self._key_options = {"train_meta": True} if train_meta else {}
+        self._share: Share = "all"
         self._locked_with: dict[str, Any] | None = None
         self._key: Key | None = None  # as long as the model is unlocked; copies and pickles come without it
         self._sealed: _SealedWeights | None = None
@@ -169,7 +189,7 @@ class FederatedModel(BaseModelClass):
             raise RuntimeError(msg)
 
     @contextmanager
-    def _with_key(self, key: Key | None) -> Iterator[None]:
+    def _with_key(self, key: Key | None, share: Share) -> Iterator[None]:
         """Key the network for training; a training that fails on a fresh model leaves it plain."""
         fresh = self._locked_with is None
         if key is None:
@@ -190,12 +210,13 @@ class FederatedModel(BaseModelClass):
             self.unlock(key)
             yield
             return
-        generator = torch.Generator().manual_seed(self._module_rng)
-        keyed_nn.keyed(self.module, self._key_scheme, generator=generator)
+        plain = copy.deepcopy(self.module)
+        self._key_module(self._key_scheme, self._key_options, share)
         keyed_nn.set_key(self.module, key.coordinates)
         self._key = key
         self._locked_with = {
             "scheme": self._key_scheme,
+            "options": self._key_options,
             "fingerprint": key.fingerprint,
             "version": key.version,
             "federation": key.federation,
@@ -203,9 +224,16 @@ class FederatedModel(BaseModelClass):
         try:
             yield
         except BaseException:
-            keyed_nn.unkeyed(self.module)
+            self.module = plain
             self._locked_with = self._key = None
             raise
+
+    def _key_module(self, scheme: str, options: Mapping[str, Any], share: Share) -> None:
+        """Swap the linear layers of the plain network for keyed ones."""
+        if share == "projected":
+            keyed_nn.projected(self.module, self._first_layer)
+        generator = torch.Generator().manual_seed(self._module_rng)
+        keyed_nn.keyed(self.module, scheme, generator=generator, **options)
 
     def _check_no_key_needed(self) -> None:
         if self._locked_with is not None:
@@ -235,6 +263,7 @@ class FederatedModel(BaseModelClass):
         n_rounds: int,
         journal: str | os.PathLike[str] | None,
         device: str,
+        share: Share,
         loss_options: Mapping[str, Mapping[str, Any]],
         **options: Any,
     ) -> None:
@@ -243,19 +272,21 @@ class FederatedModel(BaseModelClass):
         if protections == "default":
             protections = _default_protections(key, len(data))
         _check_validation(data, protections)
-        with self._with_key(key):
+        self._check_share(share, key)
+        with self._with_key(key, share):
             self.module.to(target)
-            network = keyed_nn.unkeyed(copy.deepcopy(self.module))
-            open_state = _Opener(self.module)
+            network, lock, open_state = self._training_network(key)
+            shared = shared_names(network, share)
             sites = [
                 LocalSite(
                     name,
                     network,
+                    shared,
                     train,
                     validation,
                     training,
                     strategy,
-                    lock=lambda state: keyed_nn.lock(self.module, state),
+                    lock=lock,
                     open_state=open_state,
                     protections=protections,
                     key_version=key.version if key else None,
@@ -263,6 +294,9 @@ class FederatedModel(BaseModelClass):
                 )
                 for name, (train, validation) in data.items()
             ]
+            for site in sites:
+                if site.name in self._local_states:
+                    site.load_local_state(self._at_boundary(self._local_states[site.name], keyed_nn.unlock))
             settings = {
                 "model": type(self).__name__,
                 "init_params": self.init_params_,
@@ -271,12 +305,13 @@ class FederatedModel(BaseModelClass):
                 "training": vars(training),
                 "strategy": repr(strategy),
                 "protections": [type(protection).__name__ for protection in protections],
+                "share": share if isinstance(share, str) else list(share),
                 "sites": {site.name: site.n_obs for site in sites},
                 "options": {name: value for name, value in options.items() if name != "progress"},
             }
             run = simulate(
                 sites,
-                self._shared_state(network),
+                self._shared_state(shared),
                 strategy,
                 protections,
                 n_rounds=n_rounds,
@@ -285,11 +320,39 @@ class FederatedModel(BaseModelClass):
                 settings=settings,
                 **options,
             )
+        self._share = share if isinstance(share, str) else list(share)
         self._finish(run, sites)
 
-    def _shared_state(self, network: nn.Module) -> State:
-        """Parameters that travel: those of the plain network, as the (locked) module holds them."""
-        shared = {name for name, _ in network.named_parameters()}
+    def _training_network(self, key: Key | None) -> tuple[nn.Module, Lock, Open]:
+        """Network that the sites train, and how its parameters become what is sent, and back.
+
+        Where the key acts at the boundary that is the plain network; else the keyed one, with the key inside.
+        """
+        network = copy.deepcopy(self.module)  # comes without the key
+        if keyed_nn.at_boundary(self.module):
+            network = keyed_nn.unkeyed(network)
+            lock: Lock = partial(keyed_nn.lock, self.module)
+            open_state: Open = _Opener(self.module)
+        else:
+            lock, open_state = dict, as_tensors
+        if key is not None and keyed_nn.keyed_layers(network):
+            keyed_nn.set_key(network, key.coordinates)
+        return network, lock, open_state
+
+    def _check_share(self, share: Share, key: Key | None) -> None:
+        check_share(share)
+        if share == "projected" and key is None:
+            msg = "Expected a key for `share='projected'`, found none: the projection is derived from it. Pass `key=`."
+            raise ValueError(msg)
+        if self.is_trained_ and (share if isinstance(share, str) else list(share)) != self._share:
+            msg = (
+                f"Expected the share rule that the model was trained with ({self._share!r}), found {share!r}. "
+                "Make a new model."
+            )
+            raise ValueError(msg)
+
+    def _shared_state(self, shared: Collection[str]) -> State:
+        """Parameters that travel, as the (locked) module holds them."""
         return {name: p.detach().cpu().numpy().copy() for name, p in self.module.named_parameters() if name in shared}
 
     def _finish(self, run: Run, sites: Sequence[LocalSite]) -> None:
@@ -298,15 +361,41 @@ class FederatedModel(BaseModelClass):
             for name, array in run.best_state.items():
                 parameters[name].copy_(torch.from_numpy(array))
         self.module.eval()
-        self._local_states = {site.name: state for site in sites if (state := site.local_state())}
+        self._local_states = {
+            site.name: self._at_boundary(state, keyed_nn.lock) for site in sites if (state := site.local_state())
+        }
         self._history = pd.DataFrame(run.history).set_index("round")
         self._history.attrs["best_round"] = run.best_round
         self._site_history = pd.DataFrame(run.site_history).set_index(["round", "site"])
         self.is_trained_ = True
 
+    def _at_boundary(self, state: State, change: Callable[..., dict[str, torch.Tensor]]) -> State:
+        """What stays at a site, from the plain form to the module's (``lock``) or back (``unlock``)."""
+        if not keyed_nn.at_boundary(self.module):
+            return state
+        tensors = {name: tensor.to(self.device) for name, tensor in as_tensors(state).items()}
+        return {name: tensor.cpu().numpy() for name, tensor in change(self.module, tensors).items()}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return next(self.module.parameters()).device
+
+    @property
+    def is_personal(self) -> bool:
+        """Whether every site has parameters of its own, so that a prediction must name the site."""
+        return isinstance(self._share, list) or self._share == "meta"
+
     # ---- files
 
-    def save(self, dir_path: str | os.PathLike[str], *, sealed: bool | None = None, overwrite: bool = False) -> None:
+    def save(
+        self,
+        dir_path: str | os.PathLike[str],
+        *,
+        site: str | None = None,
+        sealed: bool | None = None,
+        overwrite: bool = False,
+    ) -> None:
         """Write the model to a folder: the weights, and a json document that describes them.
 
         The document holds the names of features and labels and the history of mean metrics, readable by anybody. The
@@ -317,6 +406,8 @@ class FederatedModel(BaseModelClass):
         ----------
         dir_path
             Folder to write; appears whole or not at all.
+        site
+            Whose personal parameters to save, where the share rule leaves some at the sites.
         sealed
             Encrypt the weights; by default where the model was trained with a key. ``False`` writes them locked only:
             they still predict at chance as they are, but whoever has the file may attack the lock, for example by
@@ -342,6 +433,7 @@ class FederatedModel(BaseModelClass):
             "init_params": self.init_params_,
             "registry": self.registry_,
             "key": self._locked_with,
+            "share": self._share if isinstance(self._share, str) else list(self._share),
             "history": {
                 "rounds": history.reset_index().to_dict("list"),
                 "best_round": history.attrs.get("best_round"),
@@ -353,7 +445,20 @@ class FederatedModel(BaseModelClass):
             for name, tensor in self.module.state_dict().items()
             if name not in buffers
         }
+        state.update({name: array for name, array in self._personal(site).items() if name in state})
         write_model(dir_path, document, state, seal=seal, overwrite=overwrite)
+
+    def _personal(self, site: str | None) -> State:
+        """Personal parameters of a site; none where the whole model is shared."""
+        if not self.is_personal or (site is None and not self._local_states):
+            return {}  # a loaded model is that of one site already
+        if site not in self._local_states:
+            msg = (
+                f"Expected `site` to name one of the sites {sorted(self._local_states)}, found {site!r}: with "
+                f"`share={self._share!r}` each has a model of its own."
+            )
+            raise ValueError(msg)
+        return self._local_states[site]
 
     def _seal_for_saving(self, sealed: bool | None) -> Seal | None:  # noqa: FBT001
         if self._sealed is not None or (self._locked_with is not None and sealed is not False and self._key is None):
@@ -410,8 +515,9 @@ class FederatedModel(BaseModelClass):
                 model._adata = adata
         else:
             model = cls(None, registry=registry, **arguments)
+        model._share = document["share"]
         if document["key"] is not None:
-            keyed_nn.keyed(model.module, document["key"]["scheme"])
+            model._key_module(document["key"]["scheme"], document["key"]["options"], document["share"])
             model._locked_with = document["key"]
         content = read_weights(dir_path, document)
         if document["weights"]["sealed"]:

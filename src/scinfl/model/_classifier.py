@@ -20,10 +20,10 @@ from torch import nn
 
 from scinfl import _names
 from scinfl._checks import finite, first_of, looks_like_counts, number_between, obs_column, one_of, whole_number
-from scinfl.federation import FedAvg, Protection, Strategy
+from scinfl.federation import FedAvg, Protection, State, Strategy
 from scinfl.model._base import FederatedModel, resolve_device
 from scinfl.model._cells import Cells, Matrix
-from scinfl.model._normalisation import has_statistics, local_statistics
+from scinfl.model._local import as_site
 from scinfl.model._site import LocalTraining
 from scinfl.module import ClassifierModule
 from scinfl.privacy import Key
@@ -58,7 +58,10 @@ class Classifier(FederatedModel):
         ``"layer"`` normalises each cell by itself; ``"batch"`` works but gives more away, and warns; or ``None``.
     key_scheme
         Form of the keyed modules: ``"coordinate"`` (see :class:`scinfl.nn.CoordinateLinear`); ``None`` is the plain
-        network, the baseline of every comparison.
+        network, the baseline of every comparison. ``"permuted"`` and ``"pooled"`` are the published forms, which do not
+        lock (see the benchmarks).
+    train_meta
+        Train the read-out of the meta learners, which ``share="meta"`` needs. The key then acts inside the network.
     rng
         Seed of the initial parameters.
 
@@ -76,6 +79,7 @@ class Classifier(FederatedModel):
     """
 
     module: ClassifierModule
+    _first_layer = "encoder.1"
 
     def __init__(
         self,
@@ -87,6 +91,7 @@ class Classifier(FederatedModel):
         input_dropout: float = 0.2,
         norm: Literal["layer", "batch"] | None = "layer",
         key_scheme: str | None = "coordinate",
+        train_meta: bool = False,
         rng: int = 0,
         registry: dict | None = None,
     ) -> None:
@@ -104,7 +109,7 @@ class Classifier(FederatedModel):
             "input_dropout": input_dropout,
             "norm": norm,
         }
-        super().__init__(adata, key_scheme=key_scheme, rng=rng, registry=registry)
+        super().__init__(adata, key_scheme=key_scheme, train_meta=train_meta, rng=rng, registry=registry)
         self.init_params_ = self._get_init_params(locals())
 
     @classmethod
@@ -197,6 +202,7 @@ class Classifier(FederatedModel):
         batch_size: int = 32,
         weight_decay: float = 0.01,
         class_weight: Literal["balanced"] | None = None,
+        share: str | Sequence[str] = "all",
         strategy: Strategy | None = None,
         protections: Sequence[Protection] | Literal["default"] = "default",
         fraction: float = 1.0,
@@ -225,6 +231,10 @@ class Classifier(FederatedModel):
             Local training by AdamW, started anew each round.
         class_weight
             ``"balanced"`` weights each class of a site by the inverse of its frequency there.
+        share
+            What leaves a site: ``"all"`` trained parameters; ``"meta"`` only the meta learners, so that every site
+            keeps a model of its own; ``"projected"`` puts a fixed secret projection in place of the first layer, which
+            is never sent, so that its gradient does not show cells; or a list of layer names (``["encoder"]``).
         strategy
             How updates become the next state; :class:`~scinfl.federation.FedAvg` by default.
         protections
@@ -302,6 +312,7 @@ class Classifier(FederatedModel):
             strategy=strategy or FedAvg(),
             protections=protections,
             n_rounds=n_rounds,
+            share=share,
             journal=journal,
             device=device,
             loss_options=loss_options,
@@ -319,6 +330,7 @@ class Classifier(FederatedModel):
         *,
         soft: bool = False,
         min_confidence: float | None = None,
+        site: str | None = None,
         batch_size: int = 4096,
     ) -> np.ndarray | pd.DataFrame:
         """Label rows.
@@ -331,6 +343,9 @@ class Classifier(FederatedModel):
             Return probabilities.
         min_confidence
             Rows whose best probability is lower are labelled ``"unassigned"``.
+        site
+            Predict all rows with the personal parameters and running statistics of this site. By default each row is
+            predicted as its own site would, where that makes a difference.
         batch_size
             Rows at a time.
 
@@ -348,7 +363,7 @@ class Classifier(FederatedModel):
         if min_confidence is not None:
             number_between("min_confidence", min_confidence, 0, 1)
         adata = self._validate_anndata(adata)
-        logits = self._infer(adata, batch_size, embed=False)
+        logits = self._infer(adata, batch_size, site, embed=False)
         probabilities = torch.softmax(torch.from_numpy(logits).double(), dim=1).numpy()
         if soft:
             return pd.DataFrame(probabilities, index=adata.obs_names, columns=self.labels)
@@ -357,19 +372,23 @@ class Classifier(FederatedModel):
             predicted[probabilities.max(1) < min_confidence] = _names.UNASSIGNED
         return predicted
 
-    def get_latent_representation(self, adata: AnnData | None = None, *, batch_size: int = 4096) -> np.ndarray:
+    def get_latent_representation(
+        self, adata: AnnData | None = None, *, site: str | None = None, batch_size: int = 4096
+    ) -> np.ndarray:
         """Last hidden layer (rows × n_hidden, float32), for neighbours and UMAP.
 
         Parameters
         ----------
         adata
             Data with the model's features in the model's order; the training data by default.
+        site
+            See :meth:`predict`.
         batch_size
             Rows at a time.
         """
-        return self._infer(self._validate_anndata(adata), batch_size, embed=True)
+        return self._infer(self._validate_anndata(adata), batch_size, site, embed=True)
 
-    def _infer(self, adata: AnnData, batch_size: int, *, embed: bool) -> np.ndarray:
+    def _infer(self, adata: AnnData, batch_size: int, site: str | None, *, embed: bool) -> np.ndarray:
         self._check_ready()
         whole_number("batch_size", batch_size, 1)
         matrix = self._matrix(adata)
@@ -377,23 +396,33 @@ class Classifier(FederatedModel):
         device = next(self.module.parameters()).device
         n_outputs = self._network_options["n_hidden"] if embed else len(self.labels)
         result = np.empty((adata.n_obs, n_outputs), np.float32)
-        for state, rows in self._rows_by_statistics(adata):
+        for local, rows in self._rows_by_site(adata, site):
             cells = Cells(matrix, rows, None, device)
-            with torch.inference_mode(), local_statistics(self.module, state, cells):
+            with torch.inference_mode(), as_site(self.module, local, cells):
                 start = 0
                 for x, _ in cells.batches(batch_size):
                     result[rows[start : start + len(x)]] = network(x).cpu().numpy()
                     start += len(x)
         return result
 
-    def _rows_by_statistics(self, adata: AnnData) -> list[tuple[Any, np.ndarray]]:
-        """Rows by the running statistics that hold for them: all at once, but for batch normalisation."""
+    def _rows_by_site(self, adata: AnnData, site: str | None) -> list[tuple[State | None, np.ndarray]]:
+        """Rows with what the site keeps that predicts them; all at once where nothing differs between sites."""
         everything = np.arange(adata.n_obs)
-        site_key = self.site_key
-        if not has_statistics(self.module) or not self._local_states or (site_key and site_key not in adata.obs):
+        if site is not None:
+            one_of("site", site, sorted(self._local_states) or ["(the model keeps nothing by site)"])
+            return [(self._local_states[site], everything)]
+        if not self._local_states:
             return [(None, everything)]
-        sites = _sites(adata, site_key, at_least=1).astype(str).to_numpy()
-        return [(self._local_states.get(site), everything[sites == site]) for site in np.unique(sites)]
+        named = self.site_key is not None and self.site_key in adata.obs
+        if self.site_key is not None and not named:
+            if self.is_personal:
+                self._personal(None)  # says that a site must be named
+            return [(None, everything)]
+        sites = _sites(adata, self.site_key, at_least=1).astype(str).to_numpy()
+        if self.is_personal:
+            for name in np.unique(sites):
+                self._personal(name)
+        return [(self._local_states.get(name), everything[sites == name]) for name in np.unique(sites)]
 
     def _matrix(self, adata: AnnData) -> Matrix:
         setup = self._setup_args()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -65,8 +65,9 @@ class LocalSite:
     name
         Name of the site.
     network
-        Plain network with ``loss(batch)`` and ``evaluate(batches)``. Its parameters are shared, its buffers (running
-        statistics) stay at the site.
+        Network with ``loss(batch)`` and ``evaluate(batches)``. Its buffers (running statistics) stay at the site.
+    shared
+        Names of the parameters that leave the site; other trained parameters stay, as its personal ones.
     train, validation
         Observations to train on and to choose the best round with.
     training
@@ -89,6 +90,7 @@ class LocalSite:
         self,
         name: str,
         network: nn.Module,
+        shared: Collection[str],
         train: Batches,
         validation: Batches,
         training: LocalTraining,
@@ -106,7 +108,15 @@ class LocalSite:
         self._lock, self._open_state, self._key_version = lock, open_state, key_version
         self._loss_options = dict(loss_options or {})
         self._proximal = float(getattr(strategy, "proximal", 0.0))
-        self._local = {name: buffer.clone() for name, buffer in network.named_buffers()}
+        self._shared = set(shared)
+        self._local = self._local_tensors()
+
+    def _local_tensors(self) -> dict[str, Tensor]:
+        """What stays here: persistent buffers and personal parameters."""
+        persistent = self._network.state_dict(keep_vars=True)
+        trained = {name for name, parameter in self._network.named_parameters() if parameter.requires_grad}
+        buffers = {name for name, _ in self._network.named_buffers()} & set(persistent)
+        return {name: persistent[name].detach().clone() for name in buffers | (trained - self._shared)}
 
     def fit(self, round: int, state: State) -> Update:
         """Train for the round's epochs and return the locked parameters and the mean loss."""
@@ -125,8 +135,8 @@ class LocalSite:
                 for batch in self._train.batches(training.batch_size, shuffle):
                     losses.append(self._step(batch, optimizer, trained, shared))
                     sizes.append(len(batch[0]))
-        self._local = {name: buffer.clone() for name, buffer in network.named_buffers()}
-        parameters = dict(network.named_parameters())
+        self._local = self._local_tensors()
+        parameters = {name: p for name, p in network.named_parameters() if name in self._shared}
         locked = self._lock(parameters)
         return Update(
             site=self.name,
@@ -174,20 +184,18 @@ class LocalSite:
         )
 
     def local_state(self) -> State:
-        """Running statistics."""
+        """Running statistics and personal parameters (plain: they never leave the site)."""
         return {name: tensor.cpu().numpy() for name, tensor in self._local.items()}
 
     def load_local_state(self, state: State) -> None:
-        """Restore running statistics."""
+        """Restore what stays at the site."""
         self._local = as_tensors(state)
 
     def _load(self, state: State) -> None:
-        plain = self._open_state(state)
+        tensors = self._network.state_dict(keep_vars=True)
         with torch.no_grad():
-            for name, parameter in self._network.named_parameters():
-                parameter.copy_(plain[name])
-            for name, buffer in self._network.named_buffers():
-                buffer.copy_(self._local[name])
+            for name, value in (*self._open_state(state).items(), *self._local.items()):
+                tensors[name].copy_(value)
 
 
 def _own_array(tensor: Tensor, parameter: Tensor) -> np.ndarray:

@@ -11,6 +11,7 @@ from scinfl.nn._coordinate import CoordinateLinear
 from scinfl.nn._keyed_layer import Coordinates, KeyedLayer
 from scinfl.nn._permuted import PermutedLinear
 from scinfl.nn._pooled import PooledLinear
+from scinfl.nn._projection import SecretProjection
 
 KEY_SCHEMES: dict[str, type[KeyedLayer]] = {
     "coordinate": CoordinateLinear,
@@ -70,7 +71,7 @@ def keyed(
     if scheme not in KEY_SCHEMES:
         msg = f"Expected `scheme` to be one of {sorted(KEY_SCHEMES)}, found {scheme!r}."
         raise ValueError(msg)
-    if keyed_layers(network):
+    if any(not isinstance(layer, SecretProjection) for layer in keyed_layers(network).values()):
         msg = "Expected a network without keyed layers, found some. Undo with `unkeyed` first."
         raise ValueError(msg)
     linears = _linear_layers(network)
@@ -89,15 +90,34 @@ def keyed(
 def unkeyed(network: nn.Module) -> nn.Module:
     """Swap keyed layers back for linear ones that hold the same parameters, in place.
 
-    What remains is the network without its modules. To keep what a network with a key computes, load
-    ``unlock(network, network.state_dict())`` into the result.
+    What remains is the network without its modules; secret projections stay, since they have no parameters. To keep
+    what a network with a key computes, load ``unlock(network, network.state_dict())`` into the result.
     """
     swap: dict[nn.Module, nn.Module] = {}
     for layer in keyed_layers(network).values():
+        if isinstance(layer, SecretProjection):
+            continue  # there are no parameters to go back to
         linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
         linear.weight, linear.bias = layer.weight, layer.bias
         swap[layer] = linear
     return _swapped(network, swap)
+
+
+def projected(network: nn.Module, layer: str) -> nn.Module:
+    """Swap a linear layer of a network for a :class:`SecretProjection`, in place.
+
+    Parameters
+    ----------
+    network
+        Any torch network.
+    layer
+        Name of the linear layer, usually the first.
+    """
+    linears = _linear_layers(network)
+    if layer not in linears:
+        msg = f"Expected `layer` among the linear layers {sorted(linears)}, found {layer!r}."
+        raise ValueError(msg)
+    return _swapped(network, {linears[layer]: SecretProjection(linears[layer])})
 
 
 def keyed_layers(network: nn.Module) -> dict[str, KeyedLayer]:
