@@ -82,8 +82,11 @@ class PooledLinear(KeyedLayer):
         """Map (…, n_inputs) to (…, n_outputs)."""
         if self._coordinates is None:
             return F.linear(x, self.weight, self.bias)
+        return self.modulated(x, self.meta["encoder"](self._secret()["points"].to(self.weight)).mean(0))
+
+    def modulated(self, x: Tensor, k: Tensor) -> Tensor:
+        """What the layer computes with a pooled vector (16)."""
         s = self.strength
-        k = self.meta["encoder"](self._secret()["points"].to(self.weight)).mean(0)
         scale, shift = self.meta["modulator"](k).chunk(2)
         bias = 0.0 if self.bias is None else self.bias
         h = F.linear(x, self.weight * (1 + s * torch.tanh(scale))[:, None]) + bias + s * torch.tanh(shift)

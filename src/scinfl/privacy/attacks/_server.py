@@ -1,0 +1,123 @@
+"""What a server learns about the key from what it is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.optimize import quadratic_assignment
+
+
+class Watcher:
+    """A server that keeps everything it is sent. Put it last among the protections: it hides nothing.
+
+    Attributes
+    ----------
+    seen
+        Every upload, as it arrived, by round.
+    """
+
+    def __init__(self) -> None:
+        self.seen: dict[int, list[Any]] = {}
+
+    def on_step(self, network: Any, batch: Any) -> None:
+        """Leave the step to the site."""
+        del network, batch
+
+    def encode(self, update: Any) -> Any:
+        """Leave the update as it is."""
+        return update
+
+    def combine(self, encoded: Sequence[Any]) -> None:
+        """Keep what arrived; others sum."""
+        if encoded[0].purpose == "training":
+            self.seen[encoded[0].round] = list(encoded)
+
+    def decode(self, combined: Any, members: Sequence[Any]) -> Any:
+        """Leave the sum as it is."""
+        del members
+        return combined
+
+    def mean(self, name: str, shape: tuple[int, ...]) -> list[np.ndarray]:
+        """Mean of a parameter in each round, as far as the server can tell.
+
+        Masked uploads hold no parameters by name: the server then takes the first integers of the sum for them.
+        """
+        means = []
+        for uploads in self.seen.values():
+            if name in uploads[0].state:
+                means.append(np.mean([upload.state[name] for upload in uploads], axis=0))
+            else:
+                total = sum(upload.state["masked"] for upload in uploads)
+                means.append(total[: int(np.prod(shape))].astype(np.float64).reshape(shape))
+        return means
+
+
+def match_features(
+    weights: Sequence[np.ndarray], public: np.ndarray, *, n_restarts: int = 25, rng: int = 0
+) -> np.ndarray:
+    r"""Guess which feature each column of a locked first layer reads, from how the columns move together.
+
+    Columns of a first layer move as the features do that they read: the correlation of columns over all changes
+    :math:`W_{r+1} - W_r` (the first quarter of the rounds, which only tells the classes apart, left out) resembles the
+    correlation of the features, up to the permutation and the signs of the key. Both are taken absolute, centred and
+    brought to the same distribution, and matched by a quadratic assignment (FAQ, Vogelstein et al. 2015). Starts are
+    random around a soft assignment of columns and features whose sorted similarities to all others agree; from
+    barycentric or uniformly random starts the search finds next to nothing.
+
+    Parameters
+    ----------
+    weights
+        The layer's weight (units × features) after each round, as the server sees it; a single one is matched as it is.
+    public
+        Public samples (n × features) of the same kind.
+    n_restarts
+        Starts; with few, the search misses what is there and would pass a broken lock as safe.
+    rng
+        Seed of the starts.
+
+    Returns
+    -------
+    For every column, the index of the feature that it is taken to read.
+    """
+    stacked = np.stack([np.asarray(weight, dtype=np.float64) for weight in weights])
+    changes = np.diff(stacked, axis=0)[len(stacked) // 4 :] if len(stacked) > 1 else stacked
+    columns = _similarity(changes.reshape(-1, changes.shape[-1]))
+    features = _similarity(np.asarray(public, dtype=np.float64))
+    upper = np.triu_indices(len(columns), 1)
+    values = np.empty(len(upper[0]))
+    values[np.argsort(columns[upper])] = np.sort(features[upper])
+    columns = np.zeros_like(columns)
+    columns[upper] = values
+    columns += columns.T
+    profiles = np.sort(columns, axis=1), np.sort(features, axis=1)
+    distance = sum(np.square(profiles[0][:, [k]] - profiles[1][:, k]) for k in range(len(columns)))
+    generator = np.random.default_rng(rng)
+    best, found = -np.inf, np.arange(len(columns))
+    for _ in range(n_restarts):
+        temperature = np.quantile(distance, 0.05) * generator.uniform(0.3, 1.3)
+        start = np.exp(-distance / temperature + 0.5 * generator.normal(size=distance.shape)) + 1e-4
+        options = {"maximize": True, "P0": _doubly_stochastic(start), "maxiter": 200, "tol": 1e-6}
+        result = quadratic_assignment(columns, features, options=options)
+        if result.fun > best:
+            best, found = result.fun, result.col_ind
+    return found
+
+
+def _doubly_stochastic(matrix: np.ndarray) -> np.ndarray:
+    """Scale rows and columns in turn (Sinkhorn) until all sum to one."""
+    for _ in range(5000):
+        matrix = matrix / matrix.sum(1, keepdims=True)
+        matrix = matrix / matrix.sum(0, keepdims=True)
+        if np.abs(matrix.sum(1) - 1).max() < 1e-9:
+            return matrix
+    return np.full_like(matrix, 1 / len(matrix))
+
+
+def _similarity(rows: np.ndarray) -> np.ndarray:
+    """Absolute correlation of columns without its diagonal, centred over rows and columns."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        similarity = np.abs(np.nan_to_num(np.corrcoef(rows, rowvar=False)))
+    np.fill_diagonal(similarity, 0)
+    return similarity - similarity.mean(0) - similarity.mean(1)[:, None] + similarity.mean()

@@ -1,0 +1,237 @@
+"""What the thief of a keyed network gets out of it with labelled samples of his own.
+
+Every attacker knows how the scheme works, works on a copy without the key, trains on the samples that it is given, and
+keeps its best checkpoint by the score that it is judged with: an upper bound on what an honest attacker could choose.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scinfl.nn import CoordinateLinear, KeyedLayer, PooledLinear, SecretProjection, keyed_layers, unkeyed
+from scinfl.privacy.attacks._without_key import Score
+
+
+def train_from_scratch(
+    network: nn.Module, x: Tensor, y: Tensor, score: Score, *, n_steps: int = 600, lr: float = 3e-3, rng: int = 0
+) -> float:
+    """Forget the stolen weights and train a plain network of the same shape: what the samples alone are worth.
+
+    Parameters
+    ----------
+    network
+        Stolen network; left as it is.
+    x, y
+        Samples (n × features) and label codes of the attacker.
+    score
+        Rates a network.
+    n_steps, lr, rng
+        Training.
+    """
+    thief = _stripped(network)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng)
+        for module in thief.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if reset is not None:
+                reset()
+    return _train(thief, thief.parameters(), x, y, score, n_steps, lr, rng)
+
+
+def fine_tune(
+    network: nn.Module, x: Tensor, y: Tensor, score: Score, *, n_steps: int = 600, lr: float = 3e-3, rng: int = 0
+) -> float:
+    """Strip the keyed modules and train all stolen weights on.
+
+    Parameters
+    ----------
+    network
+        Stolen network; left as it is.
+    x, y
+        Samples (n × features) and label codes of the attacker.
+    score
+        Rates a network.
+    n_steps, lr, rng
+        Training.
+    """
+    thief = _stripped(network)
+    return _train(thief, thief.parameters(), x, y, score, n_steps, lr, rng)
+
+
+def fit_scales(
+    network: nn.Module, x: Tensor, y: Tensor, score: Score, *, n_steps: int = 600, lr: float = 1e-2, rng: int = 0
+) -> float:
+    """Strip the keyed modules, freeze the weights and fit free scales and shifts of all inputs and outputs of a layer.
+
+    Parameters
+    ----------
+    network
+        Stolen network; left as it is.
+    x, y
+        Samples (n × features) and label codes of the attacker.
+    score
+        Rates a network.
+    n_steps, lr, rng
+        Training.
+    """
+    thief = copy.deepcopy(network)
+    names = {name for name, layer in keyed_layers(thief).items() if not isinstance(layer, SecretProjection)}
+    thief = unkeyed(thief)
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        setattr(thief.get_submodule(parent), child, _FreeScales(thief.get_submodule(name)))  # type: ignore[arg-type]
+    return _train(thief, _freeze_but(thief, _FreeScales), x, y, score, n_steps, lr, rng)
+
+
+def fit_key(
+    network: nn.Module, x: Tensor, y: Tensor, score: Score, *, n_steps: int = 600, lr: float = 1e-2, rng: int = 0
+) -> float:
+    """Fit a surrogate key: keep the modules and learn what the key would have given them.
+
+    For ``"coordinate"`` that is a coordinate of every unit (read by the stolen meta learner), with signs relaxed to
+    numbers and the permutation guessed; for ``"pooled"`` the pooled vector; for ``"permuted"`` what is added to a unit.
+
+    Parameters
+    ----------
+    network
+        Stolen network; left as it is.
+    x, y
+        Samples (n × features) and label codes of the attacker.
+    score
+        Rates a network.
+    n_steps, lr, rng
+        Training.
+    """
+    thief = copy.deepcopy(network)
+    generator = torch.Generator().manual_seed(rng)
+    pooled = nn.Parameter(torch.zeros(16))
+    for name, layer in keyed_layers(thief).items():
+        if isinstance(layer, SecretProjection):
+            continue
+        if isinstance(layer, CoordinateLinear):
+            swap: nn.Module = _SurrogateCoordinates(layer, generator)
+        elif isinstance(layer, PooledLinear):
+            swap = _SurrogateVector(layer, pooled)
+        else:
+            swap = _SurrogateShift(layer)
+        parent, _, child = name.rpartition(".")
+        setattr(thief.get_submodule(parent), child, swap)
+    parameters = _freeze_but(thief, _SurrogateCoordinates, _SurrogateVector, _SurrogateShift)
+    return _train(thief, parameters, x, y, score, n_steps, lr, rng)
+
+
+class _FreeScales(nn.Module):
+    """A fixed linear layer between free scales."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+        self.input_scale = nn.Parameter(torch.ones(linear.in_features))
+        self.output_scale = nn.Parameter(torch.ones(linear.out_features))
+        self.shift = nn.Parameter(torch.zeros(linear.out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x * self.input_scale) * self.output_scale + self.shift
+
+
+class _SurrogateCoordinates(nn.Module):
+    """The coordinate scheme with learned coordinates, relaxed signs and no permutation."""
+
+    def __init__(self, layer: CoordinateLinear, generator: torch.Generator) -> None:
+        super().__init__()
+        self.layer = layer
+        self.inputs = nn.Parameter(torch.rand(layer.in_features, layer.n_dims, generator=generator) * 2 - 1)
+        self.outputs = nn.Parameter(torch.rand(layer.out_features, layer.n_dims, generator=generator) * 2 - 1)
+        self.input_signs = nn.Parameter(torch.ones(layer.in_features))
+        self.output_signs = nn.Parameter(torch.ones(layer.out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = self.layer
+        meta = layer.meta
+        at_inputs, at_outputs = (_differentiable_features(meta, c) for c in (self.inputs, self.outputs))
+        scale_in = torch.tanh(self.input_signs) * torch.exp(layer.magnitude * meta.read_out(at_inputs)[:, 0])
+        out = meta.read_out(at_outputs)
+        scale_out = torch.tanh(self.output_signs) * torch.exp(layer.magnitude * out[:, 1])
+        y = F.linear(x * scale_in, layer.weight) * scale_out
+        return y if layer.bias is None else y + layer.bias + layer.shift * out[:, 2]
+
+
+class _SurrogateVector(nn.Module):
+    """The pooled scheme with a learned pooled vector, one for the network."""
+
+    def __init__(self, layer: PooledLinear, vector: nn.Parameter) -> None:
+        super().__init__()
+        self.layer, self.vector = layer, vector
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer.modulated(x, self.vector)
+
+
+class _SurrogateShift(nn.Module):
+    """The permuted scheme: whatever its module adds is a bias."""
+
+    def __init__(self, layer: KeyedLayer) -> None:
+        super().__init__()
+        self.layer = layer
+        self.shift = nn.Parameter(torch.zeros(layer.out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.layer.weight, self.layer.bias) + self.shift
+
+
+def _differentiable_features(meta: nn.Module, coordinates: Tensor) -> Tensor:
+    hidden = torch.sin(meta.frequency * F.linear(coordinates, meta.weight1, meta.bias1))  # type: ignore[arg-type, operator]
+    return torch.sin(meta.frequency * F.linear(hidden, meta.weight2, meta.bias2))  # type: ignore[arg-type, operator]
+
+
+def _stripped(network: nn.Module) -> nn.Module:
+    thief = unkeyed(copy.deepcopy(network))
+    for parameter in thief.parameters():
+        parameter.requires_grad_(True)
+    return thief
+
+
+def _freeze_but(network: nn.Module, *kinds: type[nn.Module]) -> list[nn.Parameter]:
+    """Freeze a network but for the attacker's own parameters, which stand directly in modules of these kinds."""
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    own: dict[int, nn.Parameter] = {}
+    for module in network.modules():
+        if isinstance(module, kinds):
+            own |= {id(p): p for p in module.parameters(recurse=False)}
+    for parameter in own.values():
+        parameter.requires_grad_(True)
+    return list(own.values())
+
+
+def _train(
+    network: nn.Module,
+    parameters: Iterable[nn.Parameter],
+    x: Tensor,
+    y: Tensor,
+    score: Score,
+    n_steps: int,
+    lr: float,
+    rng: int,
+) -> float:
+    """Train on the attacker's samples and return the best score of twenty checkpoints, the start included."""
+    generator = torch.Generator().manual_seed(rng)
+    optimizer = torch.optim.AdamW(list(parameters), lr)
+    best = score(network.eval())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng)
+        for step in range(1, n_steps + 1):
+            rows = torch.randint(len(x), (min(32, len(x)),), generator=generator)
+            network.train()
+            optimizer.zero_grad()
+            F.cross_entropy(network(x[rows]), y[rows]).backward()
+            optimizer.step()
+            if step % max(n_steps // 20, 1) == 0:
+                best = max(best, score(network.eval()))
+    return float(np.float64(best))
