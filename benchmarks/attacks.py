@@ -47,7 +47,7 @@ def splits(adata, seed):
     patients = adata.obs["patient"].to_numpy()
     rest, test = next(GroupShuffleSplit(1, test_size=0.2, random_state=seed).split(rows, groups=patients))
     train, thief = next(GroupShuffleSplit(1, test_size=0.5, random_state=seed).split(rest, groups=patients[rest]))
-    return rest[train], rest[thief], test
+    return rest[train], np.random.default_rng(seed).permutation(rest[thief]), test
 
 
 def fit(train, seed, key, protections=(), **scheme):

@@ -19,7 +19,7 @@ ALLOWED = {
     "model": {"module", "nn", "federation", "privacy"},
     "datasets": set(),
     "pp": {"federation", "privacy"},
-    "tl": {"model", "metrics", "privacy.attacks", "nn"},
+    "tl": {"model", "metrics", "federation", "privacy", "privacy.attacks", "nn"},
     "pl": {"model"},  # for types only, checked below
     "_demo": {"datasets", "pp", "model", "tl", "pl", "metrics", "privacy", "privacy.attacks", "nn"},
     "cli": {"_demo", "datasets", "pp", "model", "tl", "pl", "privacy"},

@@ -1,0 +1,90 @@
+"""Methods side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from scinfl._checks import one_of
+from scinfl.pl._axes import axes, polar_axes
+
+
+def compare(table: pd.DataFrame, metrics: Sequence[str] | str = "balanced_accuracy", *, ax: Axes | None = None) -> Axes:
+    """Mean of one or more metrics by method as bars, with seeds as points.
+
+    Parameters
+    ----------
+    table
+        What :func:`scinfl.tl.compare` returned.
+    metrics
+        Metrics of the table, for example ``["balanced_accuracy", "thief, 200", "from scratch, 200"]``.
+    ax
+        Axes to draw on.
+    """
+    metrics = [metrics] if isinstance(metrics, str) else list(metrics)
+    overall = table[(table["label"] == "all") & (table["site"] == "all")]
+    for metric in metrics:
+        one_of("metrics", metric, sorted(overall["metric"].unique()))
+    methods = list(table["method"].cat.categories)
+    ax = axes(ax, 6, 1 + 0.28 * len(methods) * max(1, len(metrics) * 0.7))
+    height = 0.8 / len(metrics)
+    for number, metric in enumerate(metrics):
+        chosen = overall[overall["metric"] == metric]
+        means = chosen.groupby("method", observed=False)["value"].mean()
+        position = np.arange(len(methods)) + (number - (len(metrics) - 1) / 2) * height
+        label = metric.replace("_", " ")
+        ax.barh(position, means.reindex(methods), height, label=label, color=f"C{number}", alpha=0.6)
+        points = chosen["method"].cat.codes.to_numpy()
+        ax.plot(
+            chosen["value"],
+            position[points],
+            "o",
+            color=f"C{number}",
+            markersize=3,
+            markeredgecolor="black",
+            markeredgewidth=0.4,
+        )
+    ax.set_yticks(range(len(methods)), methods)
+    ax.invert_yaxis()
+    if len(metrics) > 1:
+        ax.legend(frameon=False, bbox_to_anchor=(0, 1.01), loc="lower left", ncols=len(metrics), fontsize="small")
+    else:
+        ax.set_xlabel(metrics[0].replace("_", " "))
+    return ax
+
+
+def radar(
+    table: pd.DataFrame, metric: str = "auroc", *, methods: Sequence[str] | None = None, ax: Axes | None = None
+) -> Axes:
+    """One metric by class as a radar chart, one line a method (mean of the seeds).
+
+    Parameters
+    ----------
+    table
+        What :func:`scinfl.tl.compare` returned.
+    metric
+        ``"auroc"``, ``"f1"``, ``"precision"`` or ``"recall"``.
+    methods
+        Which methods; all that have the metric by default.
+    ax
+        Polar axes to draw on.
+    """
+    by_class = table[(table["label"] != "all") & (table["site"] == "all")]
+    one_of("metric", metric, sorted(by_class["metric"].unique()))
+    values = by_class[by_class["metric"] == metric].pivot_table(
+        index="method", columns="label", values="value", aggfunc="mean", observed=True
+    )
+    for method in methods or ():
+        one_of("methods", method, list(values.index))
+    ax = polar_axes(ax)
+    angles = np.linspace(0, 2 * np.pi, values.shape[1], endpoint=False)
+    for method in methods or values.index:
+        row = values.loc[method].to_numpy()
+        ax.plot([*angles, angles[0]], [*row, row[0]], label=method, linewidth=1.2)
+    ax.set_xticks(angles, values.columns)
+    ax.set_title(metric.replace("_", " "), loc="left")
+    ax.legend(frameon=False, bbox_to_anchor=(1.1, 1), loc="upper left", fontsize="small")
+    return ax
