@@ -67,3 +67,34 @@ def test_attackers_leave_the_network_as_it_is_and_never_see_the_key(stolen):
     assert score(network) == right
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert all(p.grad is None for p in network.parameters())
+
+
+def test_statistics_undo_a_module_that_only_shifts_before_batch_normalisation(key):
+    """Known break of the permuted form: strip the module, fit the normalisation to unlabelled cells."""
+    from torch import nn
+
+    from scinfl.nn import keyed, set_key
+
+    torch.manual_seed(0)
+    network = keyed(
+        nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3)), "permuted", layers=["0"]
+    )
+    set_key(network, key.coordinates)
+    with torch.no_grad():
+        for parameter in network[0].meta.parameters():
+            parameter.mul_(20)
+        x = torch.randn(500, 8)
+        network(x)
+        for _ in range(200):
+            network.train()(x)
+        right = network.eval()(x).argmax(1)
+
+        def agreement(thief):
+            return (thief.eval()(x).argmax(1) == right).double().mean().item()
+
+        assert agreement(network) == 1
+        assert attacks.removed_modules(network, agreement) < 0.9
+        assert attacks.matched_statistics(network, x, agreement) > 0.97
+        layer_norm = keyed(nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 3)), "permuted")
+        before = attacks.removed_modules(layer_norm, agreement)
+        assert attacks.matched_statistics(layer_norm, x, agreement) == before

@@ -6,7 +6,8 @@ import copy
 from collections.abc import Callable
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from scinfl.nn import clear_key, set_key
 from scinfl.privacy._key import Key
@@ -37,6 +38,33 @@ def wrong_keys(network: nn.Module, score: Score, *, n_keys: int = 50) -> np.ndar
         set_key(thief, Key.generate().coordinates)
         scores[number] = score(thief)
     return scores
+
+
+def matched_statistics(network: nn.Module, x: Tensor, score: Score) -> float:
+    """Score a network without its modules after its normalisation was fitted anew to unlabelled samples.
+
+    Undoes whatever a module only shifts or scales before a batch normalisation. Networks without batch normalisation
+    have nothing to fit, so this is :func:`removed_modules` for them.
+
+    Parameters
+    ----------
+    network
+        Network with keyed layers; left as it is.
+    x
+        Unlabelled samples (n × features) of the attacker.
+    score
+        Rates a network.
+    """
+    thief = copy.deepcopy(network)
+    clear_key(thief)
+    norms = [module for module in thief.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # plain average
+        norm.train()
+    with torch.no_grad():
+        thief(x)
+    return score(thief.eval())
 
 
 def removed_modules(network: nn.Module, score: Score) -> float:
