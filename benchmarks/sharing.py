@@ -143,7 +143,7 @@ def leak(adata, n_samples=20, n_hidden=512):
         direct = gradient_of_one(plain, plain.encoder[1], x, codes[index])
         row["ordinary first layer"] = abs(np.corrcoef(direct, x)[0, 1])
         hidden = gradient_of_one(network, second, x, codes[index])
-        true = network.encoder[:4](x[None])[0].detach().numpy()
+        true = torch.nn.Sequential(*list(network.encoder)[:4])(x[None])[0].detach().numpy()
         row["hidden vector"] = abs(np.corrcoef(hidden, true)[0, 1])
         for name, projection in projections.items():
             tries = [search_sample(projection, norm, hidden, mean, sign) for sign in (1.0, -1.0)]
