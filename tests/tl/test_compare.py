@@ -60,6 +60,8 @@ def test_the_numbers_tell_the_known_story(table):
     assert mean(table, "coordinate + keyed sums", "bytes") > 1.9 * mean(table, "coordinate", "bytes")
     assert mean(table, "meta only", "bytes") < mean(table, "coordinate, trained", "bytes")
     assert mean(table, "projected", "bytes") < mean(table, "coordinate", "bytes")
+    assert mean(table, "coordinate + keyed sums", "key recovered by the server") < 0.2
+    assert not np.isnan(mean(table, "coordinate", "key recovered by the server"))
     assert table.attrs["server_sees"]["coordinate + keyed sums"] == "nothing but sizes"
 
 
@@ -74,6 +76,12 @@ def test_plots_show_seeds_as_points_and_classes_as_spokes(table):
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["type_0", "type_1", "type_2", "type_3"]
     assert len(ax.lines) == 2
     assert len(pl.radar(table, "f1").lines) == len(tl.METHODS)
+    ax = pl.tradeoff(table, privacy="thief, 30")
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        method for method in tl.METHODS if not np.isnan(mean(table, method, "thief, 30"))
+    ]
+    with pytest.raises(ValueError, match="privacy"):
+        pl.tradeoff(table, privacy="thief, 9")
     flat = plt.subplots()[1]
     with pytest.raises(ValueError, match="polar"):
         pl.radar(table, ax=flat)

@@ -53,7 +53,7 @@ class FederatedModel(BaseModelClass):
         Registry of a saved model.
     """
 
-    _first_layer: str
+    first_layer: str
     """Name of the linear layer that reads the features."""
 
     def __init__(
@@ -231,7 +231,7 @@ class FederatedModel(BaseModelClass):
     def _key_module(self, scheme: str, options: Mapping[str, Any], share: Share) -> None:
         """Swap the linear layers of the plain network for keyed ones."""
         if share == "projected":
-            keyed_nn.projected(self.module, self._first_layer)
+            keyed_nn.projected(self.module, self.first_layer)
         generator = torch.Generator().manual_seed(self._module_rng)
         keyed_nn.keyed(self.module, scheme, generator=generator, **options)
 

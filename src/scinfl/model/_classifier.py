@@ -79,7 +79,7 @@ class Classifier(FederatedModel):
     """
 
     module: ClassifierModule
-    _first_layer = "encoder.1"
+    first_layer = "encoder.1"
 
     def __init__(
         self,

@@ -56,6 +56,47 @@ def compare(table: pd.DataFrame, metrics: Sequence[str] | str = "balanced_accura
     return ax
 
 
+def tradeoff(
+    table: pd.DataFrame,
+    *,
+    privacy: str,
+    utility: str = "balanced_accuracy",
+    cost: str = "bytes",
+    ax: Axes | None = None,
+) -> Axes:
+    """Utility against what an attacker gets, one point a method (mean of the seeds), sized by its cost.
+
+    Parameters
+    ----------
+    table
+        What :func:`scinfl.tl.compare` returned.
+    privacy
+        Metric of an attacker, for example ``"thief, 200"`` or ``"wrong key, mean"``; further left is better.
+    utility
+        Metric of the right key; further up is better.
+    cost
+        Metric that the area of a point stands for.
+    ax
+        Axes to draw on.
+    """
+    overall = table[(table["label"] == "all") & (table["site"] == "all")]
+    for name, metric in (("privacy", privacy), ("utility", utility), ("cost", cost)):
+        one_of(name, metric, sorted(overall["metric"].unique()))
+    means = overall.pivot_table(index="method", columns="metric", values="value", aggfunc="mean", observed=True)
+    means = means.dropna(subset=[privacy, utility, cost])
+    ax = axes(ax, 5.5, 4.5)
+    largest = max(means[cost].max(), 1e-12)
+    for number, (method, row) in enumerate(means.iterrows()):
+        ax.scatter(
+            row[privacy], row[utility], 30 + 270 * row[cost] / largest, color=f"C{number}", alpha=0.7, label=method
+        )
+    ax.set(xlabel=f"attacker: {privacy.replace('_', ' ')}", ylabel=utility.replace("_", " "))
+    legend = ax.legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left", title=f"area: {cost}", fontsize="small")
+    for handle in legend.legend_handles:
+        handle.set_sizes([40])  # type: ignore[union-attr]
+    return ax
+
+
 def radar(
     table: pd.DataFrame, metric: str = "auroc", *, methods: Sequence[str] | None = None, ax: Axes | None = None
 ) -> Axes:

@@ -20,6 +20,7 @@ from scinfl import metrics
 from scinfl._checks import number_between, obs_column, whole_number
 from scinfl.federation import FedAdam, FedProx
 from scinfl.model import Classifier
+from scinfl.nn import keyed_layers
 from scinfl.privacy import Key, KeyedSum, attacks
 
 
@@ -32,6 +33,7 @@ class _Method:
     train: dict[str, Any] = field(default_factory=dict)
     keyed_sums: bool = False
     pooled: bool = False
+    watched: bool = False
 
     @property
     def needs_key(self) -> bool:
@@ -48,9 +50,11 @@ _METHODS = {
     "FedAdam": _Method("updates of every site", train={"strategy": FedAdam()}),
     "permuted": _Method(_LOCKED, {"key_scheme": "permuted"}),
     "pooled": _Method(_LOCKED, {"key_scheme": "pooled"}),
-    "coordinate": _Method(_LOCKED, {"key_scheme": "coordinate"}),
+    "coordinate": _Method(_LOCKED, {"key_scheme": "coordinate"}, watched=True),
     "coordinate, trained": _Method(_LOCKED, {"key_scheme": "coordinate", "train_meta": True}),
-    "coordinate + keyed sums": _Method("nothing but sizes", {"key_scheme": "coordinate"}, keyed_sums=True),
+    "coordinate + keyed sums": _Method(
+        "nothing but sizes", {"key_scheme": "coordinate"}, keyed_sums=True, watched=True
+    ),
     "meta only": _Method(
         "meta learners of every site", {"key_scheme": "coordinate", "train_meta": True}, {"share": "meta"}
     ),
@@ -58,6 +62,8 @@ _METHODS = {
         "locked updates without the first layer", {"key_scheme": "coordinate"}, {"share": "projected"}
     ),
 }
+
+_MAX_FEATURES_TO_MATCH = 300  # matching takes the cube of that
 
 METHODS = tuple(_METHODS)
 """Methods that :func:`compare` knows."""
@@ -116,8 +122,9 @@ def compare(
     Tidy data frame with the columns ``seed``, ``method``, ``metric``, ``label`` (``"all"`` or a class), ``site``
     (``"all"`` or a site) and ``value``. Metrics are those of :func:`scinfl.metrics.classification`, ``seconds`` and
     ``bytes`` a round, and balanced accuracies of attackers: ``wrong key, mean``, ``wrong key, best``,
-    ``modules removed``, ``thief, n`` (the best of three thieves) and ``from scratch, n``. What the server reads under
-    each method stands in ``.attrs["server_sees"]``.
+    ``modules removed``, ``thief, n`` (the best of three thieves) and ``from scratch, n``. With at most 300 features,
+    ``key recovered by the server`` is the share of the key's permutation that a server finds from what it was sent.
+    What the server reads under each method stands in ``.attrs["server_sees"]``.
 
     Raises
     ------
@@ -196,7 +203,8 @@ class _Job:
             return self._local_only(test, true)
         assert method is not None  # noqa: S101
         key = Key.generate() if method.needs_key else None
-        model = self._fit(self.adata[self.split.train].copy(), method, key, pooled=method.pooled)
+        watcher = attacks.Watcher()
+        model = self._fit(self.adata[self.split.train].copy(), method, key, watcher=watcher, pooled=method.pooled)
         rows = self._utility(test, true, model.predict(test, soft=True))
         history = model.history
         assert history is not None  # noqa: S101
@@ -206,12 +214,18 @@ class _Job:
         ]
         if model.is_personal:
             return rows
+        if key is not None and method.watched and len(self.split.thief) and test.n_vars <= _MAX_FEATURES_TO_MATCH:
+            rows.append(_row("key recovered by the server", self._watch(model, watcher, key)))
         return rows + self._attack(model, test, true, keyed=key is not None)
 
-    def _fit(self, data: AnnData, method: _Method, key: Key | None, *, pooled: bool) -> Classifier:
+    def _fit(
+        self, data: AnnData, method: _Method, key: Key | None, *, pooled: bool, watcher: attacks.Watcher | None = None
+    ) -> Classifier:
         Classifier.setup_anndata(data, **self.setup, site_key=None if pooled else self.site_key)
         model = Classifier(data, **{**self.init, "rng": self.seed, **method.init})
-        protections = [KeyedSum(key)] if key is not None and method.keyed_sums else ()
+        protections: list[Any] = [KeyedSum(key)] if key is not None and method.keyed_sums else []
+        if watcher is not None:
+            protections.append(watcher)
         arguments = {**self.train, "rng": self.seed, "progress": False, **method.train}
         model.train(key=key, protections=protections, **arguments)
         return model
@@ -229,6 +243,14 @@ class _Job:
                 model = self._fit(part, _Method("nothing"), None, pooled=True)
                 predicted[mine] = model.predict(test[mine])
         return self._utility(test, true, predicted)
+
+    def _watch(self, model: Classifier, watcher: attacks.Watcher, key: Key) -> float:
+        """Share of the features that the server matches to the columns of the first layer, with the thief's samples."""
+        layer = keyed_layers(model.module)[first := model.first_layer]
+        seen = watcher.mean(f"{first}.weight", (layer.out_features, layer.in_features))
+        public = _tensor(self.adata[self.split.thief], self.setup["layer"]).numpy()
+        order = np.argsort(key.coordinates(f"{first}/permutation", (layer.in_features,)), kind="stable")
+        return float((attacks.match_features(seen, public, rng=self.seed) == order).mean())
 
     def _utility(self, test: AnnData, true: np.ndarray, predicted: np.ndarray | pd.DataFrame) -> list[dict[str, Any]]:
         table = metrics.classification(true, predicted, n_bootstrap=0)
