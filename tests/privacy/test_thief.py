@@ -98,3 +98,18 @@ def test_statistics_undo_a_module_that_only_shifts_before_batch_normalisation(ke
         layer_norm = keyed(nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 3)), "permuted")
         before = attacks.removed_modules(layer_norm, agreement)
         assert attacks.matched_statistics(layer_norm, x, agreement) == before
+
+
+def test_a_thief_of_a_projected_network_trains_a_first_layer_of_his_own(key):
+    test = make_cells(900, 40, 6, noise=2.5, rng=1)
+    model = fit(test, 8, key=key, share="projected", options={"dropout": 0.0, "input_dropout": 0.0})
+    names, true = np.array(model.labels), test.obs["label"].astype(str).to_numpy()
+    x, y = torch.from_numpy(test.X), torch.from_numpy(test.obs["label"].cat.codes.to_numpy().astype(np.int64))
+
+    def score(network):
+        with torch.inference_mode():
+            return balanced_accuracy_score(true, names[network(x).argmax(1).numpy()])
+
+    assert attacks.removed_modules(model.module, score) == pytest.approx(1 / 6)
+    for attack in (attacks.train_from_scratch, attacks.fine_tune, attacks.fit_scales, attacks.fit_key):
+        assert attack(model.module, x[:200], y[:200], score, n_steps=N_STEPS) > 0.4, attack.__name__

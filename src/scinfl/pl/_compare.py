@@ -126,6 +126,7 @@ def radar(
         row = values.loc[method].to_numpy()
         ax.plot([*angles, angles[0]], [*row, row[0]], label=method, linewidth=1.2)
     ax.set_xticks(angles, values.columns)
+    ax.tick_params(axis="x", pad=8)
     ax.set_title(metric.replace("_", " "), loc="left")
     ax.legend(frameon=False, bbox_to_anchor=(1.1, 1), loc="upper left", fontsize="small")
     return ax

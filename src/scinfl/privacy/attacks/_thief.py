@@ -34,7 +34,7 @@ def train_from_scratch(
     n_steps, lr, rng
         Training.
     """
-    thief = _stripped(network)
+    thief = _stripped(network, rng)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng)
         for module in thief.modules():
@@ -60,7 +60,7 @@ def fine_tune(
     n_steps, lr, rng
         Training.
     """
-    thief = _stripped(network)
+    thief = _stripped(network, rng)
     return _train(thief, thief.parameters(), x, y, score, n_steps, lr, rng)
 
 
@@ -80,12 +80,11 @@ def fit_scales(
     n_steps, lr, rng
         Training.
     """
-    thief = copy.deepcopy(network)
-    names = {name for name, layer in keyed_layers(thief).items() if not isinstance(layer, SecretProjection)}
+    thief = _copied(network, rng)
+    names = list(keyed_layers(thief))
     thief = unkeyed(thief)
     for name in names:
-        parent, _, child = name.rpartition(".")
-        setattr(thief.get_submodule(parent), child, _FreeScales(thief.get_submodule(name)))  # type: ignore[arg-type]
+        _put(thief, name, _FreeScales(thief.get_submodule(name)))  # type: ignore[arg-type]
     return _train(thief, _freeze_but(thief, _FreeScales), x, y, score, n_steps, lr, rng)
 
 
@@ -108,20 +107,17 @@ def fit_key(
     n_steps, lr, rng
         Training.
     """
-    thief = copy.deepcopy(network)
+    thief = _copied(network, rng)
     generator = torch.Generator().manual_seed(rng)
     pooled = nn.Parameter(torch.zeros(16))
     for name, layer in keyed_layers(thief).items():
-        if isinstance(layer, SecretProjection):
-            continue
         if isinstance(layer, CoordinateLinear):
             swap: nn.Module = _SurrogateCoordinates(layer, generator)
         elif isinstance(layer, PooledLinear):
             swap = _SurrogateVector(layer, pooled)
         else:
             swap = _SurrogateShift(layer)
-        parent, _, child = name.rpartition(".")
-        setattr(thief.get_submodule(parent), child, swap)
+        _put(thief, name, swap)
     parameters = _freeze_but(thief, _SurrogateCoordinates, _SurrogateVector, _SurrogateShift)
     return _train(thief, parameters, x, y, score, n_steps, lr, rng)
 
@@ -190,8 +186,28 @@ def _differentiable_features(meta: nn.Module, coordinates: Tensor) -> Tensor:
     return torch.sin(meta.frequency * F.linear(hidden, meta.weight2, meta.bias2))  # type: ignore[arg-type, operator]
 
 
-def _stripped(network: nn.Module) -> nn.Module:
-    thief = unkeyed(copy.deepcopy(network))
+class _GuessedProjection(nn.Linear):
+    """A layer that is trained in place of a secret projection."""
+
+
+def _copied(network: nn.Module, rng: int) -> nn.Module:
+    """Copy without the key, and with a layer of the attacker's own where there was a secret projection."""
+    thief = copy.deepcopy(network)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng)
+        for name, layer in keyed_layers(thief).items():
+            if isinstance(layer, SecretProjection):
+                _put(thief, name, _GuessedProjection(layer.in_features, layer.out_features, bias=False))
+    return thief
+
+
+def _put(network: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, module)
+
+
+def _stripped(network: nn.Module, rng: int) -> nn.Module:
+    thief = unkeyed(_copied(network, rng))
     for parameter in thief.parameters():
         parameter.requires_grad_(True)
     return thief
@@ -203,7 +219,7 @@ def _freeze_but(network: nn.Module, *kinds: type[nn.Module]) -> list[nn.Paramete
         parameter.requires_grad_(False)
     own: dict[int, nn.Parameter] = {}
     for module in network.modules():
-        if isinstance(module, kinds):
+        if isinstance(module, (*kinds, _GuessedProjection)):
             own |= {id(p): p for p in module.parameters(recurse=False)}
     for parameter in own.values():
         parameter.requires_grad_(True)
