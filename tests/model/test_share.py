@@ -146,3 +146,32 @@ def test_personal_parameters_survive_a_cut_and_go_on(cells, key, rule, tmp_path)
     for name, array in whole._local_states["hospital_1"].items():
         np.testing.assert_array_equal(resumed._local_states["hospital_1"][name], array)
     assert all(torch.equal(a, b) for a, b in zip(whole.module.parameters(), resumed.module.parameters(), strict=True))
+
+
+def test_the_initial_weights_follow_the_key_and_not_the_public_seed(cells, key, monkeypatch):
+    started = []
+    original = LocalSite.fit
+
+    def spy(self, round, state):
+        if round == 1 and self.name == "hospital_0":
+            started.append({name: array.copy() for name, array in state.items()})
+        return original(self, round, state)
+
+    monkeypatch.setattr(LocalSite, "fit", spy)
+    public = Classifier(setup(cells), n_hidden=24, rng=0).module
+    fit(cells, 1, key=key)
+    fit(cells, 1, key=key)
+    fit(cells, 1, key=Key.generate())
+    for name in ("encoder.1.weight", "encoder.1.bias", "head.weight"):
+        values = [state[name] for state in started]
+        known = public.get_parameter(name).detach().numpy()
+        np.testing.assert_array_equal(values[0], values[1])
+        assert not np.isin(values[0], known).any()
+        assert not np.isin(values[0], values[2]).any()
+        n_inputs = 30 if name.startswith("encoder") else 24
+        assert np.abs(values[0]).max() <= 1 / np.sqrt(n_inputs)
+
+
+def setup(cells):
+    Classifier.setup_anndata(cells, "label", site_key="site")
+    return cells

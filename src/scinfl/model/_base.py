@@ -212,6 +212,7 @@ class FederatedModel(BaseModelClass):
             return
         plain = copy.deepcopy(self.module)
         self._key_module(self._key_scheme, self._key_options, share)
+        self._draw_initial_weights(key)
         keyed_nn.set_key(self.module, key.coordinates)
         self._key = key
         self._locked_with = {
@@ -234,6 +235,18 @@ class FederatedModel(BaseModelClass):
             keyed_nn.projected(self.module, self.first_layer)
         generator = torch.Generator().manual_seed(self._module_rng)
         keyed_nn.keyed(self.module, scheme, generator=generator, **options)
+
+    def _draw_initial_weights(self, key: Key) -> None:
+        """Draw the initial weights from the key, uniform as torch does.
+
+        From a public seed, whoever has the final weights could tell how far each of them moved.
+        """
+        with torch.no_grad():
+            for name, layer in keyed_nn.keyed_layers(self.module).items():
+                for what, parameter in layer.named_parameters(recurse=False):
+                    label = f"{name}/initial {what}/{self._module_rng}"
+                    values = key.coordinates(label, tuple(parameter.shape)) / np.sqrt(layer.in_features)
+                    parameter.copy_(torch.from_numpy(values))
 
     def _check_no_key_needed(self) -> None:
         if self._locked_with is not None:
