@@ -10,6 +10,7 @@ import pickle
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
 from scinfl.privacy import Key
 
@@ -42,12 +43,16 @@ def test_every_label_changes_the_derived_bytes():
     assert len(derived) == 7
 
 
-def test_long_streams_are_chacha20_and_not_the_short_bytes_repeated():
+def test_streams_are_of_any_length_and_unrelated_to_the_short_bytes_of_the_same_label():
     key = Key(SECRET, federation="lung")
-    stream = key.derive("a", n_bytes=1000)
+    stream = key.stream("a", n_bytes=1000)
     assert len(stream) == 1000
-    assert key.derive("a", n_bytes=500) == stream[:500]
+    assert key.stream("a", n_bytes=500) == stream[:500]
+    assert key.stream("a", n_bytes=0) == b""
     assert stream[:32] != stream[32:64]
+    assert stream[:32] != key.derive("a")
+    from_the_short_bytes = Cipher(algorithms.ChaCha20(key.derive("a"), bytes(16)), mode=None).encryptor()
+    assert from_the_short_bytes.update(bytes(1000)) != stream
 
 
 def test_coordinates_are_uniform_reproducible_and_differ_by_label():

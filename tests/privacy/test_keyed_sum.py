@@ -105,7 +105,7 @@ def test_known_answer_of_the_key_stream_and_the_tag():
     nonce = bytes(range(16))
     stream, mask = protection._stream(upload, "a", nonce, 20, np.dtype(np.uint64))
     labels = ["training", "r1", "7", "a", nonce.hex()]
-    derived = naive_hkdf(SECRET, ["scinfl", "lung", "3", "keyed sum", *labels])
+    derived = naive_hkdf(SECRET, ["scinfl stream", "lung", "3", "keyed sum", *labels])
     assert stream.tobytes() == naive_chacha20(derived, 160)
     assert mask == int.from_bytes(naive_hkdf(SECRET, ["scinfl", "lung", "3", "keyed sum tag", *labels]), "big") % PRIME
 

@@ -85,12 +85,11 @@ class Key:
         name = f"federation-{secrets.token_hex(8)}" if federation is None else federation
         return cls(secrets.token_bytes(_N_BYTES), federation=name, version=version)
 
-    def derive(self, purpose: str, *labels: str | int, n_bytes: int = 32) -> bytes:
-        """Derive secret bytes for one purpose.
+    def derive(self, purpose: str, *labels: str | int) -> bytes:
+        """Derive 32 secret bytes for one purpose.
 
         HKDF-SHA256 of the secret; the info string holds federation, version, purpose and labels, each behind its
-        length, so that no two lists of labels collide. More than 32 bytes are the ChaCha20 key stream (RFC 8439) of
-        the derived key, whose nonce can be constant because each derived key is used for one stream only.
+        length, so that no two lists of labels collide.
 
         Parameters
         ----------
@@ -98,16 +97,32 @@ class Key:
             What the bytes are for; different purposes give unrelated bytes.
         labels
             What they belong to, for example the name of a layer.
+        """
+        return self._derive("scinfl", purpose, *labels)
+
+    def stream(self, purpose: str, *labels: str | int, n_bytes: int) -> bytes:
+        """Derive any number of secret bytes for one purpose.
+
+        The ChaCha20 key stream (RFC 8439) of a key that is derived for this stream alone, unrelated to what
+        :meth:`derive` gives under the same labels; its nonce can be constant because no derived key is used twice.
+
+        Parameters
+        ----------
+        purpose
+            What the bytes are for.
+        labels
+            What they belong to.
         n_bytes
             How many bytes.
         """
-        parts = ("scinfl", self.federation, str(self.version), purpose, *map(str, labels))
-        info = b"".join(len(part.encode()).to_bytes(4, "big") + part.encode() for part in parts)
-        derived = HKDF(algorithm=SHA256(), length=_N_BYTES, salt=None, info=info).derive(self._secret)
-        if n_bytes <= _N_BYTES:
-            return derived[:n_bytes]
-        stream = Cipher(algorithms.ChaCha20(derived, bytes(16)), mode=None).encryptor()
-        return stream.update(bytes(n_bytes))
+        derived = self._derive("scinfl stream", purpose, *labels)
+        return Cipher(algorithms.ChaCha20(derived, bytes(16)), mode=None).encryptor().update(bytes(n_bytes))
+
+    def _derive(self, *labels: str | int) -> bytes:
+        head, *tail = map(str, labels)
+        parts = [part.encode() for part in (head, self.federation, str(self.version), *tail)]
+        info = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+        return HKDF(algorithm=SHA256(), length=_N_BYTES, salt=None, info=info).derive(self._secret)
 
     def coordinates(self, label: str, shape: tuple[int, ...]) -> np.ndarray:
         """Secret coordinates: uniform on [−1, 1), reproducible, one stream a label.
@@ -124,9 +139,7 @@ class Key:
         Array of float64 of 53 random bits each.
         """
         n_values = int(np.prod(shape, dtype=np.int64))
-        words = np.frombuffer(
-            self.derive("coordinates", label, n_bytes=max(8 * n_values, 33)), dtype="<u8", count=n_values
-        )
+        words = np.frombuffer(self.stream("coordinates", label, n_bytes=8 * n_values), dtype="<u8")
         return ((words >> np.uint64(11)) * 2.0**-52 - 1.0).reshape(shape)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:

@@ -296,16 +296,16 @@ class KeyedSum:
     def _stream(self, update: Any, site: str, nonce: bytes, n: int, dtype: np.dtype[Any]) -> tuple[np.ndarray, int]:
         """Key stream of one upload, and the mask of its tag."""
         labels = (update.purpose, self._run, update.round, site, nonce.hex())
-        content = self._key.derive("keyed sum", *labels, n_bytes=max(n * dtype.itemsize, 33))
+        content = self._key.stream("keyed sum", *labels, n_bytes=n * dtype.itemsize)
         mask = int.from_bytes(self._key.derive("keyed sum tag", *labels), "big") % PRIME
-        return np.frombuffer(content, dtype.newbyteorder("<"), count=n), mask
+        return np.frombuffer(content, dtype.newbyteorder("<")), mask
 
     def _coefficients(self, memory: _Round, update: Any, n: int) -> np.ndarray:
         """Secret projection of one round, the same for all sites, so that tags add up."""
         if memory.coefficients is None or len(memory.coefficients) != n:
             labels = (update.purpose, self._run, update.round)
-            content = self._key.derive("keyed sum projection", *labels, n_bytes=max(8 * n, 33))
-            memory.coefficients = np.frombuffer(content, "<u8", count=n) >> np.uint64(3)
+            content = self._key.stream("keyed sum projection", *labels, n_bytes=8 * n)
+            memory.coefficients = np.frombuffer(content, "<u8") >> np.uint64(3)
         return memory.coefficients
 
     def _widen(self, site: str, error: RepeatRoundError) -> None:
