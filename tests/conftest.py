@@ -49,7 +49,8 @@ def cells() -> ad.AnnData:
 def key():
     from scinfl.privacy import Key
 
-    return Key.generate("test-federation")
+    """A key that is the same in every run: initial weights follow it."""
+    return Key(bytes(range(32)), federation="test-federation")
 
 
 @pytest.fixture(scope="session")

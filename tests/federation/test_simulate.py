@@ -55,6 +55,17 @@ def test_the_kept_state_is_a_moving_average_and_training_goes_on_from_the_last(t
         run(toy_sites, 1, smoothing=1.0)
 
 
+def test_what_stays_at_the_sites_is_kept_from_the_best_round(toy_sites, tmp_path):
+    for site in toy_sites:
+        site.n_validation = 0
+    toy_sites[0].n_validation = 5
+    result = run(toy_sites, 6, journal=Journal(tmp_path))
+    assert result.best_round < 6
+    assert int(result.best_local["a"]["n_fits"]) == result.best_round
+    resumed = run(toy_sites, 6, journal=Journal(tmp_path))
+    assert int(resumed.best_local["a"]["n_fits"]) == result.best_round
+
+
 def test_without_validation_the_last_round_is_kept(toy_sites):
     for site in toy_sites:
         site.n_validation = 0
@@ -152,6 +163,7 @@ def test_a_resumed_run_ends_like_one_that_was_never_cut(toy_sites, tmp_path):
     np.testing.assert_array_equal(resumed.best_state["w"], whole.best_state["w"])
     assert resumed.best_round == whole.best_round
     assert resumed.site_history == whole.site_history
+    assert set(resumed.best_local) == {"a", "b", "c"}
     assert sum(site.n_fits for site in toy_sites) == 12 + 4 + 8  # what the sites keep came back from the journal
     again = run(toy_sites, 6, fraction=0.5, smoothing=0.5, journal=Journal(tmp_path), settings=settings)
     np.testing.assert_array_equal(again.state["w"], whole.state["w"])

@@ -69,7 +69,7 @@ def test_proposition_1_a_guessed_key_is_off_by_the_difference_of_the_modules(key
     difference = layer(x).detach().numpy() - right
     expected = naive_forward(layer, guess, x.numpy()) - naive_forward(layer, key, x.numpy())
     np.testing.assert_allclose(difference, expected, rtol=1e-9, atol=1e-12)
-    assert np.abs(difference).mean() > 0.5 * np.abs(right).mean()
+    assert np.abs(difference).mean() > 0.2 * np.abs(right).mean()
 
 
 def test_proposition_2_without_modules_the_output_changes_by_what_they_added(key):

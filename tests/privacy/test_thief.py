@@ -19,7 +19,7 @@ N_STEPS = 200
 @pytest.fixture(scope="module")
 def stolen():
     """Networks trained with each scheme on hard cells, and what a thief has: a few cells of each label."""
-    key = Key.generate()
+    key = Key(bytes(range(32)), federation="test-federation")
     test = make_cells(900, 40, 6, noise=2.5, rng=1)
     train, test = test[::2].copy(), test[1::2].copy()
     models = {

@@ -37,6 +37,8 @@ class Run:
         Moving average of the shared states, which is what is validated and kept.
     best_state, best_round
         Smooth state and number of the round with the best monitored value; of the last round without validation.
+    best_local
+        What stayed at each site in the best round.
     memory
         What the strategy keeps between rounds.
     history
@@ -49,6 +51,7 @@ class Run:
     smooth: State
     best_state: State
     best_round: int = 0
+    best_local: dict[str, State] = field(default_factory=dict)
     memory: State = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     site_history: list[dict[str, Any]] = field(default_factory=list)
@@ -155,6 +158,7 @@ def simulate(
             ]
             if _best_round(run.history, monitor) == number:
                 run.best_round, run.best_state = number, run.smooth
+                run.best_local = {site.name: site.local_state() for site in sites}
             if journal is not None:
                 _keep(run, sites, journal, dict(settings or {}), encoded)
             shown = {"loss": record.get("train_loss", math.nan)}
@@ -253,6 +257,7 @@ def _keep(
     run: Run, sites: Sequence[Site], journal: Journal, settings: dict[str, Any], encoded: Sequence[Update]
 ) -> None:
     local = {f"local/{site.name}": site.local_state() for site in sites}
+    local |= {f"best local/{name}": state for name, state in run.best_local.items()}
     journal.log(
         "round",
         round=run.n_rounds,
@@ -293,6 +298,7 @@ def _resume(run: Run, sites: Sequence[Site], journal: Journal, settings: dict[st
         raise ValueError(msg)
     run.state, run.smooth, run.best_state, run.memory = (groups[name] for name in ("state", "smooth", "best", "memory"))
     run.best_round, run.history, run.site_history = record["best_round"], record["history"], record["site_history"]
+    run.best_local = {site.name: groups[f"best local/{site.name}"] for site in sites}
     for site in sites:
         site.load_local_state(groups[f"local/{site.name}"])
     journal.log("resume", round=run.n_rounds)

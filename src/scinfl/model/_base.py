@@ -334,7 +334,7 @@ class FederatedModel(BaseModelClass):
                 **options,
             )
         self._share = share if isinstance(share, str) else list(share)
-        self._finish(run, sites)
+        self._finish(run)
 
     def _training_network(self, key: Key | None) -> tuple[nn.Module, Lock, Open]:
         """Network that the sites train, and how its parameters become what is sent, and back.
@@ -368,14 +368,14 @@ class FederatedModel(BaseModelClass):
         """Parameters that travel, as the (locked) module holds them."""
         return {name: p.detach().cpu().numpy().copy() for name, p in self.module.named_parameters() if name in shared}
 
-    def _finish(self, run: Run, sites: Sequence[LocalSite]) -> None:
+    def _finish(self, run: Run) -> None:
         parameters = dict(self.module.named_parameters())
         with torch.no_grad():
             for name, array in run.best_state.items():
                 parameters[name].copy_(torch.from_numpy(array))
         self.module.eval()
         self._local_states = {
-            site.name: self._at_boundary(state, keyed_nn.lock) for site in sites if (state := site.local_state())
+            site: self._at_boundary(state, keyed_nn.lock) for site, state in run.best_local.items() if state
         }
         self._history = pd.DataFrame(run.history).set_index("round")
         self._history.attrs["best_round"] = run.best_round
