@@ -285,7 +285,7 @@ class FederatedModel(BaseModelClass):
         if protections == "default":
             protections = _default_protections(key, len(data))
         _check_validation(data, protections)
-        self._check_share(share, key)
+        share = self._check_share(share, key)
         with self._with_key(key, share):
             self.module.to(target)
             network, lock, open_state = self._training_network(key)
@@ -318,7 +318,7 @@ class FederatedModel(BaseModelClass):
                 "training": vars(training),
                 "strategy": repr(strategy),
                 "protections": [type(protection).__name__ for protection in protections],
-                "share": share if isinstance(share, str) else list(share),
+                "share": share,
                 "sites": {site.name: site.n_obs for site in sites},
                 "options": {name: value for name, value in options.items() if name != "progress"},
             }
@@ -333,7 +333,7 @@ class FederatedModel(BaseModelClass):
                 settings=settings,
                 **options,
             )
-        self._share = share if isinstance(share, str) else list(share)
+        self._share = share
         self._finish(run)
 
     def _training_network(self, key: Key | None) -> tuple[nn.Module, Lock, Open]:
@@ -352,17 +352,20 @@ class FederatedModel(BaseModelClass):
             keyed_nn.set_key(network, key.coordinates)
         return network, lock, open_state
 
-    def _check_share(self, share: Share, key: Key | None) -> None:
+    def _check_share(self, share: Share, key: Key | None) -> Share:
+        """The rule, a list of layers as a list, if it fits this model."""
         check_share(share)
+        share = share if isinstance(share, str) else list(share)
         if share == "projected" and key is None:
             msg = "Expected a key for `share='projected'`, found none: the projection is derived from it. Pass `key=`."
             raise ValueError(msg)
-        if self.is_trained_ and (share if isinstance(share, str) else list(share)) != self._share:
+        if self.is_trained_ and share != self._share:
             msg = (
                 f"Expected the share rule that the model was trained with ({self._share!r}), found {share!r}. "
                 "Make a new model."
             )
             raise ValueError(msg)
+        return share
 
     def _shared_state(self, shared: Collection[str]) -> State:
         """Parameters that travel, as the (locked) module holds them."""
@@ -446,7 +449,7 @@ class FederatedModel(BaseModelClass):
             "init_params": self.init_params_,
             "registry": self.registry_,
             "key": self._locked_with,
-            "share": self._share if isinstance(self._share, str) else list(self._share),
+            "share": self._share,
             "history": {
                 "rounds": history.reset_index().to_dict("list"),
                 "best_round": history.attrs.get("best_round"),

@@ -393,11 +393,10 @@ class Classifier(FederatedModel):
         whole_number("batch_size", batch_size, 1)
         matrix = self._matrix(adata)
         network: nn.Module = self.module.encoder if embed else self.module
-        device = next(self.module.parameters()).device
         n_outputs = self._network_options["n_hidden"] if embed else len(self.labels)
         result = np.empty((adata.n_obs, n_outputs), np.float32)
         for local, rows in self._rows_by_site(adata, site):
-            cells = Cells(matrix, rows, None, device)
+            cells = Cells(matrix, rows, None, self.device)
             with torch.inference_mode(), as_site(self.module, local, cells):
                 start = 0
                 for x, _ in cells.batches(batch_size):

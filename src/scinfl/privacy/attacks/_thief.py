@@ -150,7 +150,7 @@ class _SurrogateCoordinates(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         layer = self.layer
         meta = layer.meta
-        at_inputs, at_outputs = (_differentiable_features(meta, c) for c in (self.inputs, self.outputs))
+        at_inputs, at_outputs = (meta.features(c) for c in (self.inputs, self.outputs))
         scale_in = torch.tanh(self.input_signs) * torch.exp(layer.magnitude * meta.read_out(at_inputs)[:, 0])
         out = meta.read_out(at_outputs)
         scale_out = torch.tanh(self.output_signs) * torch.exp(layer.magnitude * out[:, 1])
@@ -179,11 +179,6 @@ class _SurrogateShift(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.layer.weight, self.layer.bias) + self.shift
-
-
-def _differentiable_features(meta: nn.Module, coordinates: Tensor) -> Tensor:
-    hidden = torch.sin(meta.frequency * F.linear(coordinates, meta.weight1, meta.bias1))  # type: ignore[arg-type, operator]
-    return torch.sin(meta.frequency * F.linear(hidden, meta.weight2, meta.bias2))  # type: ignore[arg-type, operator]
 
 
 class _GuessedProjection(nn.Linear):
