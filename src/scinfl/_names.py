@@ -17,3 +17,9 @@ UNS = "infl"
 
 UNASSIGNED = "unassigned"
 """Label of a cell whose best probability is below the requested confidence."""
+
+PERTURBATION = "infl_perturbation"
+"""``obs``: canonical name of the perturbation of a cell."""
+
+SPLIT = "infl_split"
+"""``obs``: ``"train"``, ``"val"`` or ``"test"``."""

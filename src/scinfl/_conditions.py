@@ -1,0 +1,53 @@
+"""Names of perturbations: 'ctrl', 'A+ctrl', 'ctrl+A', 'A+B', 'A+B+C' as sets of genes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+CONTROL = "ctrl"
+SEPARATOR = "+"
+
+
+def genes_of(condition: str, control: str = CONTROL) -> tuple[str, ...]:
+    """Perturbed genes of a condition, sorted, each once; none for the control.
+
+    ``"A+ctrl"``, ``"ctrl+A"`` and ``"A"`` are the same perturbation, and so are ``"A+B"`` and ``"B+A"``. The part of
+    the control is its whole name, whatever is in it.
+
+    Examples
+    --------
+    >>> genes_of("KLF1+ctrl"), genes_of("KLF1+BAK1"), genes_of("ctrl")
+    (('KLF1',), ('BAK1', 'KLF1'), ())
+
+    Raises
+    ------
+    ValueError
+        If a part is empty.
+    """
+    condition = str(condition).strip()
+    if condition == control:
+        return ()
+    parts = [part.strip() for part in condition.split(SEPARATOR)]
+    if not all(parts):
+        msg = (
+            f"Expected a condition like '{control}', 'A+{control}', 'A' or 'A+B', found {condition!r}. "
+            "Rename it, or drop these cells."
+        )
+        raise ValueError(msg)
+    return tuple(sorted({part for part in parts if part not in (control, CONTROL)}))
+
+
+def canonical(condition: str, control: str = CONTROL) -> str:
+    """One name for a set of perturbed genes: ``"A"`` or ``"A+B"`` in the order of the alphabet, or the control's.
+
+    Examples
+    --------
+    >>> canonical("ctrl+KLF1"), canonical("KLF1+BAK1"), canonical("ctrl+ctrl")
+    ('KLF1', 'BAK1+KLF1', 'ctrl')
+    """
+    return SEPARATOR.join(genes_of(condition, control)) or control
+
+
+def canonical_names(conditions: Iterable[str], control: str = CONTROL) -> Mapping[str, str]:
+    """Canonical name of each condition that occurs."""
+    return {condition: canonical(condition, control) for condition in dict.fromkeys(map(str, conditions))}
