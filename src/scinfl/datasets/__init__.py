@@ -1,7 +1,18 @@
-"""Real data at hand."""
+"""Real data at hand, and published data to fetch."""
 
 from scinfl.datasets._bundled import pbmc
 from scinfl.datasets._perturbseq import perturbseq_simulated
+from scinfl.datasets._public import adamson, dixit, gene_ontology, norman, replogle_k562, replogle_rpe1
 from scinfl.datasets._tcga import tcga_proteins
 
-__all__ = ["pbmc", "perturbseq_simulated", "tcga_proteins"]
+__all__ = [
+    "adamson",
+    "dixit",
+    "gene_ontology",
+    "norman",
+    "pbmc",
+    "perturbseq_simulated",
+    "replogle_k562",
+    "replogle_rpe1",
+    "tcga_proteins",
+]

@@ -1,0 +1,349 @@
+"""Published perturbation screens, and the gene ontology that goes with them."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import tarfile
+import tempfile
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import anndata as ad
+import pandas as pd
+from anndata import AnnData
+from anndata.utils import make_index_unique
+
+from scinfl._checks import first_of
+from scinfl.datasets._download import cache_folder, complete, dataverse_url, fetch, one_at_a_time, part_of, verify
+
+_SCREENS = {
+    "norman": 6154020,
+    "adamson": 6154417,
+    "dixit": 6154416,
+    "replogle_k562": 7458695,
+    "replogle_rpe1": 7458694,
+}
+_ONTOLOGY = 6934319
+_HASHES = {  # as several public records agree; of the other files the first download is remembered
+    "norman.zip": "md5:cdc41d6050e619c37fd9dd44d440e2b4",
+    "go_essential_all.tar.gz": "md5:b8bff0d53407f26648330d264df7fe16",
+}
+_MEMBER = "perturb_processed.h5ad"
+_COLUMNS = ["source", "target", "importance"]
+# tables that name genes by the ids that are no longer the names, or by condition
+_RANKINGS = ("rank_genes_groups", "top_non_", "non_dropout_gene", "non_zeros_gene")
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError)
+
+
+def norman(path: str | os.PathLike[str] | None = None, *, progress: bool = True) -> AnnData:
+    """91,205 K562 cells × 5,045 genes: CRISPR activation of 105 single genes and 131 pairs of genes.
+
+    The screen of Norman et al. (Science 365:786, 2019) as Roohani et al. prepared it for GEARS (Nature Biotechnology
+    42:927, 2024): log-normalised expression of variable and perturbed genes. It is downloaded once (169 MB, unpacked
+    2.2 GB) to the folder that the environment variable ``SCINFL_DATA`` names, else to the system's cache. The zip file
+    there may be deleted afterwards.
+
+    ``.obs["condition"]`` is ``"ctrl"``, ``"A+ctrl"``, ``"ctrl+A"`` or ``"A+B"``. ``.obs["cell_type"]`` says A549, which
+    is a slip of the published file. ``.var_names`` are the gene names (``.var["gene_name"]``, repeated ones with a
+    number behind) and ``.var["gene_id"]`` the published ids. The published rankings of genes in ``.uns``
+    (``rank_genes_groups…``, ``top_non_…``, ``non_dropout_gene_idx``, ``non_zeros_gene_idx``) are left out: they name
+    genes by id and are computed anew from the expression.
+
+    Parameters
+    ----------
+    path
+        A file that you have: the published zip file, the ``perturb_processed.h5ad`` in it, or the folder of the latter.
+        Nothing is downloaded then.
+    progress
+        Show a progress bar of the download.
+
+    Returns
+    -------
+    Annotated data, cells × genes.
+
+    Raises
+    ------
+    ConnectionError
+        If the file cannot be downloaded; the message tells where to put it by hand.
+    FileNotFoundError
+        If there is nothing at ``path``.
+    ValueError
+        If the file is damaged, was changed, or is another one.
+
+    Examples
+    --------
+    >>> import scinfl as si
+    >>> adata = si.datasets.norman()  # doctest: +SKIP
+    >>> adata.obs["condition"].nunique()  # doctest: +SKIP
+    284
+    """
+    return _screen("norman", path, progress=progress)
+
+
+def adamson(path: str | os.PathLike[str] | None = None, *, progress: bool = True) -> AnnData:
+    """68,603 K562 cells × 5,060 genes: CRISPR interference of 86 single genes of the unfolded protein response.
+
+    The screen of Adamson et al. (Cell 167:1867, 2016) as prepared for GEARS. See :func:`norman` for what the fields
+    hold, where the file is kept and which errors are raised.
+
+    Parameters
+    ----------
+    path
+        The published zip file, the ``perturb_processed.h5ad`` in it, or its folder, if you have one.
+    progress
+        Show a progress bar of the download.
+
+    Returns
+    -------
+    Annotated data, cells × genes.
+
+    Examples
+    --------
+    >>> import scinfl as si
+    >>> si.datasets.adamson().shape  # doctest: +SKIP
+    (68603, 5060)
+    """
+    return _screen("adamson", path, progress=progress)
+
+
+def dixit(path: str | os.PathLike[str] | None = None, *, progress: bool = True) -> AnnData:
+    """44,735 K562 cells × 5,012 genes: knock-outs of single transcription factors.
+
+    The screen of Dixit et al. (Cell 167:1853, 2016) as prepared for GEARS. See :func:`norman` for what the fields hold,
+    where the file is kept and which errors are raised.
+
+    Parameters
+    ----------
+    path
+        The published zip file, the ``perturb_processed.h5ad`` in it, or its folder, if you have one.
+    progress
+        Show a progress bar of the download.
+
+    Returns
+    -------
+    Annotated data, cells × genes.
+
+    Examples
+    --------
+    >>> import scinfl as si
+    >>> si.datasets.dixit().shape  # doctest: +SKIP
+    (44735, 5012)
+    """
+    return _screen("dixit", path, progress=progress)
+
+
+def replogle_k562(path: str | os.PathLike[str] | None = None, *, progress: bool = True) -> AnnData:
+    """162,751 K562 cells × 5,000 genes: CRISPR interference of 1,092 essential genes, one a cell.
+
+    The screen of Replogle et al. (Cell 185:2559, 2022) as prepared for GEARS. See :func:`norman` for what the fields
+    hold, where the file is kept and which errors are raised.
+
+    Parameters
+    ----------
+    path
+        The published zip file, the ``perturb_processed.h5ad`` in it, or its folder, if you have one.
+    progress
+        Show a progress bar of the download.
+
+    Returns
+    -------
+    Annotated data, cells × genes.
+
+    Examples
+    --------
+    >>> import scinfl as si
+    >>> si.datasets.replogle_k562().shape  # doctest: +SKIP
+    (162751, 5000)
+    """
+    return _screen("replogle_k562", path, progress=progress)
+
+
+def replogle_rpe1(path: str | os.PathLike[str] | None = None, *, progress: bool = True) -> AnnData:
+    """162,733 RPE1 cells × 5,000 genes: CRISPR interference of 1,543 essential genes, one a cell.
+
+    The screen of Replogle et al. (Cell 185:2559, 2022) as prepared for GEARS. See :func:`norman` for what the fields
+    hold, where the file is kept and which errors are raised.
+
+    Parameters
+    ----------
+    path
+        The published zip file, the ``perturb_processed.h5ad`` in it, or its folder, if you have one.
+    progress
+        Show a progress bar of the download.
+
+    Returns
+    -------
+    Annotated data, cells × genes.
+
+    Examples
+    --------
+    >>> import scinfl as si
+    >>> si.datasets.replogle_rpe1().shape  # doctest: +SKIP
+    (162733, 5000)
+    """
+    return _screen("replogle_rpe1", path, progress=progress)
+
+
+def gene_ontology(path: str | os.PathLike[str] | None = None, *, progress: bool = True) -> pd.DataFrame:
+    """Similarity of 9,853 human genes by their Gene Ontology terms, as published with GEARS.
+
+    The importance of a pair is the Jaccard index of the sets of terms of its genes; pairs above 0.1 are listed, in both
+    directions and with each gene itself (Roohani et al., Nature Biotechnology 42:927, 2024). The archive is kept like
+    the one of :func:`norman` and read without unpacking it to the disk.
+
+    Parameters
+    ----------
+    path
+        The published archive, or the csv file in it, if you have one. Nothing is downloaded then.
+    progress
+        Show a progress bar of the download.
+
+    Returns
+    -------
+    Data frame with the columns ``source``, ``target`` (gene names) and ``importance``; one row a pair.
+
+    Raises
+    ------
+    ConnectionError
+        If the file cannot be downloaded; the message tells where to put it by hand.
+    FileNotFoundError
+        If there is nothing at ``path``.
+    ValueError
+        If the file is damaged, was changed, or is another one.
+
+    Examples
+    --------
+    >>> import scinfl as si
+    >>> table = si.datasets.gene_ontology()  # doctest: +SKIP
+    >>> list(table)  # doctest: +SKIP
+    ['source', 'target', 'importance']
+    """
+    if path is None:
+        path = _fetched(_ONTOLOGY, "go_essential_all.tar.gz", progress=progress)
+    path = _existing(path, "the archive 'go_essential_all.tar.gz' or the csv file in it")
+    if path.name.endswith((".csv", ".csv.gz")):
+        return _read_similarity(path, path)
+    with _told(path, "a tar archive", *_DAMAGED), tarfile.open(path) as archive:
+        files = [member for member in archive.getmembers() if member.isfile()]
+        name = _only([member.name for member in files], ".csv", path)
+        # a stream of one regular file: nothing that the archive says about paths or links is acted on
+        stream = archive.extractfile(next(member for member in files if member.name == name))
+        return _read_similarity(stream, path)
+
+
+def _screen(name: str, path: str | os.PathLike[str] | None, *, progress: bool) -> AnnData:
+    if path is None:
+        return _ready(_published(name, progress=progress))
+    path = Path(path) / _MEMBER if Path(path).is_dir() else Path(path)
+    path = _existing(path, f"the published zip file or the '{_MEMBER}' in it")
+    if path.suffix == ".h5ad":
+        return _ready(path)
+    with tempfile.TemporaryDirectory() as folder:
+        unpacked = Path(folder) / _MEMBER
+        _unpack(path, unpacked)
+        return _ready(unpacked)
+
+
+def _fetched(file_id: int, name: str, *, progress: bool) -> Path:
+    return fetch(dataverse_url(file_id), name, known_hash=_HASHES.get(name), progress=progress)
+
+
+def _published(name: str, *, progress: bool) -> Path:
+    """The unpacked file in the cache, whole and unchanged."""
+    unpacked = cache_folder() / f"{name}.h5ad"
+    if not unpacked.is_file():
+        archive = _fetched(_SCREENS[name], f"{name}.zip", progress=progress)
+        with one_at_a_time(unpacked.parent):
+            if not unpacked.is_file():
+                _unpack(archive, unpacked)
+    verify(unpacked)
+    return unpacked
+
+
+def _unpack(archive: Path, path: Path) -> None:
+    """Write the one h5ad file of an archive to a path; the paths inside the archive are not used."""
+    part = part_of(path)
+    try:
+        with _told(archive, "a zip archive", *_DAMAGED), zipfile.ZipFile(archive) as file:
+            member = _only(file.namelist(), _MEMBER, archive)
+            with file.open(member) as source, part.open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    complete(path)
+
+
+def _ready(path: Path) -> AnnData:
+    """Read a screen and name its genes by name."""
+    with _told(path, "an h5ad file", OSError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the files were written by an old anndata
+        adata = ad.read_h5ad(path)
+    for place, table, column in (("obs", adata.obs, "condition"), ("var", adata.var, "gene_name")):
+        if column not in table:
+            msg = (
+                f"Expected the column '{column}' in .{place} of '{path}', found {first_of(list(table), 20) or 'none'}. "
+                "Pass a file in the format of GEARS."
+            )
+            raise ValueError(msg)
+    ids = pd.Index(adata.var_names.astype(str), name=None)
+    names = adata.var["gene_name"].astype(object)
+    names = names.where(names.notna() & (names.astype(str) != ""), ids).astype(str)
+    adata.var_names = make_index_unique(pd.Index(names.to_numpy(), name=None))
+    adata.var_names.name = None  # a name that is a column too cannot be written
+    if "gene_id" not in adata.var:
+        adata.var["gene_id"] = ids.to_numpy()
+    for key in [key for key in adata.uns if key.startswith(_RANKINGS)]:
+        del adata.uns[key]
+    return adata
+
+
+def _read_similarity(source: Any, path: Path) -> pd.DataFrame:
+    """Three columns of a csv file; genes may be called "NA" or "nan"."""
+    with _told(path, "a csv file with the columns source, target and importance", ValueError, OSError):
+        # millions of rows name few genes, so read them as categories
+        dtype = {"source": "category", "target": "category", "importance": float}
+        table = pd.read_csv(source, usecols=_COLUMNS, dtype=dtype, keep_default_na=False)
+    return table[_COLUMNS].astype({"source": object, "target": object})
+
+
+def _existing(path: str | os.PathLike[str], what: str) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        msg = f"Expected {what} at '{path}', found none. Pass another `path`, or none to download the file."
+        raise FileNotFoundError(msg)
+    return path
+
+
+def _only(names: list[str], ending: str, path: Path) -> str:
+    """The one member of an archive whose name ends so; macOS adds shadows called ``._NAME``."""
+    fitting = [name for name in names if name.endswith(ending) and not PurePosixPath(name).name.startswith("._")]
+    if len(fitting) != 1:
+        msg = (
+            f"Expected one file '…{ending}' in '{path}', found {len(fitting)} among {first_of(names) or 'no files'}. "
+            "Pass the published archive."
+        )
+        raise ValueError(msg)
+    return fitting[0]
+
+
+@contextmanager
+def _told(path: Path, what: str, *errors: type[Exception]) -> Iterator[None]:
+    """Say which file is damaged and what to do."""
+    try:
+        yield
+    except errors as error:
+        if isinstance(error, OSError) and error.errno is not None:  # a full disk or a lack of rights is no damage
+            raise
+        msg = (
+            f"Expected '{path}' to be {what}, found a damaged file or another kind ({error}). "
+            "Delete it and fetch it again."
+        )
+        raise ValueError(msg) from error
