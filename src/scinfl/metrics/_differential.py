@@ -1,0 +1,216 @@
+"""Which genes a perturbation changes: moments of conditions, Welch's t and the tables that metrics score on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+_ROWS = 4096
+
+
+def condition_moments(X: Any, codes: np.ndarray, n_conditions: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Count, mean and unbiased variance of each gene in each condition.
+
+    One product with the indicator matrix of the conditions gives the sums, another the sums of squares. A sparse
+    matrix stays sparse; a dense one is read in blocks of rows.
+
+    Parameters
+    ----------
+    X
+        Expression, cells × genes, dense or sparse.
+    codes
+        Condition of each cell as a number from 0; cells with a negative number are left out.
+    n_conditions
+        Number of conditions C.
+
+    Returns
+    -------
+    ``n`` (C,), and mean and variance (C × genes, float64). The variance of a single cell is 0; moments of a condition
+    without cells are NaN.
+
+    Raises
+    ------
+    ValueError
+        If there is not one number below ``n_conditions`` for every cell.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> n, mean, variance = condition_moments(np.array([[1.0], [3.0], [5.0]]), np.array([0, 0, 1]), 2)
+    >>> n.tolist(), mean.tolist(), variance.tolist()
+    ([2, 1], [[2.0], [5.0]], [[2.0], [0.0]])
+    """
+    codes = np.asarray(codes)
+    if codes.shape != (X.shape[0],) or (len(codes) and codes.max() >= n_conditions):
+        msg = (
+            f"Expected a number below {n_conditions} for each of {X.shape[0]} cells, found {len(codes)} numbers up to "
+            f"{codes.max(initial=-1)}. Number the conditions from 0."
+        )
+        raise ValueError(msg)
+    rows = np.flatnonzero(codes >= 0)
+    n = np.bincount(codes[rows], minlength=n_conditions)
+    indicator = sparse.csr_matrix((np.ones(len(rows)), (codes[rows], rows)), shape=(n_conditions, len(codes)))
+    if sparse.issparse(X):
+        offset = np.zeros(X.shape[1])
+        sums, squares = _sparse_sums(X, indicator)
+    else:
+        # far from zero the squares would swamp the variance
+        offset = np.asarray(np.mean(X, axis=0, dtype=np.float64))
+        sums, squares = _dense_sums(X, indicator.tocsc(), offset)
+    count = n[:, None].astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean, square = sums / count, squares / count
+        spread = square - mean**2
+        # what is left of a constant gene is rounding, and t would make a signal of it
+        rounding = count * np.finfo(np.float64).eps
+        spread[spread <= rounding * square] = 0
+        variance = spread * count / np.maximum(count - 1, 1)
+        mean += offset
+        # a gene that is silent in the condition must have a mean of exactly 0, since dropouts are told by it
+        mean[(spread == 0) & (np.abs(mean) <= rounding * np.abs(offset))] = 0
+    return n, mean, variance
+
+
+def _sparse_sums(X: Any, indicator: Any) -> tuple[np.ndarray, np.ndarray]:
+    values = sparse.csr_matrix(X, dtype=np.float64)
+    if not values.has_canonical_format:
+        values = values.copy()
+        values.sum_duplicates()
+    return (indicator @ values).toarray(), (indicator @ values.multiply(values)).toarray()
+
+
+def _dense_sums(X: Any, indicator: Any, offset: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    sums, squares = np.zeros((2, indicator.shape[0], X.shape[1]))
+    for start in range(0, X.shape[0], _ROWS):
+        block = np.asarray(X[start : start + _ROWS], dtype=np.float64) - offset
+        members = indicator[:, start : start + _ROWS]
+        sums += members @ block
+        squares += members @ block**2
+    return sums, squares
+
+
+def welch_scores(
+    mean: np.ndarray,
+    variance: np.ndarray,
+    n: np.ndarray,
+    control_mean: np.ndarray,
+    control_variance: np.ndarray,
+    n_control: int,
+) -> np.ndarray:
+    r"""Welch's t of each gene in each condition against the control.
+
+    :math:`t = (m - m_0) / \sqrt{v / n + v_0 / n_0}` (Welch 1947); 0 for a gene that varies in neither.
+
+    Parameters
+    ----------
+    mean, variance
+        Conditions × genes.
+    n
+        Cells of each condition.
+    control_mean, control_variance
+        One value a gene.
+    n_control
+        Cells of the control.
+
+    Returns
+    -------
+    Conditions × genes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> one = np.ones(1)
+    >>> welch_scores(np.array([[3.0]]), np.array([[2.0]]), np.array([4]), one, 2 * one, 4).tolist()
+    [[2.0]]
+    """
+    error = np.sqrt(variance / np.asarray(n)[:, None] + control_variance / n_control)
+    return np.divide(mean - control_mean, error, out=np.zeros_like(error), where=error > 0)
+
+
+def rank_genes(
+    mean: np.ndarray,
+    variance: np.ndarray,
+    n: np.ndarray,
+    control_mean: np.ndarray,
+    control_variance: np.ndarray,
+    n_control: int,
+) -> np.ndarray:
+    """Genes of each condition from the most to the least differential, by the absolute value of Welch's t.
+
+    The order of ``scanpy.tl.rank_genes_groups(..., method="t-test", rankby_abs=True)`` with the control as reference,
+    by which GEARS ranks (Roohani et al. 2024). Ties keep the order of the genes.
+
+    Parameters
+    ----------
+    mean, variance
+        Conditions × genes.
+    n
+        Cells of each condition.
+    control_mean, control_variance
+        One value a gene.
+    n_control
+        Cells of the control.
+
+    Returns
+    -------
+    Positions of genes, conditions × genes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> mean, ones = np.array([[1.0, -5.0, 2.0]]), np.ones((1, 3))
+    >>> rank_genes(mean, ones, np.array([9]), np.zeros(3), np.ones(3), 9).tolist()
+    [[1, 2, 0]]
+    """
+    scores = welch_scores(mean, variance, n, control_mean, control_variance, n_control)
+    return np.argsort(-np.abs(scores), axis=1, kind="stable")
+
+
+def top_genes(order: np.ndarray, mean: np.ndarray, control_mean: np.ndarray, n_top: int) -> dict[str, np.ndarray]:
+    """First genes of a ranking: of all, of those expressed, and of those that are no dropouts.
+
+    The three tables GEARS is scored on (Roohani et al. 2024). A gene counts as a dropout in a condition if its mean is
+    0 there and is not 0 in the control.
+
+    Parameters
+    ----------
+    order
+        Positions of genes, conditions × genes, from :func:`rank_genes`.
+    mean
+        Conditions × genes.
+    control_mean
+        One value a gene.
+    n_top
+        Length of a table.
+
+    Returns
+    -------
+    ``"top_de"``, ``"top_non_zero_de"`` and ``"top_non_dropout_de"``: positions of genes, conditions × ``n_top``, filled
+    up with -1 where there are fewer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> order, mean = np.array([[2, 0, 1]]), np.array([[1.0, 0.0, 0.0]])
+    >>> tables = top_genes(order, mean, control_mean=np.array([1.0, 0.0, 4.0]), n_top=2)
+    >>> {name: table.tolist() for name, table in tables.items()}
+    {'top_de': [[2, 0]], 'top_non_zero_de': [[0, -1]], 'top_non_dropout_de': [[0, 1]]}
+    """
+    non_zero = mean != 0
+    eligible = {
+        "top_de": np.ones_like(non_zero),
+        "top_non_zero_de": non_zero,
+        "top_non_dropout_de": non_zero | (control_mean == 0),
+    }
+    return {name: _first(order, mask, n_top) for name, mask in eligible.items()}
+
+
+def _first(order: np.ndarray, eligible: np.ndarray, n_top: int) -> np.ndarray:
+    ranked = np.take_along_axis(eligible, order, axis=1)
+    place = np.cumsum(ranked, axis=1) - 1
+    rows, columns = np.nonzero(ranked & (place < n_top))
+    table = np.full((len(order), n_top), -1)
+    table[rows, place[rows, columns]] = order[rows, columns]
+    return table

@@ -1,0 +1,172 @@
+"""What simple rules predict, to hold a model against."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.linalg import svd
+
+from scinfl._checks import first_of, number_between, whole_number
+from scinfl._conditions import CONTROL, canonical, genes_of
+
+
+def perturbation_baselines(
+    changes: pd.DataFrame,
+    perturbations: Sequence[str],
+    *,
+    similarity: pd.DataFrame | None = None,
+    n_components: int = 10,
+    ridge: float = 0.1,
+    control: str = CONTROL,
+) -> dict[str, pd.DataFrame]:
+    r"""Predict mean changes by rules without a network.
+
+    ``"no change"``
+        0 everywhere.
+    ``"train mean"``
+        The mean over the training perturbations, the same for all.
+    ``"additive"``
+        The sum of the changes by the single genes; one that was never perturbed alone counts with the mean of those
+        that were. Left out if none was.
+    ``"linear"``
+        :math:`Y \approx G W P^\top + b` (Ahlmann-Eltze, Huber & Anders, Nature Methods 2025): rows of :math:`G` are
+        the first ``n_components`` principal component scores of the genes in the training changes :math:`Y` (genes ×
+        perturbations), rows of :math:`P` those of the perturbed gene, or the sum of the perturbed genes; one that is
+        not measured counts with 0. :math:`b` is the train mean, and
+        :math:`W = (G^\top G + \lambda I)^{-1} G^\top (Y - b) P\, (P^\top P + \lambda I)^{-1}`.
+    ``"similar"``
+        As additive, but a gene that was never perturbed alone counts with the mean of its neighbours in
+        ``similarity`` that were, weighted by their similarity. Only with ``similarity``.
+
+    A model that is not better than these has learnt no more than they say.
+
+    Parameters
+    ----------
+    changes
+        Mean changes of the training perturbations against the training control, perturbations × genes.
+    perturbations
+        What to predict.
+    similarity
+        Pairs of similar genes, for example by Gene Ontology: the columns ``source``, ``target`` and ``importance``.
+    n_components
+        Principal components of ``"linear"``; at most as many as there are training perturbations or genes.
+    ridge
+        :math:`\lambda` of ``"linear"``.
+    control
+        Name of the control.
+
+    Returns
+    -------
+    Predicted changes (perturbations × genes) by baseline. The index holds canonical names, each once.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to learn from or to predict, the control is among the perturbations, or values are not
+        finite.
+
+    Examples
+    --------
+    >>> import pandas as pd, scinfl as si
+    >>> changes = pd.DataFrame({"A": [1.0, 0.0], "B": [0.0, 2.0]}, index=["A+ctrl", "B+ctrl"])
+    >>> si.metrics.perturbation_baselines(changes, ["B+A"])["additive"].loc["A+B"].to_list()
+    [1.0, 2.0]
+    """
+    whole_number("n_components", n_components, 1)
+    number_between("ridge", ridge, 0, 1e12, open_low=True)
+    names = _canonical_once(perturbations, "perturbations", control)
+    trained = _checked(changes, control)
+    values, genes = trained.to_numpy(np.float64), list(map(str, trained.columns))
+    members = [genes_of(name) for name in names]
+    predicted = {
+        "no change": np.zeros((len(names), len(genes))),
+        "train mean": np.tile(values.mean(0), (len(names), 1)),
+    }
+    singles = {own[0]: row for own, row in zip(map(genes_of, trained.index), values, strict=True) if len(own) == 1}
+    if singles:
+        predicted["additive"] = _sum_of_singles(members, singles)
+    predicted["linear"] = _linear(
+        values, [genes_of(name) for name in trained.index], members, genes, n_components, ridge
+    )
+    if similarity is not None:
+        if not singles:
+            msg = "Expected single perturbations in `changes` for `similarity` to weigh, found none. Leave it out."
+            raise ValueError(msg)
+        wanted = {gene for own in members for gene in own}
+        predicted["similar"] = _sum_of_singles(members, _neighbours(similarity, singles, wanted) | singles, singles)
+    index = pd.Index(names, name="perturbation")
+    return {name: pd.DataFrame(table, index, trained.columns) for name, table in predicted.items()}
+
+
+def _canonical_once(perturbations: Sequence[str], what: str, control: str) -> list[str]:
+    names = list(dict.fromkeys(canonical(str(name), control) for name in perturbations))
+    if not names or control in names:
+        found = f"the control '{control}'" if names else "none"
+        msg = f"Expected `{what}` to hold perturbations, found {found}. Name conditions like 'A' or 'A+B'."
+        raise ValueError(msg)
+    return names
+
+
+def _checked(changes: pd.DataFrame, control: str) -> pd.DataFrame:
+    names = _canonical_once(list(changes.index), "changes", control)
+    if len(names) < len(changes):
+        spelled = [canonical(str(name), control) for name in changes.index]
+        repeated = sorted({name for name in spelled if spelled.count(name) > 1})
+        msg = f"Expected one row a perturbation in `changes`, found several for {first_of(repeated)}. Average them."
+        raise ValueError(msg)
+    if not np.isfinite(changes.to_numpy(np.float64)).all():
+        msg = "Expected finite numbers in `changes`, found missing or infinite ones. Drop these genes or perturbations."
+        raise ValueError(msg)
+    return changes.set_axis(names, axis=0)
+
+
+def _sum_of_singles(
+    members: list[tuple[str, ...]], known: dict[str, np.ndarray], trained: dict[str, np.ndarray] | None = None
+) -> np.ndarray:
+    """Sum over the perturbed genes; the mean of the trained ones stands for one that is unknown."""
+    average = np.mean(np.stack(list((trained or known).values())), axis=0)
+    changes = defaultdict(lambda: average, known)
+    return np.stack([np.stack([changes[gene] for gene in own]).sum(0) for own in members])
+
+
+def _neighbours(similarity: pd.DataFrame, singles: dict[str, np.ndarray], wanted: set[str]) -> dict[str, np.ndarray]:
+    """Weighted mean of the single changes of the genes that are similar to each wanted gene."""
+    if missing := [column for column in ("source", "target", "importance") if column not in similarity]:
+        msg = f"Expected the columns source, target and importance in `similarity`, found no {first_of(missing)}."
+        raise ValueError(msg)
+    pairs = similarity[similarity["source"].isin(list(singles)) & similarity["target"].isin(wanted - set(singles))]
+    pairs = pairs[pairs["importance"] > 0]
+    return {
+        str(gene): np.average(
+            np.stack([singles[source] for source in own["source"]]), axis=0, weights=own["importance"]
+        )
+        for gene, own in pairs.groupby("target")
+    }
+
+
+def _linear(
+    values: np.ndarray,
+    trained: list[tuple[str, ...]],
+    members: list[tuple[str, ...]],
+    genes: list[str],
+    n_components: int,
+    ridge: float,
+) -> np.ndarray:
+    """Ridge of the changes on embeddings of the read and of the perturbed genes."""
+    columns = values.T - values.mean(1)
+    left, sizes, _ = svd(columns, full_matrices=False)
+    G = (left * sizes)[:, :n_components]
+    position = {gene: number for number, gene in enumerate(genes)}
+
+    def embedded(sets: list[tuple[str, ...]]) -> np.ndarray:
+        rows = [[position[gene] for gene in own if gene in position] for own in sets]
+        return np.stack([G[own].sum(0) for own in rows])
+
+    P, b = embedded(trained), values.mean(0)
+    penalty = ridge * np.eye(G.shape[1])
+    half = np.linalg.solve(G.T @ G + penalty, G.T @ (values - b).T @ P)
+    W = np.linalg.solve(P.T @ P + penalty, half.T).T
+    return embedded(members) @ W.T @ G.T + b
