@@ -230,6 +230,15 @@ class CoordinateLinear(KeyedLayer):
         y = F.linear(x[..., self._read_units().permutation] * input_scale, self.weight) * output_scale
         return y if self.bias is None else y + (self.bias + shift)
 
+    def folded(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the plain layer that computes what this layer computes, with gradients."""
+        if self._coordinates is None:
+            return self.weight, self.bias
+        scale_in, scale_out, shift = self._read()
+        inverse = self._read_units().inverse
+        plain = self.weight.index_select(1, inverse) * scale_in[inverse] * scale_out[:, None]
+        return plain, None if self.bias is None else self.bias + shift
+
     @torch.no_grad()
     def unlock(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Weights of the plain layer that computes what this layer computes with ``weight`` and ``bias``."""

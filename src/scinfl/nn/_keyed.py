@@ -12,6 +12,7 @@ from scinfl.nn._keyed_layer import Coordinates, KeyedLayer
 from scinfl.nn._permuted import PermutedLinear
 from scinfl.nn._pooled import PooledLinear
 from scinfl.nn._projection import SecretProjection
+from scinfl.nn._table import CoordinateTable, Table
 
 KEY_SCHEMES: dict[str, type[KeyedLayer]] = {
     "coordinate": CoordinateLinear,
@@ -33,8 +34,9 @@ def keyed(
 ) -> nn.Module:
     """Swap linear layers of a network for keyed ones, in place.
 
-    Parameters take over their names and values, so that an optimiser or a state made before stays valid. Until
-    :func:`set_key` is called the network computes what it did.
+    The scheme ``"coordinate"`` keys tables too (:class:`Table`: embeddings, gene-specific read-outs). Parameters take
+    over their names and values, so that an optimiser or a state made before stays valid. Until :func:`set_key` is
+    called the network computes what it did.
 
     Parameters
     ----------
@@ -43,8 +45,8 @@ def keyed(
     scheme
         Name of a key scheme: ``"coordinate"``, or a published form, ``"permuted"`` or ``"pooled"``.
     layers
-        Names of the linear layers to key; all by default. Layers inside torch's attention and transformer layers are
-        left alone, because torch reads their weights past their ``forward``.
+        Names of the linear layers and tables to key; all by default. Layers inside torch's attention and transformer
+        layers are left alone, because torch reads their weights past their ``forward``.
     generator
         Source of the initial parameters of the meta learners.
     options
@@ -75,16 +77,21 @@ def keyed(
         msg = "Expected a network without keyed layers, found some. Undo with `unkeyed` first."
         raise ValueError(msg)
     linears = _linear_layers(network)
-    wanted = set(linears) if layers is None else set(layers)
-    if missing := wanted - set(linears):
-        msg = f"Expected `layers` among the linear layers {sorted(linears)}, found {sorted(missing)}."
+    tables = _tables(network) if scheme == "coordinate" else {}
+    wanted = {*linears, *tables} if layers is None else set(layers)
+    if missing := wanted - {*linears, *tables}:
+        msg = f"Expected `layers` among the linear layers {sorted({*linears, *tables})}, found {sorted(missing)}."
         raise ValueError(msg)
     if not wanted:
         msg = "Expected at least one linear layer to key, found none."
         raise ValueError(msg)
     chosen = {name: linear for name, linear in linears.items() if name in wanted}
     layers_by_name = KEY_SCHEMES[scheme].build(chosen, generator, **options)
-    return _swapped(network, {linear: layers_by_name[name] for name, linear in chosen.items()})
+    swap: dict[nn.Module, nn.Module] = {linear: layers_by_name[name] for name, linear in chosen.items()}
+    for name, table in tables.items():
+        if name in wanted:
+            swap[table] = CoordinateTable(table, generator=generator, **options)  # type: ignore[arg-type]
+    return _swapped(network, swap)
 
 
 def unkeyed(network: nn.Module) -> nn.Module:
@@ -97,6 +104,9 @@ def unkeyed(network: nn.Module) -> nn.Module:
     for layer in keyed_layers(network).values():
         if isinstance(layer, SecretProjection):
             continue  # there are no parameters to go back to
+        if isinstance(layer, CoordinateTable):
+            swap[layer] = layer.plain_table()
+            continue
         linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
         linear.weight, linear.bias = layer.weight, layer.bias
         swap[layer] = linear
@@ -118,6 +128,13 @@ def projected(network: nn.Module, layer: str) -> nn.Module:
         msg = f"Expected `layer` among the linear layers {sorted(linears)}, found {layer!r}."
         raise ValueError(msg)
     return _swapped(network, {linears[layer]: SecretProjection(linears[layer])})
+
+
+def folded(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+    """Weight and bias that a linear layer computes with, its key folded in; ``None`` where that cannot be said."""
+    if isinstance(layer, KeyedLayer):
+        return layer.folded()
+    return (layer.weight, layer.bias) if isinstance(layer, nn.Linear) else None
 
 
 def keyed_layers(network: nn.Module) -> dict[str, KeyedLayer]:
@@ -157,8 +174,9 @@ def clear_key(network: nn.Module) -> None:
 def lock(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Turn the state of the plain network into that of the keyed one (which must have its key).
 
-    Entries that belong to no layer of the scheme ``"coordinate"`` pass unchanged. Locking is linear in the weights but
-    for the constant shift, so it commutes with weighted means: averages of locked states are locked averages.
+    Entries that belong to no layer or table of the scheme ``"coordinate"`` pass unchanged. Locking is linear in the
+    weights but for the constant shift, so it commutes with weighted means: averages of locked states are locked
+    averages.
     """
     return _transformed(network, state, "lock")
 
@@ -172,7 +190,7 @@ def _transformed(network: nn.Module, state: Mapping[str, Tensor], direction: str
     result = dict(state)
     for name, layer in keyed_layers(network).items():
         prefix = f"{name}." if name else ""
-        if isinstance(layer, CoordinateLinear) and f"{prefix}weight" in state:
+        if f"{prefix}weight" in state:
             weight, bias = getattr(layer, direction)(state[f"{prefix}weight"], state.get(f"{prefix}bias"))
             result[f"{prefix}weight"] = weight
             if bias is not None:
@@ -190,6 +208,10 @@ def _linear_layers(network: nn.Module) -> dict[str, nn.Linear]:
         and isinstance(module.weight, nn.Parameter)
         and not any(name.startswith(f"{parent}.") or not parent for parent in hidden)
     }
+
+
+def _tables(network: nn.Module) -> dict[str, Table]:
+    return {name: module for name, module in network.named_modules() if type(module) is Table}
 
 
 def _swapped(network: nn.Module, swap: Mapping[nn.Module, nn.Module]) -> nn.Module:

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-Coordinates = Callable[[str, tuple[int, ...]], np.ndarray]
-"""Maps a label and a shape to secret numbers, uniform on [−1, 1): for example ``Key.coordinates``."""
+Coordinates = Callable[..., np.ndarray]
+"""Maps a label and a shape to secret numbers, uniform on [−1, 1): for example ``Key.coordinates``.
+
+With a third argument, names, each row belongs to a name and is the same in whatever order and company."""
 
 
 class KeyedLayer(nn.Module):
@@ -43,6 +45,18 @@ class KeyedLayer(nn.Module):
     def at_boundary(self) -> bool:
         """Whether training the plain layer and locking what is sent equals training with the key inside."""
         return False
+
+    def folded(self) -> tuple[Tensor, Tensor | None] | None:
+        """Weight and bias of the plain layer that computes the same, with gradients; ``None`` where there is none."""
+        return None
+
+    def lock(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What this layer holds where the plain one holds these parameters; the same where the key cannot be folded."""
+        return weight, bias
+
+    def unlock(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Inverse of :meth:`lock`."""
+        return weight, bias
 
     def labels(self, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Label and shape of the secret numbers that the layer of this name needs."""

@@ -11,6 +11,7 @@ import re
 import secrets
 import stat
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -124,8 +125,11 @@ class Key:
         info = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
         return HKDF(algorithm=SHA256(), length=_N_BYTES, salt=None, info=info).derive(self._secret)
 
-    def coordinates(self, label: str, shape: tuple[int, ...]) -> np.ndarray:
+    def coordinates(self, label: str, shape: tuple[int, ...], names: Sequence[str] | None = None) -> np.ndarray:
         """Secret coordinates: uniform on [−1, 1), reproducible, one stream a label.
+
+        With names every row has a stream of its own, SHAKE256 (FIPS 202) over a key derived for the label and the name
+        of the row, so that a gene has the same coordinates in whatever order and company it comes.
 
         Parameters
         ----------
@@ -133,13 +137,20 @@ class Key:
             What is read at the coordinates, for example ``"encoder.0/inputs"``.
         shape
             Shape of the array.
+        names
+            Names of the rows (the first axis).
 
         Returns
         -------
         Array of float64 of 53 random bits each.
         """
         n_values = int(np.prod(shape, dtype=np.int64))
-        words = np.frombuffer(self.stream("coordinates", label, n_bytes=8 * n_values), dtype="<u8")
+        if names is None:
+            content = self.stream("coordinates", label, n_bytes=8 * n_values)
+        else:
+            prefix, n_bytes = self.derive("named coordinates", label), 8 * n_values // max(len(names), 1)
+            content = b"".join(hashlib.shake_256(prefix + str(name).encode()).digest(n_bytes) for name in names)
+        words = np.frombuffer(content, dtype="<u8")
         return ((words >> np.uint64(11)) * 2.0**-52 - 1.0).reshape(shape)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:

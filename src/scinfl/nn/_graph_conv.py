@@ -1,0 +1,41 @@
+"""Propagation over a fixed graph."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def normalised_adjacency(sources: Tensor, targets: Tensor, weights: Tensor, n: int) -> Tensor:
+    r"""Symmetrically normalised adjacency :math:`D^{-1/2} (A + I) D^{-1/2}` (Kipf & Welling 2017), sparse (n × n).
+
+    Rows are targets, columns sources. A self loop that is there keeps its weight, a missing one gets 1.
+
+    Parameters
+    ----------
+    sources, targets, weights
+        Edges.
+    n
+        Number of vertices.
+    """
+    from torch_geometric.nn.conv.gcn_conv import gcn_norm
+
+    edges, values = gcn_norm(torch.stack([sources, targets]), weights, n, add_self_loops=True)
+    return torch.sparse_coo_tensor(edges.flip(0), values, (n, n), check_invariants=True).coalesce()
+
+
+def propagate(adjacency: Tensor, x: Tensor, n_hops: int = 1) -> Tensor:
+    r"""Features of the neighbours, :math:`\hat A^K x` (SGC, Wu et al. 2019), without parameters.
+
+    Parameters
+    ----------
+    adjacency
+        What :func:`normalised_adjacency` returned.
+    x
+        Features (n × d).
+    n_hops
+        :math:`K`.
+    """
+    for _ in range(n_hops):
+        x = torch.sparse.mm(adjacency, x)
+    return x

@@ -1,0 +1,184 @@
+"""Learned rows that belong to names, plain and keyed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from scinfl.nn._coordinate import MetaLearner
+from scinfl.nn._keyed_layer import Coordinates, KeyedLayer
+
+
+class Table(nn.Module):
+    """One learned row a name: an embedding, or the read-out of each gene.
+
+    Parameters
+    ----------
+    names
+        Names of the rows, for example genes.
+    n_columns
+        Values a row.
+    max_norm
+        Rows that are longer are shortened, in place, whenever the table is read.
+    std
+        Standard deviation of the initial values (normal), one for all or one a column.
+    """
+
+    def __init__(
+        self, names: Sequence[str], n_columns: int, *, max_norm: float | None = None, std: float | Sequence[float] = 1.0
+    ) -> None:
+        super().__init__()
+        self.row_names = list(names)
+        self.max_norm, self.std = max_norm, torch.as_tensor(std)
+        self.weight = nn.Parameter(torch.randn(len(self.row_names), n_columns) * self.std)
+
+    def forward(self) -> Tensor:
+        """The whole table (rows × columns), in the order of its names."""
+        if self.max_norm is not None:
+            with torch.no_grad():
+                self.weight.mul_(_shortening(self.weight, self.max_norm))
+        return self.weight
+
+    def extra_repr(self) -> str:
+        """Shape."""
+        return f"{len(self.row_names)}, {self.weight.shape[1]}"
+
+
+class _Reading(NamedTuple):
+    """How the stored rows become the plain ones: secret, and not part of the state."""
+
+    position: Tensor  # (n_rows,): where the row of a name is stored
+    name: Tensor  # (n_rows,): inverse of position
+    scale: Tensor  # (n_rows, n_columns), in the order of the names
+
+
+class CoordinateTable(KeyedLayer):
+    r"""Table whose rows are read at secret coordinates of their names.
+
+    .. math::
+        T_{gj} = \pm_{gj} \exp\big(\mu \tanh z(c_g) + \mu \tanh z(c_j)\big) \, W_{\pi(g) j}
+
+    Where the row of name :math:`g` is stored, its signs and its coordinate :math:`c_g` follow from the key and the name
+    alone, so that sites whose genes stand in another order agree. Magnitudes are what a :class:`MetaLearner` says at
+    the coordinates of the row and of the column, as in :class:`CoordinateLinear`. Without coordinates the stored table
+    is read as it is: rows of other names, with wrong signs.
+
+    Parameters
+    ----------
+    table
+        Table to key. Its parameter is taken over under the same name.
+    n_dims
+        Dimensions of a coordinate.
+    width, frequency
+        Hidden units and :math:`\omega_0` of the meta learner.
+    magnitude
+        Bound :math:`\mu`.
+    train_meta
+        Train the read-out of the meta learner.
+    generator
+        Source of the meta learner's parameters.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        *,
+        n_dims: int = 4,
+        width: int = 32,
+        frequency: float = 30.0,
+        magnitude: float = 0.25,
+        train_meta: bool = False,
+        generator: torch.Generator | None = None,
+        **_: float,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.row_names, self.max_norm, self.std = table.row_names, table.max_norm, table.std
+        self.out_features, self.in_features = table.weight.shape
+        self.weight, self.bias = table.weight, None  # type: ignore[assignment]
+        self.n_dims, self.magnitude, self.train_meta = n_dims, magnitude, train_meta
+        self.meta = MetaLearner(n_dims, width, frequency, generator)
+        for parameter in (self.meta.weight3, self.meta.bias3):
+            parameter.requires_grad_(train_meta)
+        self._coordinates: dict[str, Tensor] | None = None
+        self._reading: _Reading | None = None
+
+    @property
+    def at_boundary(self) -> bool:
+        """True where the meta learner is frozen."""
+        return not self.train_meta
+
+    def set_coordinates(self, coordinates: Coordinates, name: str = "") -> None:
+        """Read the secret coordinates of rows and columns."""
+        self.clear_coordinates()
+        n_secrets = 1 + self.in_features + self.n_dims
+        rows = coordinates(f"{name}/rows", (self.out_features, n_secrets), self.row_names)
+        columns = coordinates(f"{name}/columns", (self.in_features, self.n_dims))
+        self._coordinates = {"rows": torch.from_numpy(rows), "columns": torch.from_numpy(columns)}
+
+    def clear_coordinates(self) -> None:
+        """Forget the coordinates and all that was derived from them."""
+        super().clear_coordinates()
+        self._forget_derived()
+
+    def _forget_derived(self) -> None:
+        self._reading = None
+
+    def _read(self) -> _Reading:
+        if self._reading is not None:
+            return self._reading
+        secret = self._secret()
+        position, signs, at_rows = secret["rows"].split([1, self.in_features, self.n_dims], dim=1)
+        name = torch.argsort(position[:, 0], stable=True)
+        with torch.set_grad_enabled(self.train_meta and torch.is_grad_enabled()):
+            exponent = self.meta(at_rows)[:, 0, None] + self.meta(secret["columns"])[:, 1]
+            scale = torch.where(signs < 0, -1.0, 1.0) * torch.exp(self.magnitude * exponent)
+        reading = _Reading(torch.argsort(name), name, scale.to(self.weight))
+        if not self.train_meta:
+            self._reading = reading
+        return reading
+
+    def forward(self) -> Tensor:
+        """The whole table (rows × columns), in the order of its names."""
+        if self._coordinates is None:
+            return self._shortened(self.weight)
+        reading = self._read()
+        if self.max_norm is not None:
+            with torch.no_grad():
+                plain = self.weight[reading.position] * reading.scale
+                self.weight.mul_(_shortening(plain, self.max_norm)[reading.name])
+        return self.weight[reading.position] * reading.scale
+
+    def _shortened(self, rows: Tensor) -> Tensor:
+        return rows if self.max_norm is None else rows * _shortening(rows.detach(), self.max_norm)
+
+    def plain_table(self) -> Table:
+        """Table without module that holds the same parameter."""
+        table = Table([], 1, max_norm=self.max_norm)
+        table.row_names, table.std, table.weight = self.row_names, self.std, self.weight  # type: ignore[assignment]
+        return table
+
+    @torch.no_grad()
+    def unlock(self, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, None]:
+        """Rows of the plain table that this one stands for."""
+        del bias
+        reading = self._read()
+        return weight[reading.position] * reading.scale, None
+
+    @torch.no_grad()
+    def lock(self, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, None]:
+        """Inverse of :meth:`unlock`."""
+        del bias
+        reading = self._read()
+        return (weight / reading.scale)[reading.name], None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_reading": None}
+
+
+def _shortening(rows: Tensor, max_norm: float) -> Tensor:
+    """Factor (rows × 1) that brings rows to the greatest norm allowed, 1 where they are shorter."""
+    norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return torch.where(norm > max_norm, max_norm / (norm + 1e-7), torch.ones_like(norm))
