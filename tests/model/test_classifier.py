@@ -475,7 +475,7 @@ def test_a_proximal_term_keeps_sites_near_the_shared_state(cells):
 def test_the_proximal_gradient_is_that_of_the_term_in_the_loss(cells):
     from scinfl.federation import FedProx
     from scinfl.model._cells import Cells
-    from scinfl.model._site import LocalSite, LocalTraining
+    from scinfl.model._site import LocalSite, LocalTraining, SharedNetwork
     from scinfl.module import ClassifierModule
 
     codes = cells.obs["label"].cat.codes.to_numpy()
@@ -493,7 +493,9 @@ def test_the_proximal_gradient_is_that_of_the_term_in_the_loss(cells):
         network = network_class(30, 4, n_hidden=8, dropout=0.0, input_dropout=0.0)
         network.anchor = [p.detach().clone() for p in network.parameters()]
         state = {name: p.detach().numpy().copy() for name, p in network.named_parameters()}
-        site = LocalSite("a", network, set(state), data, data, LocalTraining(3, 16, 0.01, 0.0, 0), strategy)
+        site = LocalSite(
+            "a", SharedNetwork(network), set(state), data, data, LocalTraining(3, 16, 0.01, 0.0, 0), strategy
+        )
         results.append(site.fit(1, state).state)
     for name, array in results[0].items():
         np.testing.assert_allclose(array, results[1][name], atol=1e-5)

@@ -35,6 +35,17 @@ def test_values_stay_together_without_alpha(cells):
     assert cells.obs["site"].value_counts().min() >= 84
 
 
+def test_some_values_are_dealt_out_to_all_sites(cells):
+    for alpha in (None, 0.1):
+        split_sites(cells, 3, by="label", alpha=alpha, everywhere=["type_0"], rng=1)
+        sizes = cells.obs.loc[cells.obs["label"] == "type_0", "site"].value_counts()
+        assert sizes.max() - sizes.min() <= 1
+    with pytest.raises(ValueError, match="'none', which does not occur"):
+        split_sites(cells, 3, by="label", everywhere=["none"])
+    with pytest.raises(ValueError, match="Expected `by` to name the column"):
+        split_sites(cells, 3, everywhere=["type_0"])
+
+
 def test_the_split_follows_rng(cells):
     def split(rng, **arguments):
         split_sites(cells, 3, rng=rng, **arguments)

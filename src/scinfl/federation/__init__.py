@@ -4,7 +4,7 @@ from scinfl.federation._adaptive import FedAdam, FedAvgM, FedProx
 from scinfl.federation._journal import Journal, write_atomically
 from scinfl.federation._protection import Protection
 from scinfl.federation._robust import Median, TrimmedMean
-from scinfl.federation._simulate import Run, simulate
+from scinfl.federation._simulate import Run, mean_of, simulate
 from scinfl.federation._site import Site
 from scinfl.federation._strategy import FedAvg, Strategy, weighted_mean
 from scinfl.federation._update import State, Update
@@ -23,6 +23,7 @@ __all__ = [
     "Strategy",
     "TrimmedMean",
     "Update",
+    "mean_of",
     "simulate",
     "weighted_mean",
     "write_atomically",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from scinfl._errors import RepeatRoundError
 from scinfl.federation._journal import Journal
 from scinfl.federation._protection import NeedsTotals, Protection, combine, decode, encode
 from scinfl.federation._site import Site
-from scinfl.federation._strategy import Strategy
+from scinfl.federation._strategy import FedAvg, Strategy
 from scinfl.federation._update import State, Update
 
 logger = logging.getLogger(__name__)
@@ -77,6 +77,7 @@ def simulate(
     patience: int | None = None,
     journal: Journal | None = None,
     settings: Mapping[str, Any] | None = None,
+    derive: Callable[[Mapping[str, float]], Mapping[str, float]] | None = None,
     progress: bool = True,
 ) -> Run:
     r"""Train over sites for a number of rounds.
@@ -108,13 +109,16 @@ def simulate(
     rng
         Seed of the choice of sites.
     monitor
-        Column of the history that tells the best round: lowest where it ends in ``loss``, highest otherwise.
+        Column of the history that tells the best round: lowest for losses and squared errors (``mse``),
+        highest otherwise.
     patience
         Stop after so many rounds without a better monitored value; never by default.
     journal
         Where to keep the run. A journal that holds a run is resumed.
     settings
         What the run was asked to do; a journal of other settings is refused.
+    derive
+        Turns mean validation metrics into those of the history, for metrics that are no means of the sites' own.
     progress
         Show a progress bar.
 
@@ -125,11 +129,8 @@ def simulate(
     """
     _check(sites, strategy, protections, fraction, min_sites)
     number_between("smoothing", smoothing, 0, 0.999)
-    for protection in protections:
-        if isinstance(protection, NeedsTotals):
-            protection.agree("training", {site.name: strategy.weight(site.n_obs) for site in sites})
-            if validating := {site.name: float(site.n_validation) for site in sites if site.n_validation}:
-                protection.agree("evaluation", validating)
+    _agree(protections, "training", {site.name: strategy.weight(site.n_obs) for site in sites})
+    _agree(protections, "evaluation", {site.name: float(site.n_validation) for site in sites if site.n_validation})
     run = Run(state=state, smooth=state, best_state=state)
     if journal is not None:
         _resume(run, sites, journal, dict(settings or {}))
@@ -144,10 +145,11 @@ def simulate(
             run.state, run.memory = strategy.apply(run.state, mean, run.memory)
             run.smooth = _smoothed(run.smooth, run.state, min(smoothing, (number - 1) / (number + 9)))
             validation = _validate(sites, run.smooth, number, protections, strategy)
+            validated = (derive or dict)(validation.metrics) if validation else {}
             record = {
                 "round": number,
                 **{f"train_{name}": value for name, value in mean.metrics.items()},
-                **{f"validation_{name}": value for name, value in (validation.metrics if validation else {}).items()},
+                **{f"validation_{name}": value for name, value in validated.items()},
                 "n_sites": len(chosen),
                 "bytes_sent": sum(update.n_bytes for update in encoded),
                 "seconds": time.perf_counter() - started,
@@ -167,6 +169,26 @@ def simulate(
             bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
             bar.update()
     return run
+
+
+def mean_of(updates: Sequence[Update], protections: Sequence[Protection] = ()) -> Update:
+    """Mean of what sites know before training (moments, counts), under the same protections as their updates.
+
+    Parameters
+    ----------
+    updates
+        One update a site, of a purpose of its own; weights are those of the updates.
+    protections
+        What guards the updates, in order.
+    """
+    _agree(protections, updates[0].purpose, {update.site: update.weight for update in updates})
+    return _sum(protections, FedAvg(), updates)[0]
+
+
+def _agree(protections: Sequence[Protection], purpose: str, weights: Mapping[str, float]) -> None:
+    for protection in protections:
+        if weights and isinstance(protection, NeedsTotals):
+            protection.agree(purpose, weights)
 
 
 def _check(
@@ -242,7 +264,7 @@ def _smoothed(past: State, state: State, weight: float) -> State:
 
 def _best_round(history: Sequence[Mapping[str, float]], monitor: str) -> int:
     """Round of the best monitored value, the earliest of equals; the last round where nothing is monitored."""
-    sign = 1 if monitor.endswith("loss") else -1
+    sign = 1 if "loss" in monitor or "mse" in monitor else -1
     values = [
         (sign * record[monitor], record["round"]) for record in history if math.isfinite(record.get(monitor, math.nan))
     ]

@@ -28,12 +28,13 @@ from scinfl._checks import one_of, same_features, whole_number
 from scinfl.federation import Journal, Protection, Run, State, Strategy, simulate
 from scinfl.model._io import parse_weights, read_document, read_weights, seal_labels, write_model
 from scinfl.model._share import Share, check_share, shared_names
-from scinfl.model._site import Batches, LocalSite, LocalTraining, Lock, Open, as_tensors
+from scinfl.model._site import Batches, LocalSite, LocalTraining, Lock, Open, SharedNetwork, as_tensors
 from scinfl.privacy import Key, KeyedSum, Seal
 
 logger = logging.getLogger(__name__)
 
 _ARRAYS_OF_REGISTRY = ("categorical_mapping", "column_names")
+_ARRAY = "array/"  # before the names of what is saved beside parameters
 
 
 class FederatedModel(BaseModelClass):
@@ -53,8 +54,11 @@ class FederatedModel(BaseModelClass):
         Registry of a saved model.
     """
 
-    first_layer: str
-    """Name of the linear layer that reads the features."""
+    first_layer: str | None = None
+    """Name of the linear layer that reads the features; ``None`` where no single layer does."""
+
+    _columns_to_train: tuple[str, ...] = ("labels_key", "site_key", "group_key")
+    """Setup arguments that name columns of ``obs`` without which there is no training."""
 
     def __init__(
         self,
@@ -231,13 +235,13 @@ class FederatedModel(BaseModelClass):
 
     def _key_module(self, scheme: str, options: Mapping[str, Any], share: Share) -> None:
         """Swap the linear layers of the plain network for keyed ones."""
-        if share == "projected":
+        if share == "projected" and self.first_layer is not None:
             keyed_nn.projected(self.module, self.first_layer)
         generator = torch.Generator().manual_seed(self._module_rng)
         keyed_nn.keyed(self.module, scheme, generator=generator, **options)
 
     def _draw_initial_weights(self, key: Key) -> None:
-        """Draw the initial weights from the key, uniform as torch does.
+        """Draw the initial weights from the key, uniform for linear layers as torch does, normal for tables.
 
         From a public seed, whoever has the final weights could tell how far each of them moved.
         """
@@ -245,8 +249,12 @@ class FederatedModel(BaseModelClass):
             for name, layer in keyed_nn.keyed_layers(self.module).items():
                 for what, parameter in layer.named_parameters(recurse=False):
                     label = f"{name}/initial {what}/{self._module_rng}"
-                    values = key.coordinates(label, tuple(parameter.shape)) / np.sqrt(layer.in_features)
-                    parameter.copy_(torch.from_numpy(values))
+                    values = torch.from_numpy(key.coordinates(label, tuple(parameter.shape)))
+                    if isinstance(layer, keyed_nn.CoordinateTable):
+                        values = np.sqrt(2) * torch.erfinv(values * (1 - 1e-9)) * layer.std
+                    else:
+                        values = values / np.sqrt(layer.in_features)
+                    parameter.copy_(values)
 
     def _check_no_key_needed(self) -> None:
         if self._locked_with is not None:
@@ -278,29 +286,31 @@ class FederatedModel(BaseModelClass):
         device: str,
         share: Share,
         loss_options: Mapping[str, Mapping[str, Any]],
+        prepare: Mapping[str, Callable[[nn.Module], None]] | None = None,
         **options: Any,
     ) -> None:
         """Train over sites that were given as (training, validation) observations by name."""
         target = resolve_device(device)
         if protections == "default":
-            protections = _default_protections(key, len(data))
+            protections = default_protections(key, len(data), stacklevel=5)
         _check_validation(data, protections)
         share = self._check_share(share, key)
         with self._with_key(key, share):
             self.module.to(target)
             network, lock, open_state = self._training_network(key)
             shared = shared_names(network, share)
+            taken_in_turns = SharedNetwork(network, open_state)
             sites = [
                 LocalSite(
                     name,
-                    network,
+                    taken_in_turns,
                     shared,
                     train,
                     validation,
                     training,
                     strategy,
                     lock=lock,
-                    open_state=open_state,
+                    prepare=partial(prepare[name], network) if prepare else None,
                     protections=protections,
                     key_version=key.version if key else None,
                     loss_options=loss_options.get(name),
@@ -320,7 +330,7 @@ class FederatedModel(BaseModelClass):
                 "protections": [type(protection).__name__ for protection in protections],
                 "share": share,
                 "sites": {site.name: site.n_obs for site in sites},
-                "options": {name: value for name, value in options.items() if name != "progress"},
+                "options": {name: value for name, value in options.items() if name not in ("progress", "derive")},
             }
             run = simulate(
                 sites,
@@ -358,6 +368,12 @@ class FederatedModel(BaseModelClass):
         share = share if isinstance(share, str) else list(share)
         if share == "projected" and key is None:
             msg = "Expected a key for `share='projected'`, found none: the projection is derived from it. Pass `key=`."
+            raise ValueError(msg)
+        if share == "projected" and self.first_layer is None:
+            msg = (
+                f"Expected `share` to be 'all', 'meta' or a list of layers, found 'projected': a "
+                f"{type(self).__name__} has no first layer that reads cells."
+            )
             raise ValueError(msg)
         if self.is_trained_ and share != self._share:
             msg = (
@@ -454,15 +470,41 @@ class FederatedModel(BaseModelClass):
                 "rounds": history.reset_index().to_dict("list"),
                 "best_round": history.attrs.get("best_round"),
             },
+            "facts": self._facts(),
         }
-        buffers = {name for name, _ in self.module.named_buffers()}  # running statistics stay here
+        left_out = self._unsaved_names()
         state = {
             name: tensor.detach().cpu().numpy()
             for name, tensor in self.module.state_dict().items()
-            if name not in buffers
+            if name not in left_out
         }
         state.update({name: array for name, array in self._personal(site).items() if name in state})
+        state.update({f"{_ARRAY}{name}": array for name, array in self._arrays(site).items()})
         write_model(dir_path, document, state, seal=seal, overwrite=overwrite)
+
+    def _unsaved_names(self) -> set[str]:
+        """Running statistics stay where they are: they would let an attacker fit missing scales."""
+        return {name for name, _ in self.module.named_buffers()}
+
+    def _facts(self) -> dict[str, Any]:
+        """What a model must know of itself beside its arguments, readable by anybody."""
+        return {}
+
+    def _arrays(self, site: str | None) -> State:
+        """What a model knows beside its parameters, saved with them."""
+        del site
+        return {}
+
+    def _take_arrays(self, arrays: State) -> None:
+        """Restore what :meth:`_arrays` gave."""
+
+    @classmethod
+    def _made_of(
+        cls, adata: AnnData | None, registry: dict | None, arguments: dict[str, Any], facts: dict[str, Any]
+    ) -> Self:
+        """Untrained model of a saved description."""
+        del facts
+        return cls(adata, registry=registry, **arguments)
 
     def _personal(self, site: str | None) -> State:
         """Personal parameters of a site; none where the whole model is shared."""
@@ -519,18 +561,18 @@ class FederatedModel(BaseModelClass):
         """
         document = read_document(dir_path, cls.__name__)
         registry = _with_arrays(document["registry"])
-        arguments = document["init_params"]["non_kwargs"]
+        make = partial(cls._made_of, arguments=document["init_params"]["non_kwargs"], facts=document.get("facts", {}))
         if adata is not None:
             same_features(adata.var_names, registry[_FIELD_REGISTRIES_KEY]["X"][_STATE_REGISTRY_KEY]["column_names"])
             setup = registry[_SETUP_ARGS_KEY]
             if cls._can_train_on(adata, setup):
                 cls.setup_anndata(adata, source_registry=registry, **setup)
-                model = cls(adata, **arguments)
+                model = make(adata, None)
             else:
-                model = cls(None, registry=registry, **arguments)
+                model = make(None, registry)
                 model._adata = adata
         else:
-            model = cls(None, registry=registry, **arguments)
+            model = make(None, registry)
         model._share = document["share"]
         if document["key"] is not None:
             model._key_module(document["key"]["scheme"], document["key"]["options"], document["share"])
@@ -549,15 +591,16 @@ class FederatedModel(BaseModelClass):
         return model
 
     def _load_weights(self, content: bytes) -> None:
-        buffers = {name for name, _ in self.module.named_buffers()}
-        expected = {name: tuple(t.shape) for name, t in self.module.state_dict().items() if name not in buffers}
-        state = parse_weights(content, expected)
+        left_out = self._unsaved_names()
+        expected = {name: tuple(t.shape) for name, t in self.module.state_dict().items() if name not in left_out}
+        state, arrays = parse_weights(content, expected, beside=_ARRAY)
         self.module.load_state_dict(as_tensors(state), strict=False)
+        self._take_arrays(arrays)
 
     @classmethod
     def _can_train_on(cls, adata: AnnData, setup: dict[str, Any]) -> bool:
         """Whether data have all that the setup of a loaded model names."""
-        columns = [setup.get(name) for name in ("labels_key", "site_key", "group_key")]
+        columns = [setup.get(name) for name in cls._columns_to_train]
         return not adata.is_view and all(column is None or column in adata.obs for column in columns)
 
     @classmethod
@@ -594,7 +637,7 @@ class FederatedModel(BaseModelClass):
         return ""
 
 
-def _default_protections(key: Key | None, n_sites: int) -> list[Protection]:
+def default_protections(key: Key | None, n_sites: int, *, stacklevel: int) -> list[Protection]:
     """Keyed sums where there is a key and somebody to hide a site's update from."""
     if key is None or n_sites == 1:
         return []
@@ -603,7 +646,7 @@ def _default_protections(key: Key | None, n_sites: int) -> list[Protection]:
             "Two sites: the server cannot read the updates, but each site can subtract its own from the sum and sees "
             "the other's. Let a third site take part if that matters.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
     return [KeyedSum(key, min_sites=min(3, n_sites))]
 

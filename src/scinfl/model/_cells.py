@@ -1,4 +1,4 @@
-"""Cells of one site, as batches of tensors."""
+"""Values and sites of cells, and the cells of one site as batches of tensors."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
+import pandas as pd
 import torch
+from anndata import AnnData
 from scipy import sparse
 from torch import Tensor
+
+from scinfl._checks import first_of, obs_column
 
 Matrix: TypeAlias = Any
 """Dense array or compressed sparse rows."""
@@ -57,3 +61,50 @@ class Cells:
         if sparse.issparse(block):
             block = block.toarray()
         return torch.from_numpy(np.ascontiguousarray(block, dtype=np.float32)).to(self.device)
+
+
+def values_of(adata: AnnData, layer: str | None) -> Matrix:
+    """Values as a dense array or compressed sparse rows; a backed matrix is read whole."""
+    if layer is not None and layer not in adata.layers:
+        msg = f"Expected `layer` to name a layer of adata, found {layer!r}. Layers are {list(adata.layers)}."
+        raise KeyError(msg)
+    values = adata.X if layer is None else adata.layers[layer]
+    if values is None:
+        msg = "Expected values in adata.X, found none. Name a layer with `layer=`."
+        raise ValueError(msg)
+    if adata.isbacked and layer is None:
+        values = adata.to_memory().X
+    if sparse.issparse(values):
+        return values.tocsr()
+    return np.asarray(values)
+
+
+def sites_of(adata: AnnData, site_key: str | None, *, at_least: int = 2) -> pd.Series:
+    """Site of every row; all of one where no column is named."""
+    if site_key is None:
+        return pd.Series("all", index=adata.obs_names)
+    sites = obs_column(adata, site_key, "site_key")
+    if n := int(sites.isna().sum()):
+        msg = f"Expected a site for every row in adata.obs['{site_key}'], found {n} without. Fill or drop them."
+        raise ValueError(msg)
+    if sites.nunique() < at_least:
+        msg = (
+            f"Expected adata.obs['{site_key}'] to name at least {at_least} sites, found {sites.nunique()}. Simulate "
+            "some with `scinfl.pp.split_sites`, or train one pooled site with `site_key=None`."
+        )
+        raise ValueError(msg)
+    return sites
+
+
+def owned(adata: AnnData) -> None:
+    """Refuse views, and feature names that occur twice."""
+    if adata.is_view:
+        msg = "Expected an AnnData that owns its data, found a view. Run `adata = adata.copy()` first."
+        raise ValueError(msg)
+    if not adata.var_names.is_unique:
+        twice = adata.var_names[adata.var_names.duplicated()].unique()
+        msg = (
+            f"Expected unique feature names, found {len(twice)} that occur more than once: {first_of(twice)}. Merge "
+            "them, or run `adata.var_names_make_unique()`."
+        )
+        raise ValueError(msg)

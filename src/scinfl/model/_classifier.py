@@ -22,7 +22,7 @@ from scinfl import _names
 from scinfl._checks import finite, first_of, looks_like_counts, number_between, obs_column, one_of, whole_number
 from scinfl.federation import FedAvg, Protection, State, Strategy
 from scinfl.model._base import FederatedModel, resolve_device
-from scinfl.model._cells import Cells, Matrix
+from scinfl.model._cells import Cells, Matrix, owned, sites_of, values_of
 from scinfl.model._local import as_site
 from scinfl.model._site import LocalTraining
 from scinfl.module import ClassifierModule
@@ -158,7 +158,7 @@ class Classifier(FederatedModel):
         setup_args = cls._get_setup_method_args(**{k: v for k, v in locals().items() if k != "kwargs"})
         _check_data(adata, layer, missing)
         labels = obs_column(adata, labels_key, "labels_key")
-        sites = _sites(adata, site_key)
+        sites = sites_of(adata, site_key)
         if group_key is not None and (n := int(obs_column(adata, group_key, "group_key").isna().sum())):
             msg = f"Expected a group for every row in adata.obs['{group_key}'], found {n} without."
             raise ValueError(msg)
@@ -417,7 +417,7 @@ class Classifier(FederatedModel):
             if self.is_personal:
                 self._personal(None)  # says that a site must be named
             return [(None, everything)]
-        sites = _sites(adata, self.site_key, at_least=1).astype(str).to_numpy()
+        sites = sites_of(adata, self.site_key, at_least=1).astype(str).to_numpy()
         if self.is_personal:
             for name in np.unique(sites):
                 self._personal(name)
@@ -425,7 +425,7 @@ class Classifier(FederatedModel):
 
     def _matrix(self, adata: AnnData) -> Matrix:
         setup = self._setup_args()
-        matrix = _values(adata, setup["layer"])
+        matrix = values_of(adata, setup["layer"])
         finite(matrix, adata.var_names, allow_nan=setup["missing"] == "zero")
         if setup["missing"] == "zero" and not sparse.issparse(matrix) and np.isnan(matrix).any():
             matrix = np.nan_to_num(matrix, nan=0.0)
@@ -438,7 +438,7 @@ class Classifier(FederatedModel):
         """Rows to train on, by site; sites with too few are reported and left out."""
         adata = self._adata
         labelled = self._codes() < len(self.labels)
-        sites = _sites(adata, self.site_key).astype(str).to_numpy()
+        sites = sites_of(adata, self.site_key).astype(str).to_numpy()
         rows = {name: np.flatnonzero((sites == name) & labelled) for name in np.unique(sites)}
         few = {name: len(index) for name, index in rows.items() if len(index) < min_cells}
         kept = {name: index for name, index in rows.items() if name not in few}
@@ -469,51 +469,10 @@ class Classifier(FederatedModel):
         return f"{options['n_layers']} × {options['n_hidden']} hidden units, {len(self.labels)} labels"
 
 
-def _values(adata: AnnData, layer: str | None) -> Matrix:
-    """Values as a dense array or compressed sparse rows; a backed matrix is read whole."""
-    if layer is not None and layer not in adata.layers:
-        msg = f"Expected `layer` to name a layer of adata, found {layer!r}. Layers are {list(adata.layers)}."
-        raise KeyError(msg)
-    values = adata.X if layer is None else adata.layers[layer]
-    if values is None:
-        msg = "Expected values in adata.X, found none. Name a layer with `layer=`."
-        raise ValueError(msg)
-    if adata.isbacked and layer is None:
-        values = adata.to_memory().X
-    if sparse.issparse(values):
-        return values.tocsr()
-    return np.asarray(values)
-
-
-def _sites(adata: AnnData, site_key: str | None, *, at_least: int = 2) -> pd.Series:
-    if site_key is None:
-        return pd.Series("all", index=adata.obs_names)
-    sites = obs_column(adata, site_key, "site_key")
-    if n := int(sites.isna().sum()):
-        msg = f"Expected a site for every row in adata.obs['{site_key}'], found {n} without. Fill or drop them."
-        raise ValueError(msg)
-    if sites.nunique() < at_least:
-        msg = (
-            f"Expected adata.obs['{site_key}'] to name at least {at_least} sites, found {sites.nunique()}. Simulate "
-            "some with `scinfl.pp.split_sites`, or train one pooled site with `site_key=None`."
-        )
-        raise ValueError(msg)
-    return sites
-
-
 def _check_data(adata: AnnData, layer: str | None, missing: str) -> None:
     one_of("missing", missing, ["error", "zero"])
-    if adata.is_view:
-        msg = "Expected an AnnData that owns its data, found a view. Run `adata = adata.copy()` first."
-        raise ValueError(msg)
-    if not adata.var_names.is_unique:
-        twice = adata.var_names[adata.var_names.duplicated()].unique()
-        msg = (
-            f"Expected unique feature names, found {len(twice)} that occur more than once: {first_of(twice)}. Merge "
-            "them, or run `adata.var_names_make_unique()`."
-        )
-        raise ValueError(msg)
-    matrix = _values(adata, layer)
+    owned(adata)
+    matrix = values_of(adata, layer)
     finite(matrix, adata.var_names, allow_nan=missing == "zero")
     if looks_like_counts(matrix):
         warnings.warn(

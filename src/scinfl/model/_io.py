@@ -124,19 +124,20 @@ def read_weights(path: str | os.PathLike[str], document: dict[str, Any]) -> byte
     return content
 
 
-def parse_weights(content: bytes, expected: dict[str, tuple[int, ...]]) -> State:
-    """Read safetensors and check their names and shapes."""
+def parse_weights(content: bytes, expected: dict[str, tuple[int, ...]], *, beside: str) -> tuple[State, State]:
+    """Read safetensors and check names and shapes; arrays whose names start with ``beside`` come apart, without it."""
     try:
         state = load_tensors(content)
     except SafetensorError as error:
         msg = f"Expected safetensors as weights, found something else ({error}). {_CURE}"
         raise ValueError(msg) from error
+    arrays = {name.removeprefix(beside): state.pop(name) for name in list(state) if name.startswith(beside)}
     found = {key: array.shape for key, array in state.items()}
     if found != expected:
         odd = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
         msg = f"Expected the parameters of the model, found others: {first_of(odd)}. {_CURE}"
         raise ValueError(msg)
-    return state
+    return state, arrays
 
 
 def _jsonable(value: object) -> object:

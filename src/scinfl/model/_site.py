@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ def as_tensors(state: State) -> dict[str, Tensor]:
 
 
 class Batches(Protocol):
-    """Observations that come in batches."""
+    """Observations that come in batches; ``n_effective`` is how many they count for where that is not their number."""
 
     def __len__(self) -> int: ...
 
@@ -43,9 +44,15 @@ class LocalTraining:
     batch_size
         Observations a step.
     lr, weight_decay
-        Of AdamW, started anew each round.
+        Of the optimiser, started anew each round.
     rng
         Seed of the run.
+    optimizer
+        ``"adamw"``, or ``"adam"``, whose weight decay is part of the gradient.
+    clip_value
+        Largest absolute value of a gradient.
+    decay_rounds
+        Rounds over which the learning rate falls to zero, along a cosine in steps; constant by default.
     """
 
     epochs: int
@@ -53,6 +60,64 @@ class LocalTraining:
     lr: float
     weight_decay: float
     rng: int
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    clip_value: float | None = None
+    decay_rounds: int | None = None
+
+    def make_optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        """Optimiser of one round."""
+        kind = torch.optim.AdamW if self.optimizer == "adamw" else torch.optim.Adam
+        return kind(parameters, self.lr, weight_decay=self.weight_decay, fused=True)
+
+    def rate(self, round: int, done: float) -> float:
+        """Learning rate where a share of the round is done."""
+        if self.decay_rounds is None:
+            return self.lr
+        done = min((round - 1 + done) / self.decay_rounds, 1.0)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class SharedNetwork:
+    """Network that sites of one process take turns with; knows which shared state it holds.
+
+    Parameters
+    ----------
+    network
+        Network with ``loss(batch)`` and ``evaluate(batches)``; one with ``refresh()`` takes its running statistics anew
+        from its parameters before it is evaluated.
+    open_state
+        Turns a shared state into plain parameters.
+    """
+
+    def __init__(self, network: nn.Module, open_state: Open = as_tensors) -> None:
+        self.network = network
+        self._open_state = open_state
+        self._held: State | None = None
+
+    def load(self, state: State, local: Mapping[str, Tensor]) -> bool:
+        """Load a shared state and what stays at a site; returns whether there was anything to do."""
+        if state is self._held and not local:
+            return False
+        tensors = self.network.state_dict(keep_vars=True)
+        with torch.no_grad():
+            for name, value in (*self._open_state(state).items(), *local.items()):
+                tensors[name].copy_(value)
+        self._held = None if local else state
+        return True
+
+    def changed(self) -> None:
+        """The network was trained: it holds no shared state any more."""
+        self._held = None
+
+    @property
+    def derives_statistics(self) -> bool:
+        """Whether running statistics follow from parameters, so that none need be kept."""
+        return hasattr(self.network, "refresh")
+
+    def refresh(self) -> None:
+        """Take the running statistics anew, where they follow from parameters."""
+        if self.derives_statistics:
+            self.network.refresh()  # type: ignore[operator]
 
 
 class LocalSite:
@@ -64,8 +129,8 @@ class LocalSite:
     ----------
     name
         Name of the site.
-    network
-        Network with ``loss(batch)`` and ``evaluate(batches)``. Its buffers (running statistics) stay at the site.
+    shared_network
+        Network, and how it takes in what comes to the site. Its buffers (running statistics) stay at the site.
     shared
         Names of the parameters that leave the site; other trained parameters stay, as its personal ones.
     train, validation
@@ -76,8 +141,8 @@ class LocalSite:
         Tells the weight of the site, and how near it is held to the shared state (``proximal``).
     lock
         Turns plain parameters into what leaves the site.
-    open_state
-        Turns what comes to the site into plain parameters.
+    prepare
+        Called before the network is used for this site, for example to put in what only the site knows.
     protections
         May take over the gradient of a step.
     key_version
@@ -89,7 +154,7 @@ class LocalSite:
     def __init__(
         self,
         name: str,
-        network: nn.Module,
+        shared_network: SharedNetwork,
         shared: Collection[str],
         train: Batches,
         validation: Batches,
@@ -97,15 +162,17 @@ class LocalSite:
         strategy: Strategy,
         *,
         lock: Lock = dict,
-        open_state: Open = as_tensors,
+        prepare: Callable[[], None] | None = None,
         protections: Sequence[Protection] = (),
         key_version: int | None = None,
         loss_options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.name, self.n_obs, self.n_validation = name, len(train), len(validation)
-        self._network, self._train, self._validation = network, train, validation
+        self.name = name
+        self.n_obs, self.n_validation = (getattr(part, "n_effective", len(part)) for part in (train, validation))
+        self._shared_network, self._network = shared_network, shared_network.network
+        self._train, self._validation = train, validation
         self._training, self._strategy, self._protections = training, strategy, protections
-        self._lock, self._open_state, self._key_version = lock, open_state, key_version
+        self._lock, self._prepare, self._key_version = lock, prepare, key_version
         self._loss_options = dict(loss_options or {})
         self._proximal = float(getattr(strategy, "proximal", 0.0))
         self._shared = set(shared)
@@ -116,6 +183,8 @@ class LocalSite:
         persistent = self._network.state_dict(keep_vars=True)
         trained = {name for name, parameter in self._network.named_parameters() if parameter.requires_grad}
         buffers = {name for name, _ in self._network.named_buffers()} & set(persistent)
+        if self._shared_network.derives_statistics:
+            buffers = set()
         return {name: persistent[name].detach().clone() for name in buffers | (trained - self._shared)}
 
     def fit(self, round: int, state: State) -> Update:
@@ -126,15 +195,19 @@ class LocalSite:
         with torch.random.fork_rng(devices=_cuda_devices(network)):
             torch.manual_seed(seed)  # dropout
             self._load(state)
+            self._shared_network.changed()
             network.train()
             trained = [p for p in network.parameters() if p.requires_grad]
-            optimizer = torch.optim.AdamW(trained, training.lr, weight_decay=training.weight_decay, fused=True)
+            optimizer = training.make_optimizer(trained)
             shared = [p.detach().clone() for p in trained] if self._proximal else []
-            losses, sizes = [], []
+            losses, sizes, n_seen = [], [], 0
             for _ in range(training.epochs):
                 for batch in self._train.batches(training.batch_size, shuffle):
+                    done = n_seen / (training.epochs * len(self._train))
+                    optimizer.param_groups[0]["lr"] = training.rate(round, done)
                     losses.append(self._step(batch, optimizer, trained, shared))
                     sizes.append(len(batch[0]))
+                    n_seen += sizes[-1]
         self._local = self._local_tensors()
         parameters = {name: p for name, p in network.named_parameters() if name in self._shared}
         locked = self._lock(parameters)
@@ -162,6 +235,8 @@ class LocalSite:
             loss = value.item()
         for parameter, anchor in zip(trained, shared, strict=False):  # none without a proximal term
             parameter.grad.add_(parameter.detach() - anchor, alpha=self._proximal)  # type: ignore[union-attr]
+        if self._training.clip_value is not None:
+            nn.utils.clip_grad_value_(trained, self._training.clip_value)
         optimizer.step()
         return loss
 
@@ -169,7 +244,8 @@ class LocalSite:
         """Metrics of the shared state on the site's validation observations."""
         if self.n_validation == 0:
             return None
-        self._load(state)
+        if self._load(state):
+            self._shared_network.refresh()
         self._network.eval()
         metrics = self._network.evaluate(self._validation.batches(4096))  # type: ignore[operator]
         return Update(
@@ -191,11 +267,10 @@ class LocalSite:
         """Restore what stays at the site."""
         self._local = as_tensors(state)
 
-    def _load(self, state: State) -> None:
-        tensors = self._network.state_dict(keep_vars=True)
-        with torch.no_grad():
-            for name, value in (*self._open_state(state).items(), *self._local.items()):
-                tensors[name].copy_(value)
+    def _load(self, state: State) -> bool:
+        if self._prepare is not None:
+            self._prepare()
+        return self._shared_network.load(state, self._local)
 
 
 def _own_array(tensor: Tensor, parameter: Tensor) -> np.ndarray:

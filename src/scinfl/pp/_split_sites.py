@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from anndata import AnnData
 
@@ -17,6 +19,7 @@ def split_sites(
     *,
     by: str | None = None,
     alpha: float | None = None,
+    everywhere: Sequence[str] = (),
     min_cells: int = 10,
     rng: int = 0,
     site_key: str = _names.SITE,
@@ -43,6 +46,9 @@ def split_sites(
         Column of ``adata.obs``.
     alpha
         Concentration of the Dirichlet distribution; 0.5 is clearly uneven, 100 nearly even.
+    everywhere
+        Values of ``by`` that are dealt out evenly to all sites all the same: the control cells of a perturbation
+        screen, which every site needs.
     min_cells
         Least number of rows of a site.
     rng
@@ -78,6 +84,9 @@ def split_sites(
         if alpha is not None:
             msg = f"Expected `by` to name the column that `alpha` spreads, found alpha={alpha} alone. Name a column."
             raise ValueError(msg)
+        if everywhere:
+            msg = f"Expected `by` to name the column of {list(everywhere)}, found none. Name a column."
+            raise ValueError(msg)
         sites = generator.permutation(np.arange(adata.n_obs) % n_sites)
     else:
         column = obs_column(adata, by, "by")
@@ -90,6 +99,14 @@ def split_sites(
         else:
             number_between("alpha", alpha, 0, 1e6, open_low=True)
             sites = _dirichlet(values, n_sites, alpha, min_cells, generator)
+        for value in everywhere:
+            rows = np.flatnonzero(column.astype(str) == str(value))
+            if not len(rows):
+                msg = (
+                    f"Expected `everywhere` to name values of adata.obs['{by}'], found {value!r}, which does not occur."
+                )
+                raise ValueError(msg)
+            sites[rows] = generator.permutation(np.arange(len(rows)) % n_sites)
     names = [f"site_{number + 1}" for number in range(n_sites)]
     adata.obs[site_key] = np.array(names, dtype=object)[sites]
     adata.obs[site_key] = adata.obs[site_key].astype("category").cat.reorder_categories(names)
