@@ -1,5 +1,6 @@
 """Models in the style of scvi-tools: set up, train over sites, predict, save, load."""
 
 from scinfl.model._classifier import Classifier
+from scinfl.model._gears import GEARS
 
-__all__ = ["Classifier"]
+__all__ = ["GEARS", "Classifier"]

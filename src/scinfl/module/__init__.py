@@ -1,5 +1,7 @@
 """The local learners: a network and its loss each."""
 
 from scinfl.module._classifier import ClassifierModule
+from scinfl.module._gears import Conditions, GEARSModule
+from scinfl.module._gears_loss import Targets, change_loss
 
-__all__ = ["ClassifierModule"]
+__all__ = ["ClassifierModule", "Conditions", "GEARSModule", "Targets", "change_loss"]

@@ -1,0 +1,72 @@
+"""What the sites of a perturbation experiment agree on before training, from sums that the server cannot read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from scinfl.federation import Protection, State, Update, mean_of
+from scinfl.model._cells import Matrix
+from scinfl.model._coexpression import second_moments
+from scinfl.model._gears_data import Condition, SiteCells
+from scinfl.model._moments import Moments
+
+
+def pooled_second_moments(matrix: Matrix, sites: Mapping[str, SiteCells], protections: Sequence[Protection]) -> State:
+    """Second moments over the control cells and single perturbations of all sites, as published."""
+    updates = []
+    for name, cells in sites.items():
+        rows = _single_cells(cells)
+        updates.append(
+            Update(name, 0, second_moments(matrix, rows), len(rows), float(len(rows)), purpose="coexpression")
+        )
+    return mean_of(updates, protections).state
+
+
+def own_second_moments(matrix: Matrix, cells: SiteCells) -> State:
+    """The same for one site alone."""
+    return second_moments(matrix, _single_cells(cells))
+
+
+def _single_cells(cells: SiteCells) -> np.ndarray:
+    chosen = [
+        controls if not condition.genes else rows
+        for condition, rows, controls in zip(cells.conditions, cells.rows, cells.controls, strict=True)
+        if len(condition.genes) <= 1
+    ]
+    return np.concatenate(chosen)
+
+
+def pooled_counts(
+    conditions: Sequence[Condition],
+    sites: Mapping[str, Mapping[Condition, int]],
+    protections: Sequence[Protection],
+    purpose: str,
+) -> dict[Condition, float]:
+    """Cells of each condition over all sites."""
+    updates = [
+        Update(name, 0, {"counts": np.array([counts.get(c, 0) for c in conditions], np.float64)}, 1, purpose=purpose)
+        for name, counts in sites.items()
+    ]
+    totals = mean_of(updates, protections).state["counts"] * len(updates)
+    return dict(zip(conditions, totals.tolist(), strict=True))
+
+
+def pooled_changes(
+    sets: Sequence[tuple[str, ...]],
+    sites: Mapping[str, tuple[Sequence[Condition], Moments]],
+    protections: Sequence[Protection],
+) -> np.ndarray:
+    """Mean change of each set of perturbed genes over the cells of all sites (sets × genes)."""
+    rows = {genes: row for row, genes in enumerate(sets)}
+    updates = []
+    for name, (conditions, moments) in sites.items():
+        sums, counts = np.zeros((len(sets), moments.mean.shape[1])), np.zeros(len(sets))
+        for condition, n_cells, mean in zip(conditions, moments.n_cells, moments.mean, strict=True):
+            if condition.genes:
+                sums[rows[condition.genes]] += n_cells * mean
+                counts[rows[condition.genes]] += n_cells
+        updates.append(Update(name, 0, {"sums": sums, "counts": counts}, 1, purpose="changes"))
+    mean = mean_of(updates, protections).state
+    return mean["sums"] / np.maximum(mean["counts"], 1e-12)[:, None]
