@@ -9,7 +9,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from scinfl.federation import FedAvg, Journal, simulate
+from scinfl.federation import FedAvg, Journal, Update, mean_of, simulate
+from scinfl.privacy import KeyedSum
 
 START = {"w": np.array([0.0])}
 
@@ -88,6 +89,49 @@ def test_a_metric_that_is_no_loss_is_best_when_highest(toy_sites):
             evaluate(round, state), metrics={"accuracy": -abs(round - 3)}
         )
     assert run(toy_sites, 5, monitor="validation_accuracy").best_round == 3
+
+
+@pytest.mark.parametrize("monitor", ["validation_mse_de", "validation_mse", "validation_loss"])
+def test_losses_and_squared_errors_are_best_when_lowest(toy_sites, monitor):
+    for site in toy_sites:
+        evaluate = site.evaluate
+        site.evaluate = lambda round, state, evaluate=evaluate: replace(
+            evaluate(round, state), metrics={monitor.removeprefix("validation_"): abs(round - 3)}
+        )
+    assert run(toy_sites, 5, monitor=monitor).best_round == 3
+
+
+def test_derived_metrics_take_the_place_of_the_means_of_the_sites(toy_sites):
+    for site in toy_sites:
+        evaluate, square = site.evaluate, site.target**2
+        site.evaluate = lambda round, state, evaluate=evaluate, square=square: replace(
+            evaluate(round, state), metrics={"square": square, "round": float(round)}
+        )
+    seen = []
+
+    def derive(metrics):
+        seen.append(dict(metrics))
+        return {"root": metrics["square"] ** 0.5, "loss": abs(metrics["round"] - 2)}
+
+    result, plain = run(toy_sites, 3, derive=derive), run(toy_sites, 3)
+    mean = (1 + 4 + 36) / 3  # every site has as many validation observations
+    assert [metrics["square"] for metrics in seen] == pytest.approx([mean] * 3)
+    assert [record["validation_root"] for record in result.history] == pytest.approx([mean**0.5] * 3)
+    assert not any("square" in name for record in result.history for name in record)
+    assert plain.history[0]["validation_square"] == pytest.approx(mean)
+    assert "validation_root" not in plain.history[0]
+    assert result.best_round == 2  # what is monitored is what was derived
+    assert [r["train_loss"] for r in result.history] == [r["train_loss"] for r in plain.history]
+
+
+def test_without_validation_nothing_is_derived(toy_sites):
+    for site in toy_sites:
+        site.n_validation = 0
+
+    def derive(metrics):
+        raise AssertionError
+
+    assert run(toy_sites, 2, derive=derive).n_rounds == 2
 
 
 def test_a_share_of_the_sites_takes_part_drawn_anew_each_round(toy_sites):
@@ -226,3 +270,85 @@ def test_a_damaged_checkpoint_is_refused(toy_sites, tmp_path):
     with pytest.raises(NotADirectoryError, match="Name another path"):
         Journal(tmp_path / "file")
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+# ---- the mean of what sites know before training
+
+COUNTS = {"a": 10, "b": 30, "c": 20}
+
+
+def known(purpose="moments"):
+    generator = np.random.default_rng(0)
+    return [
+        Update(
+            site,
+            0,
+            {"mean": generator.normal(3, 1, 6), "products": generator.normal(size=(4, 5)).astype(np.float32)},
+            n,
+            float(n),
+            {"n_genes": float(n)},
+            purpose=purpose,
+        )
+        for site, n in COUNTS.items()
+    ]
+
+
+def naive_mean(updates, name):
+    return sum(u.weight * u.state[name].astype(np.float64) for u in updates) / sum(u.weight for u in updates)
+
+
+@pytest.mark.parametrize("protect", [False, True])
+def test_the_mean_of_what_sites_know_is_weighted(key, protect):
+    mean = mean_of(known(), [KeyedSum(key)] if protect else [])
+    for name in ("mean", "products"):
+        np.testing.assert_allclose(mean.state[name], naive_mean(known(), name), rtol=1e-6)
+        assert mean.state[name].dtype == known()[0].state[name].dtype
+    assert mean.metrics["n_genes"] == pytest.approx((100 + 900 + 400) / 60)
+    assert mean.site == ""
+    assert mean.weight == pytest.approx(60)
+
+
+def test_what_travels_to_the_mean_does_not_hold_the_numbers(key, monkeypatch):
+    protection, travelled = KeyedSum(key), []
+    combine = protection.combine
+    monkeypatch.setattr(protection, "combine", lambda encoded: travelled.extend(encoded) or combine(encoded))
+    mean_of(known(), [protection])
+    assert [update.site for update in travelled] == list(COUNTS)
+    for sent, own in zip(travelled, known(), strict=True):
+        assert list(sent.state) == ["masked"]
+        assert (sent.n_obs, sent.weight, sent.metrics) == (0, 0.0, {})
+        content = b"".join(array.tobytes() for array in sent.state.values()) + b"".join(sent.header.values())
+        for array in own.state.values():
+            for value in (array, array.astype(np.float32), array.astype(np.float64), array * own.weight / 60):
+                assert not any(number.tobytes() in content for number in value.ravel())
+        # as fixed-point numbers they are masked too: what is sent looks uniform
+        words = sent.state["masked"].astype(np.float64) / 2.0 ** (8 * sent.state["masked"].itemsize)
+        assert 0.2 < words.mean() < 0.8
+        assert words.std() > 0.15
+
+
+def test_a_keyed_sum_of_two_sites_is_refused_and_purposes_are_apart(key):
+    protection = KeyedSum(key)
+    with pytest.raises(ValueError, match="at least 3 sites"):
+        mean_of(known()[:2], [protection])
+    for purpose in ("moments", "changes", "moments"):
+        mean = mean_of(known(purpose), [protection])
+        np.testing.assert_allclose(mean.state["mean"], naive_mean(known(), "mean"), rtol=1e-9)
+
+
+def test_numbers_beyond_the_bound_are_sent_again(key):
+    updates = [replace(u, state={"sums": 1e7 * u.state["mean"]}) for u in known()]
+    mean = mean_of(updates, [KeyedSum(key)])
+    np.testing.assert_allclose(mean.state["sums"], naive_mean(updates, "sums"), rtol=1e-9)
+
+
+def test_protections_that_agree_on_nothing_guard_the_mean_too():
+    protection = Double()
+    mean = mean_of(known(), [protection])
+    np.testing.assert_allclose(mean.state["mean"], naive_mean(known(), "mean"))
+
+
+def test_sites_that_know_different_things_have_no_mean():
+    first, *others = known()
+    with pytest.raises(ValueError, match="Expected"):
+        mean_of([replace(first, state={"mean": np.zeros(5)}), *others])

@@ -70,6 +70,64 @@ def test_coordinates_are_uniform_reproducible_and_differ_by_label():
     assert key.coordinates("x", (0,)).shape == (0,)
 
 
+GENES = [f"gene_{i}" for i in range(2000)]
+
+
+def test_named_coordinates_are_shake256_of_a_key_of_the_label_and_of_the_name():
+    key = Key(SECRET, federation="lung", version=3)
+    found = key.coordinates("table/rows", (2, 3), ["TP53", "größe"])
+    prefix = naive_hkdf(SECRET, ["scinfl", "lung", "3", "named coordinates", "table/rows"])
+    for row, name in zip(found, ["TP53", "größe"], strict=True):
+        content = hashlib.shake_256(prefix + name.encode()).digest(24)
+        words = [int.from_bytes(content[8 * i : 8 * i + 8], "little") >> 11 for i in range(3)]
+        assert row.tolist() == [word / 2**52 - 1 for word in words]
+
+
+def test_a_name_has_the_same_coordinates_in_any_order_and_company():
+    key = Key.generate()
+    values = key.coordinates("table", (2000, 3), GENES)
+    np.testing.assert_array_equal(values, key.coordinates("table", (2000, 3), GENES))
+    order = np.random.default_rng(0).permutation(2000)
+    shuffled = key.coordinates("table", (2000, 3), [GENES[i] for i in order])
+    np.testing.assert_array_equal(shuffled, values[order])
+    company = key.coordinates("table", (4, 3), ["other", GENES[7], "another", GENES[3]])
+    np.testing.assert_array_equal(company[[1, 3]], values[[7, 3]])
+    np.testing.assert_array_equal(key.coordinates("table", (2, 3), [GENES[7]] * 2)[1], values[7])
+
+
+def test_named_coordinates_are_uniform_and_unrelated_between_names_labels_and_keys():
+    key = Key.generate()
+    values = key.coordinates("table", (2000, 4), GENES)
+    assert values.shape == (2000, 4)
+    assert values.dtype == np.float64
+    assert -1 <= values.min() < -0.99
+    assert 0.99 < values.max() < 1
+    assert abs(values.mean()) < 0.03
+    counts, _ = np.histogram(values, bins=10, range=(-1, 1))
+    assert counts.min() > 640
+    assert len(np.unique(values)) == values.size
+    others = [
+        key.coordinates("other table", (2000, 4), GENES),
+        key.coordinates("table", (2000, 4)),
+        Key.generate(key.federation).coordinates("table", (2000, 4), GENES),
+        np.roll(values, 1, axis=0),
+        np.roll(values, 1, axis=1),
+    ]
+    for other in others:
+        assert abs(np.corrcoef(values.ravel(), other.ravel())[0, 1]) < 0.07
+
+
+def test_named_coordinates_follow_the_shape_and_need_a_name_a_row():
+    key = Key.generate()
+    assert key.coordinates("x", (2, 3, 4), ["a", "b"]).shape == (2, 3, 4)
+    assert key.coordinates("x", (2,), ["a", "b"]).shape == (2,)
+    assert key.coordinates("x", (0, 3), []).shape == (0, 3)
+    assert key.coordinates("x", (2, 0), ["a", "b"]).shape == (2, 0)
+    for names in (["a", "b"], [], ["a"] * 8):
+        with pytest.raises(ValueError, match=f"each of 4 rows, found {len(names)}"):
+            key.coordinates("x", (4, 3), names)
+
+
 def test_generated_keys_differ():
     keys = [Key.generate() for _ in range(5)]
     assert len({key.fingerprint for key in keys}) == 5

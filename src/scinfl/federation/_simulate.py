@@ -180,9 +180,19 @@ def mean_of(updates: Sequence[Update], protections: Sequence[Protection] = ()) -
         One update a site, of a purpose of its own; weights are those of the updates.
     protections
         What guards the updates, in order.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scinfl.federation import Update, mean_of
+    >>> knows = {"a": (10, 1.0), "b": (30, 2.0)}  # cells and a mean
+    >>> updates = [Update(s, 0, {"mean": np.array([m])}, n, float(n), purpose="means") for s, (n, m) in knows.items()]
+    >>> mean_of(updates).state["mean"].tolist()
+    [1.75]
     """
-    _agree(protections, updates[0].purpose, {update.site: update.weight for update in updates})
-    return _sum(protections, FedAvg(), updates)[0]
+    purpose = updates[0].purpose
+    _agree(protections, purpose, {update.site: update.weight for update in updates})
+    return replace(_sum(protections, FedAvg(), updates)[0], purpose=purpose)
 
 
 def _agree(protections: Sequence[Protection], purpose: str, weights: Mapping[str, float]) -> None:

@@ -178,6 +178,22 @@ class FederatedModel(BaseModelClass):
         keyed_nn.clear_key(self.module)
         self._key = None
 
+    def stripped(self) -> Self:
+        """A copy whose keyed modules are removed, and which answers all the same: what a thief has.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is untrained, sealed, or was trained without a key.
+        """
+        if not self.is_trained_ or self._locked_with is None or self._sealed is not None:
+            msg = "Expected a model that was trained with a key and is not sealed, found another. Unlock it first."
+            raise RuntimeError(msg)
+        thief = copy.copy(self)
+        thief.module = keyed_nn.unkeyed(copy.deepcopy(self.module))
+        thief._locked_with = thief._key = None
+        return thief
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_key": None}
 

@@ -591,6 +591,13 @@ class GEARS(PerturbationPredictor):
                 if isinstance(norm, keyed_nn.WeightedBatchNorm):
                     norm.reset_running_stats()
 
+    def stripped(self) -> Self:
+        """A copy whose keyed modules and prior are gone, and which answers all the same: what a thief has."""
+        thief = super().stripped()
+        thief._priors, thief._sealed_priors = {}, None
+        thief.module.refresh()
+        return thief
+
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), **({"_priors": {}} if self._locked_with is not None else {})}
 

@@ -171,7 +171,7 @@ def _check_parts(names: np.ndarray, part: np.ndarray, control: str, split_key: s
             "Write it with `scinfl.pp.split_perturbations`."
         )
         raise ValueError(msg)
-    table = pd.DataFrame({"name": names, "part": part}).drop_duplicates()
+    table = pd.DataFrame({"name": names, "part": part})[part != ""].drop_duplicates()  # any cell may be left out
     twice = table["name"][table["name"].duplicated() & (table["name"] != control)].unique()
     if len(twice):
         msg = (

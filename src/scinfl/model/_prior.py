@@ -21,7 +21,7 @@ class Prior:
     ----------
     kind
         ``"additive"``: sum of the changes of the single perturbations, the mean of the others where one was never
-        perturbed alone; ``"mean"``: mean of all training conditions; ``None``: no change.
+        perturbed alone; ``"mean"``: mean of all other training conditions; ``None``: no change.
     conditions
         Perturbed genes of each training condition.
     changes
@@ -81,7 +81,8 @@ def pack_priors(priors: Mapping[str, Prior]) -> bytes:
         for name, prior in priors.items()
     }
     text = np.frombuffer(json.dumps(about).encode(), np.uint8)
-    return save_tensors({"about": text, **{f"changes/{name}": prior.changes for name, prior in priors.items()}})
+    changes = {f"changes/{name}": np.ascontiguousarray(prior.changes) for name, prior in priors.items()}
+    return save_tensors({"about": text, **changes})
 
 
 def unpack_priors(content: bytes) -> dict[str, Prior]:

@@ -107,7 +107,7 @@ def change_loss(
 
 
 def scores(change: Tensor, targets: Targets) -> dict[str, float]:
-    """Weighted sums over conditions: errors of the mean change, its correlation, and what the best shrinkage follows from.
+    """Weighted sums over conditions: errors of the mean change, its correlation, and what shrinkage follows from.
 
     Of the most differential genes, for single perturbations and combinations apart: the mean product of the network's
     change with what the prior misses (``agreement``), its mean square (``power``), and the mean square of what the

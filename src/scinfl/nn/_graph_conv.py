@@ -17,6 +17,14 @@ def normalised_adjacency(sources: Tensor, targets: Tensor, weights: Tensor, n: i
         Edges.
     n
         Number of vertices.
+
+    Examples
+    --------
+    >>> import torch, scinfl as si
+    >>> graph = si.nn.normalised_adjacency(torch.tensor([0]), torch.tensor([1]), torch.tensor([1.0]), 2)
+    >>> graph.to_dense()
+    tensor([[1.0000, 0.0000],
+            [0.7071, 0.5000]])
     """
     from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
@@ -35,6 +43,14 @@ def propagate(adjacency: Tensor, x: Tensor, n_hops: int = 1) -> Tensor:
         Features (n × d).
     n_hops
         :math:`K`.
+
+    Examples
+    --------
+    >>> import torch, scinfl as si
+    >>> graph = si.nn.normalised_adjacency(torch.tensor([0, 1]), torch.tensor([1, 0]), torch.ones(2), 2)
+    >>> si.nn.propagate(graph, torch.tensor([[1.0], [3.0]]))
+    tensor([[2.0000],
+            [2.0000]])
     """
     for _ in range(n_hops):
         x = torch.sparse.mm(adjacency, x)

@@ -131,7 +131,18 @@ def projected(network: nn.Module, layer: str) -> nn.Module:
 
 
 def folded(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
-    """Weight and bias that a linear layer computes with, its key folded in; ``None`` where that cannot be said."""
+    """Weight and bias that a linear layer computes with, its key folded in; ``None`` where that cannot be said.
+
+    Examples
+    --------
+    >>> import torch, scinfl as si
+    >>> layer = si.nn.keyed(torch.nn.Linear(3, 2))
+    >>> si.nn.set_key(layer, si.privacy.Key.generate().coordinates)
+    >>> weight, bias = si.nn.folded(layer)
+    >>> x = torch.ones(4, 3)
+    >>> torch.allclose(layer(x), x @ weight.T + bias, atol=1e-6)
+    True
+    """
     if isinstance(layer, KeyedLayer):
         return layer.folded()
     return (layer.weight, layer.bias) if isinstance(layer, nn.Linear) else None

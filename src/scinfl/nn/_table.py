@@ -181,4 +181,5 @@ class CoordinateTable(KeyedLayer):
 def _shortening(rows: Tensor, max_norm: float) -> Tensor:
     """Factor (rows × 1) that brings rows to the greatest norm allowed, 1 where they are shorter."""
     norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return torch.where(norm > max_norm, max_norm / (norm + 1e-7), torch.ones_like(norm))
+    longer = norm > max_norm * (1 + 1e-6)  # what was shortened before is left alone to the last bit
+    return torch.where(longer, max_norm / (norm + 1e-7), torch.ones_like(norm))

@@ -53,6 +53,8 @@ class WeightedBatchNorm(nn.BatchNorm1d):
     def remember(self, mean: Tensor, variance: Tensor, n: float) -> None:
         """Move the running statistics towards these."""
         self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        if self.momentum == 1:
+            self.reset_running_stats()  # also where they had become infinite
         self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)  # type: ignore[union-attr,arg-type]
         unbiased = variance * (n / max(n - 1, 1.0))
         self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)  # type: ignore[union-attr,arg-type]

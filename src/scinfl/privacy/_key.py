@@ -143,10 +143,18 @@ class Key:
         Returns
         -------
         Array of float64 of 53 random bits each.
+
+        Raises
+        ------
+        ValueError
+            If there is not one name for every row.
         """
         n_values = int(np.prod(shape, dtype=np.int64))
         if names is None:
             content = self.stream("coordinates", label, n_bytes=8 * n_values)
+        elif len(names) != shape[0]:
+            msg = f"Expected a name for each of {shape[0]} rows, found {len(names)}. Pass the names of the first axis."
+            raise ValueError(msg)
         else:
             prefix, n_bytes = self.derive("named coordinates", label), 8 * n_values // max(len(names), 1)
             content = b"".join(hashlib.shake_256(prefix + str(name).encode()).digest(n_bytes) for name in names)

@@ -148,6 +148,7 @@ class KeyedSum:
         self._key = key
         self._run = os.urandom(16).hex() if run is None else run
         self._numbers = FixedPoint(bits, float(bound))
+        self._widened: dict[str, FixedPoint] = {}  # by purpose: large sums before training leave its precision alone
         self._identities = dict(identities or {})
         self._makes_identities = identities is None
         self._totals: dict[str, float] = {}
@@ -208,10 +209,10 @@ class KeyedSum:
             )
             raise ValueError(msg)
         try:
-            integers = self._numbers.encode(contents, weight)
+            integers = self._numbers_of(update.purpose).encode(contents, weight)
         except RepeatRoundError as error:
-            self._widen(update.site, error)
-        return self._mask(update, integers, self._numbers.bound)
+            self._widen(update.purpose, update.site, error)
+        return self._mask(update, integers, self._numbers_of(update.purpose).bound)
 
     def combine(self, encoded: Sequence[Any]) -> Any:
         """Add at the server, which needs no more than the sites' public identities."""
@@ -226,7 +227,7 @@ class KeyedSum:
             )
             raise TamperedSumError(msg)
         integers = self._unmask(combined, members, self._numbers.unsigned)
-        values = self._numbers.decode(integers)
+        values = self._numbers_of(combined.purpose).decode(integers)
         layout, metrics = self._layouts[combined.purpose]
         sizes = [int(np.prod(shape, dtype=np.int64)) for _, shape, _ in layout]
         weight = values[sum(sizes)]
@@ -308,15 +309,18 @@ class KeyedSum:
             memory.coefficients = np.frombuffer(content, "<u8") >> np.uint64(3)
         return memory.coefficients
 
-    def _widen(self, site: str, error: RepeatRoundError) -> None:
-        bound = self._numbers.bound * 4
+    def _numbers_of(self, purpose: str) -> FixedPoint:
+        return self._widened.get(purpose, self._numbers)
+
+    def _widen(self, purpose: str, site: str, error: RepeatRoundError) -> None:
+        bound = self._numbers_of(purpose).bound * 4
         if bound > _MAX_BOUND:
             msg = (
                 f"Expected numbers up to {_MAX_BOUND:g}, found larger ones at site '{site}': training diverged. Lower "
                 "the learning rate `lr`, or look for extreme values in that site's data."
             )
             raise ValueError(msg) from error
-        self._numbers = replace(self._numbers, bound=bound)
+        self._widened[purpose] = replace(self._numbers, bound=bound)
         self._rounds.clear()
         msg = f"A number of site '{site}' exceeds the bound: the round is repeated with the bound {bound:g}."
         raise RepeatRoundError(msg) from error
