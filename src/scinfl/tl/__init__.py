@@ -1,7 +1,17 @@
-"""Write what a model says back into AnnData."""
+"""Write what a model says back into AnnData, and compare models."""
 
 from scinfl.tl._annotate import annotate
 from scinfl.tl._compare import METHODS, compare
+from scinfl.tl._compare_perturbations import PERTURBATION_METHODS, compare_perturbations
 from scinfl.tl._embed import embed
+from scinfl.tl._score_perturbations import score_perturbations
 
-__all__ = ["METHODS", "annotate", "compare", "embed"]
+__all__ = [
+    "METHODS",
+    "PERTURBATION_METHODS",
+    "annotate",
+    "compare",
+    "compare_perturbations",
+    "embed",
+    "score_perturbations",
+]

@@ -1,0 +1,141 @@
+"""Score predicted responses to perturbations, with the simple baselines beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from scinfl import _names, metrics
+from scinfl._checks import obs_column, one_of
+from scinfl.model import GEARS
+
+
+def score_perturbations(
+    adata: AnnData,
+    models: Mapping[str, GEARS | pd.DataFrame] | GEARS,
+    *,
+    part: str = "test",
+    layer: str | None = None,
+    similarity: pd.DataFrame | None = None,
+    baselines: bool = True,
+    covariates: Mapping[str, str] | None = None,
+) -> pd.DataFrame:
+    """Score models on held-out perturbations, and simple baselines on the same.
+
+    Predictions start from the control cells of the training half, the measured change from those of the test half
+    (:func:`scinfl.pp.split_perturbations`), so that they share no noise.
+
+    Parameters
+    ----------
+    adata
+        Cells that went through :func:`scinfl.pp.perturbations` and :func:`scinfl.pp.split_perturbations`.
+    models
+        Trained models by name, or predicted changes (perturbations × genes) of any other method.
+    part
+        ``"test"`` or ``"val"``.
+    layer
+        Layer that the models were trained on.
+    similarity
+        Gene similarities (source, target, importance) for the baseline ``"similar"``.
+    baselines
+        Add no change, train mean, additive and linear (:func:`scinfl.metrics.perturbation_baselines`).
+    covariates
+        See :meth:`scinfl.model.GEARS.predict`.
+
+    Returns
+    -------
+    Tidy data frame with the columns ``method``, ``perturbation``, ``metric``, ``value`` and ``subgroup``, see
+    :func:`scinfl.metrics.perturbation`.
+
+    Raises
+    ------
+    KeyError
+        If the cells were not prepared.
+    ValueError
+        If no perturbation is held out.
+
+    Examples
+    --------
+    >>> import scinfl as si
+    >>> adata = si.datasets.perturbseq_simulated(100, n_singles=12, n_doubles=8, n_cells=20)
+    >>> si.pp.perturbations(adata)
+    >>> si.pp.split_perturbations(adata, "combo_seen2")
+    >>> table = si.tl.score_perturbations(adata, {})
+    >>> sorted(table["method"].unique())
+    ['additive', 'linear', 'no change', 'train mean']
+    """
+    one_of("part", part, ["test", "val"])
+    if isinstance(models, GEARS):
+        models = {"GEARS": models}
+    known = adata.uns.get(_names.UNS, {}).get("perturbations")
+    if known is None or _names.SPLIT not in adata.obs:
+        msg = (
+            "Expected cells with perturbations and a split, found none in adata.uns['infl'] and adata.obs. Run "
+            "`scinfl.pp.perturbations(adata)` and `scinfl.pp.split_perturbations(adata)` first."
+        )
+        raise KeyError(msg)
+    names = obs_column(adata, _names.PERTURBATION, "perturbation_key").astype(str).to_numpy()
+    parts = adata.obs[_names.SPLIT].astype(object).to_numpy()
+    is_control = names == str(known["control"])
+    held_out = sorted(set(names[(parts == part) & ~is_control]))
+    if not held_out:
+        msg = f"Expected perturbations in part '{part}' of adata.obs['{_names.SPLIT}'], found none. Split anew."
+        raise ValueError(msg)
+    matrix = adata.X if layer is None else adata.layers[layer]
+    control = _mean(matrix, is_control & (parts == "train"))
+    changes = {
+        name: model if isinstance(model, pd.DataFrame) else model.predict_change(held_out, covariates=covariates)
+        for name, model in models.items()
+    }
+    if baselines:
+        trained = training_changes(matrix, names, parts, is_control, adata.var_names)
+        changes = {**metrics.perturbation_baselines(trained, held_out, similarity=similarity), **changes}
+    scored = ((parts == part) & ~is_control) | (is_control & _scoring_controls(parts, is_control))
+    subgroups = adata.uns[_names.UNS].get("split", {}).get(part) or None
+    tables = []
+    for method, change in changes.items():
+        table = metrics.perturbation(
+            change.loc[held_out] + control,
+            matrix[scored],
+            names[scored],
+            control_mean=control,
+            control=str(known["control"]),
+            subgroups=_named_groups(subgroups, held_out),
+            top_genes=known,
+        )
+        tables.append(table.assign(method=method))
+    return pd.concat(tables, ignore_index=True)[["method", "perturbation", "metric", "value", "subgroup"]]
+
+
+def training_changes(
+    matrix: Any, names: np.ndarray, parts: np.ndarray, is_control: np.ndarray, genes: pd.Index
+) -> pd.DataFrame:
+    """Mean change of each training perturbation (perturbations × genes)."""
+    control = _mean(matrix, is_control & (parts == "train"))
+    trained = sorted(set(names[(parts == "train") & ~is_control]))
+    return pd.DataFrame(
+        [_mean(matrix, (names == name) & (parts == "train")) - control for name in trained],
+        index=trained,
+        columns=genes,
+    )
+
+
+def _mean(matrix: Any, chosen: np.ndarray) -> np.ndarray:
+    return np.asarray(matrix[np.flatnonzero(chosen)].mean(0), dtype=np.float64).ravel()
+
+
+def _scoring_controls(parts: np.ndarray, is_control: np.ndarray) -> np.ndarray:
+    """The controls that no model has seen; all of them where they were not split."""
+    unseen = parts == "test"
+    return unseen if (unseen & is_control).any() else np.ones(len(parts), bool)
+
+
+def _named_groups(subgroups: Mapping[str, Any] | None, held_out: list[str]) -> dict[str, str] | None:
+    if subgroups is None:
+        return None
+    found = {str(name): group for group, members in subgroups.items() for name in members}
+    return {name: found.get(name, "other") for name in held_out}
