@@ -77,7 +77,7 @@ def simulate(
     patience: int | None = None,
     journal: Journal | None = None,
     settings: Mapping[str, Any] | None = None,
-    derive: Callable[[Mapping[str, float]], Mapping[str, float]] | None = None,
+    derive: Callable[[Mapping[str, float], float], Mapping[str, float]] | None = None,
     progress: bool = True,
 ) -> Run:
     r"""Train over sites for a number of rounds.
@@ -118,7 +118,8 @@ def simulate(
     settings
         What the run was asked to do; a journal of other settings is refused.
     derive
-        Turns mean validation metrics into those of the history, for metrics that are no means of the sites' own.
+        Turns mean validation metrics, and the number of observations behind them, into those of the history: for metrics
+        that are no means of the sites' own.
     progress
         Show a progress bar.
 
@@ -145,7 +146,9 @@ def simulate(
             run.state, run.memory = strategy.apply(run.state, mean, run.memory)
             run.smooth = _smoothed(run.smooth, run.state, min(smoothing, (number - 1) / (number + 9)))
             validation = _validate(sites, run.smooth, number, protections, strategy)
-            validated = (derive or dict)(validation.metrics) if validation else {}
+            validated = dict(validation.metrics) if validation else {}
+            if validation and derive is not None:
+                validated = dict(derive(validation.metrics, validation.weight))
             record = {
                 "round": number,
                 **{f"train_{name}": value for name, value in mean.metrics.items()},

@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from anndata import AnnData
+from scipy import stats
 from scvi.data import AnnDataManager
 from scvi.data.fields import LayerField
 
@@ -59,6 +60,7 @@ from scinfl.privacy import Key, Seal
 logger = logging.getLogger(__name__)
 
 _ORDERS = ("single", "combination")
+_SUMS = ("agreement", "power", "missed", "agreement_square", "agreement_power", "power_square", "count")
 
 
 class GEARS(PerturbationPredictor):
@@ -171,7 +173,9 @@ class GEARS(PerturbationPredictor):
         self._statistics_stored = bool(facts and facts["statistics_stored"])
         super().__init__(adata, key_scheme=key_scheme, train_meta=train_meta, rng=rng, registry=registry)
         self._given = {}
-        self.init_params_ = self._get_init_params({**locals(), "gene_ontology": None, "facts": None})
+        self.init_params_ = self._get_init_params(
+            {**locals(), "gene_ontology": None, "facts": None, "perturbation_genes": list(perturbation_genes)}
+        )
 
     @classmethod
     def setup_anndata(
@@ -290,10 +294,10 @@ class GEARS(PerturbationPredictor):
 
     def train(
         self,
-        n_rounds: int = 30,
+        n_rounds: int = 40,
         *,
         key: Key | None = None,
-        local_epochs: int = 5,
+        local_epochs: int = 3,
         lr: float = 3e-3,
         batch_size: int = 16,
         weight_decay: float = 5e-4,
@@ -550,8 +554,7 @@ class GEARS(PerturbationPredictor):
 
     def _finish(self, run: Run) -> None:
         super()._finish(run)
-        if not self.is_personal:
-            self.module.refresh()
+        self._refresh()
 
     def _finish_prior(self, key: Key | None) -> None:
         """Shrink the network's part as in the best round, and seal what the prior is made of."""
@@ -579,8 +582,7 @@ class GEARS(PerturbationPredictor):
         right = key.fingerprint == self.key_fingerprint
         if self._sealed_priors is not None:
             self._priors = unpack_priors(Seal(key).unseal(self._sealed_priors, name="priors")) if right else {}
-        if not self.is_personal:
-            self.module.refresh()
+        self._refresh()
 
     def lock(self) -> None:
         """Forget the key, the prior and the running statistics."""
@@ -651,7 +653,7 @@ class GEARS(PerturbationPredictor):
         elif content is not None:
             self._priors = unpack_priors(content)
         if self._locked_with is None:
-            self.module.refresh()
+            self._refresh()
 
     @classmethod
     def from_cell_gears(
@@ -733,19 +735,34 @@ def _as_arrays(graph: tuple[torch.Tensor, torch.Tensor]) -> Edges:
     return graph[0].numpy(), graph[1].numpy()
 
 
-def _shrunk(metrics: Mapping[str, float], *, prior: str | None) -> dict[str, float]:
-    """Validation metrics with the network's part shrunk to what fits best, for each number of perturbed genes."""
+def _shrunk(metrics: Mapping[str, float], n: float, *, prior: str | None) -> dict[str, float]:
+    """Validation metrics with the network's part shrunk, for one and for several perturbed genes apart."""
     result = {name: metrics[name] for name in ("mse", "pearson_delta", "mse_de")}
     if prior is None:
         return result
-    sums = {order: tuple(metrics[f"{order}_{what}"] for what in ("agreement", "power", "missed")) for order in _ORDERS}
+    sums = {order: {what: n * metrics[f"{order}_{what}"] for what in _SUMS} for order in _ORDERS}
+    both = {what: sum(group[what] for group in sums.values()) for what in _SUMS}
     result["mse_de"] = 0.0
-    for order, (agreement, power, missed) in sums.items():
-        if power == 0:  # no such condition: what all of them say
-            shares = [sum(values) for values in zip(*sums.values(), strict=True)]
-            share = float(np.clip(shares[0] / max(shares[1], 1e-12), 0, 1))
-        else:
-            share = float(np.clip(agreement / power, 0, 1))
-        result["mse_de"] += missed - 2 * share * agreement + share**2 * power
+    for order, group in sums.items():
+        share = _share_of(group if group["count"] > 1 else both)
+        error = group["missed"] - 2 * share * group["agreement"] + share**2 * group["power"]
+        result["mse_de"] += error / n
         result[f"shrinkage_{order}"] = share
     return result
+
+
+def _share_of(sums: Mapping[str, float]) -> float:
+    r"""Share of the network's change that is added to the prior: the least that validation conditions speak for.
+
+    Of the product :math:`a_i` of the network's change with what the prior misses, and its square :math:`p_i`, the best
+    share is :math:`s = \sum a_i / \sum p_i`. The lower end of its one-sided 90 % interval is taken (a ratio of means
+    over conditions, t distribution): few conditions speak for little, and a share that is somewhat too small costs next
+    to nothing.
+    """
+    n, power = sums["count"], sums["power"]
+    if n <= 1 or power <= 0:
+        return 0.0
+    share = sums["agreement"] / power
+    spread = sums["agreement_square"] - 2 * share * sums["agreement_power"] + share**2 * sums["power_square"]
+    error = np.sqrt(max(spread, 0.0) / n / (n - 1)) / (power / n)
+    return float(np.clip(share - stats.t.ppf(0.9, n - 1) * error, 0, 1))

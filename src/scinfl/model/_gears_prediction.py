@@ -168,7 +168,7 @@ class PerturbationPredictor(FederatedModel):
             )
             raise ValueError(msg)
         codes = self._covariate_codes(covariates)
-        prior = self._priors.get(site or EVERYWHERE) if self.is_personal else self._priors.get(EVERYWHERE)
+        prior = self._priors.get(site or EVERYWHERE, self._priors.get(EVERYWHERE))
         with self._as_site(site), torch.inference_mode():
             self.module.eval()
             change, spread = self._network_change(sets, codes)
@@ -264,6 +264,11 @@ class PerturbationPredictor(FederatedModel):
         matrix = values_of(adata, self._setup_args()["layer"])
         finite(matrix, adata.var_names)
         return matrix
+
+    def _refresh(self) -> None:
+        """Take the running statistics anew, unless each site has a model of its own."""
+        if not (self.is_personal and self._local_states):
+            self.module.refresh()
 
     def _put_graphs(self, module: GEARSModule, site: str = EVERYWHERE) -> None:
         """Give a network the graphs of a site, or of all."""

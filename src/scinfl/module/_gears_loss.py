@@ -110,8 +110,8 @@ def scores(change: Tensor, targets: Targets) -> dict[str, float]:
     """Weighted sums over conditions: errors of the mean change, its correlation, and what shrinkage follows from.
 
     Of the most differential genes, for single perturbations and combinations apart: the mean product of the network's
-    change with what the prior misses (``agreement``), its mean square (``power``), and the mean square of what the
-    prior misses (``missed``).
+    change with what the prior misses (``agreement``), its mean square (``power``), the mean square of what the prior
+    misses (``missed``), their squares and product over conditions, and the number of conditions (``count``).
     """
     missed = targets.mean - targets.prior
     change = change.double()
@@ -122,9 +122,21 @@ def scores(change: Tensor, targets: Targets) -> dict[str, float]:
         "mse_de": float(_over_top(squared, targets.top) @ targets.weight),
         "pearson_delta": float(_correlation(predicted, targets.mean) @ targets.weight),
     }
+    agreement, power, missed = (
+        _over_top(values, targets.top) for values in (change * missed, change.square(), missed.square())
+    )
     for name, chosen in (("single", targets.order == 1), ("combination", targets.order > 1)):
-        for what, values in (("agreement", change * missed), ("power", change.square()), ("missed", missed.square())):
-            result[f"{name}_{what}"] = float(_over_top(values, targets.top) @ (targets.weight * chosen))
+        weight = targets.weight * chosen
+        for what, values in (
+            ("agreement", agreement),
+            ("power", power),
+            ("missed", missed),
+            ("agreement_square", agreement.square()),
+            ("agreement_power", agreement * power),
+            ("power_square", power.square()),
+            ("count", torch.ones_like(power)),
+        ):
+            result[f"{name}_{what}"] = float(values @ weight)
     return result
 
 

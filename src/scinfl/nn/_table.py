@@ -22,7 +22,7 @@ class Table(nn.Module):
     n_columns
         Values a row.
     max_norm
-        Rows that are longer are shortened, in place, whenever the table is read.
+        Rows that are longer are shortened, in training for good.
     std
         Standard deviation of the initial values (normal), one for all or one a column.
     """
@@ -37,9 +37,13 @@ class Table(nn.Module):
 
     def forward(self) -> Tensor:
         """The whole table (rows × columns), in the order of its names."""
-        if self.max_norm is not None:
-            with torch.no_grad():
-                self.weight.mul_(_shortening(self.weight, self.max_norm))
+        if self.max_norm is None:
+            return self.weight
+        factor = _shortening(self.weight.detach(), self.max_norm)
+        if not _stores(self):
+            return self.weight * factor
+        with torch.no_grad():
+            self.weight.mul_(factor)
         return self.weight
 
     def extra_repr(self) -> str:
@@ -142,17 +146,20 @@ class CoordinateTable(KeyedLayer):
 
     def forward(self) -> Tensor:
         """The whole table (rows × columns), in the order of its names."""
-        if self._coordinates is None:
-            return self._shortened(self.weight)
-        reading = self._read()
-        if self.max_norm is not None:
-            with torch.no_grad():
-                plain = self.weight[reading.position] * reading.scale
-                self.weight.mul_(_shortening(plain, self.max_norm)[reading.name])
-        return self.weight[reading.position] * reading.scale
+        if self.max_norm is None:
+            return self._rows()
+        factor = _shortening(self._rows().detach(), self.max_norm)
+        if self._coordinates is None or not _stores(self):
+            return self._rows() * factor
+        with torch.no_grad():
+            self.weight.mul_(factor[self._read().name])
+        return self._rows()
 
-    def _shortened(self, rows: Tensor) -> Tensor:
-        return rows if self.max_norm is None else rows * _shortening(rows.detach(), self.max_norm)
+    def _rows(self) -> Tensor:
+        if self._coordinates is None:
+            return self.weight
+        reading = self._read()
+        return self.weight[reading.position] * reading.scale
 
     def plain_table(self) -> Table:
         """Table without module that holds the same parameter."""
@@ -176,6 +183,11 @@ class CoordinateTable(KeyedLayer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_reading": None}
+
+
+def _stores(table: nn.Module) -> bool:
+    """Whether shortened rows are kept: in training. A prediction changes nothing, least of all under a wrong key."""
+    return table.training and torch.is_grad_enabled()
 
 
 def _shortening(rows: Tensor, max_norm: float) -> Tensor:

@@ -178,7 +178,7 @@ def _known(
     if isinstance(known_genes, str):
         msg = f"Expected `known_genes` to be several names, found the text {known_genes!r}. Pass a list."
         raise TypeError(msg)
-    known = genes.union(map(str, known_genes or ()))
+    known = genes.union(map(str, () if known_genes is None else known_genes))
     strange = {name: set(genes_of(name, control)) - known for name in set(names)}
     missing = sorted(set().union(*strange.values()))
     kept = ~np.isin(names.astype(str), [name for name, absent in strange.items() if absent])
