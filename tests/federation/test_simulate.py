@@ -109,7 +109,8 @@ def test_derived_metrics_take_the_place_of_the_means_of_the_sites(toy_sites):
         )
     seen = []
 
-    def derive(metrics):
+    def derive(metrics, n):
+        assert n == 6  # validation observations of all sites
         seen.append(dict(metrics))
         return {"root": metrics["square"] ** 0.5, "loss": abs(metrics["round"] - 2)}
 
@@ -128,7 +129,7 @@ def test_without_validation_nothing_is_derived(toy_sites):
     for site in toy_sites:
         site.n_validation = 0
 
-    def derive(metrics):
+    def derive(metrics, n):
         raise AssertionError
 
     assert run(toy_sites, 2, derive=derive).n_rounds == 2

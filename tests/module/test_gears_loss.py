@@ -190,7 +190,8 @@ def test_a_smaller_width_makes_a_sharper_direction():
 def naive_scores(change, targets):
     """Condition by condition."""
     result = {"mse": 0.0, "mse_de": 0.0, "pearson_delta": 0.0}
-    result |= {f"{n}_{w}": 0.0 for n in ("single", "combination") for w in ("agreement", "power", "missed")}
+    sums = ("agreement", "power", "missed", "agreement_square", "agreement_power", "power_square", "count")
+    result |= {f"{n}_{w}": 0.0 for n in ("single", "combination") for w in sums}
     for row in range(len(targets)):
         own, truth, prior = (t[row].numpy() for t in (change, targets.mean, targets.prior))
         top = [gene for gene in targets.top[row].tolist() if gene >= 0] or list(range(N_GENES))
@@ -202,9 +203,10 @@ def naive_scores(change, targets):
         order = int(targets.order[row])
         if order:
             name, missed = "single" if order == 1 else "combination", truth - prior
-            result[f"{name}_agreement"] += weight * (own * missed)[top].mean()
-            result[f"{name}_power"] += weight * (own**2)[top].mean()
-            result[f"{name}_missed"] += weight * (missed**2)[top].mean()
+            a, p = (own * missed)[top].mean(), (own**2)[top].mean()
+            values = (a, p, (missed**2)[top].mean(), a**2, a * p, p**2, 1.0)
+            for what, value in zip(sums, values, strict=True):
+                result[f"{name}_{what}"] += weight * value
     return result
 
 

@@ -118,8 +118,8 @@ def simulate(
     settings
         What the run was asked to do; a journal of other settings is refused.
     derive
-        Turns mean validation metrics, and the number of observations behind them, into those of the history: for metrics
-        that are no means of the sites' own.
+        Turns mean validation metrics, and the number of observations behind them, into those of the history: for
+        metrics that are no means of the sites' own.
     progress
         Show a progress bar.
 
