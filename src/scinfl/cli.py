@@ -163,14 +163,17 @@ def _info(options: argparse.Namespace) -> None:
     import torch
 
     import scinfl as si
+    from scinfl.model._io import read_document
 
     if options.model is None:
         print(f"scinfl {si.__version__}, torch {torch.__version__}, device auto = ", end="")
         print("cuda" if torch.cuda.is_available() else "cpu")
         return
-    model = si.model.Classifier.load(options.model)
+    kind = read_document(options.model)["class"]
+    model = getattr(si.model, kind).load(options.model)
     print(model)
-    print(f"  labels: {', '.join(model.labels)}")
+    if kind == "Classifier":
+        print(f"  labels: {', '.join(model.labels)}")
 
 
 def _read(path: Path) -> AnnData:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import sparse
 
 import scinfl as si
@@ -389,6 +393,40 @@ def test_genes_beside_the_measured_ones_can_be_perturbed(screen):
     model.train(**QUICK)
     assert np.isfinite(model.predict_change(["TP53"]).to_numpy()).all()
     assert model.predict(["TP53"]).obs["n_unseen"].tolist() == [1]
+
+
+def test_a_network_of_cell_gears_predicts_the_same_and_survives_saving(tmp_path):
+    from safetensors.torch import save_file
+
+    with np.load(Path(__file__).parents[1] / "module" / "cell_gears_reference.npz") as stored:
+        tensors = {name[12:]: torch.from_numpy(stored[name]) for name in stored if name.startswith("plain/state/")}
+        change = stored["plain/eval"]
+    genes, perturbed = [f"g{number}" for number in range(9)], [f"p{number}" for number in range(5)]
+    names = {"genes": json.dumps(genes), "perturbations": json.dumps(perturbed)}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "gears.safetensors", names)
+    X = np.random.default_rng(0).random((12, 9), dtype=np.float32)
+    obs = pd.DataFrame({"condition": ["ctrl"] * 6 + ["p0+ctrl"] * 6}, index=[f"cell_{n}" for n in range(12)])
+    adata = ad.AnnData(X, obs, pd.DataFrame(index=genes))
+    GEARS.setup_anndata(adata)
+    model = GEARS.from_cell_gears(tmp_path / "gears.safetensors", adata)
+    first, rest = change[0], change[4]  # p0 as the first graph of a batch, and as a later one
+    expected = (first + 299 * rest) / 300
+    np.testing.assert_allclose(model.predict_change(["p0"]).iloc[0], expected, atol=1e-5)
+    np.testing.assert_allclose(model.predict(["p0+ctrl"]).X[0], X[:6].mean(0) + expected, atol=1e-5)
+    model.save(tmp_path / "run")
+    loaded = GEARS.load(tmp_path / "run", adata)
+    np.testing.assert_allclose(loaded.predict_change(["p0"]).iloc[0], expected, atol=1e-5)
+    assert "untrained" not in repr(loaded)
+    other = adata[:, ::-1].copy()
+    GEARS.setup_anndata(other)
+    with pytest.raises(ValueError, match="found them in another order"):
+        GEARS.from_cell_gears(tmp_path / "gears.safetensors", other)
+
+
+def test_pickles_of_cell_gears_are_refused_with_the_lines_that_convert_them(screen, tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"never reads them(.|\n)*save_file"):
+        GEARS.from_cell_gears(tmp_path, screen)
 
 
 # ---- mistakes

@@ -635,7 +635,7 @@ class FederatedModel(BaseModelClass):
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} of {len(self.var_names)} features: {self._summary()}"]
         if self._history is None:
-            lines.append("  untrained")
+            lines.append("  trained elsewhere" if self.is_trained_ else "  untrained")
         else:
             n_sites = int(self._history["n_sites"].iloc[-1])
             lines.append(

@@ -403,6 +403,7 @@ class GEARS(PerturbationPredictor):
             msg = "Expected perturbations to train on, found none. Look at the split, or lower `min_cells`."
             raise ValueError(msg)
         held_out = {name: SiteCells.of(design, VALIDATION, name, min_cells) for name in sites}
+        _warn_of_few({name: sites[name].n_left_out + held_out[name].n_left_out for name in sites}, min_cells)
         if protections == "default":
             protections = default_protections(key, len(sites), stacklevel=3)
         self._check_share(share, key)
@@ -714,6 +715,17 @@ class GEARS(PerturbationPredictor):
                 " (network's part " + ", ".join(f"{order} {share:.2f}" for order, share in self.shrinkage.items()) + ")"
             )
         return text
+
+
+def _warn_of_few(left_out: Mapping[str, int], min_cells: int) -> None:
+    if any(left_out.values()):
+        warnings.warn(
+            f"Left out perturbations at sites that have fewer than {min_cells} cells of them, or no two control cells "
+            f"of the same covariates: {first_of([f'{n} at {site}' for site, n in left_out.items() if n], 10)}. Lower "
+            "`min_cells` to keep them.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _shares(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -188,6 +187,7 @@ class SiteCells:
     conditions: list[Condition]
     rows: list[np.ndarray]
     controls: list[np.ndarray]
+    n_left_out: int
 
     @classmethod
     def of(cls, design: Design, part: str, site: str, min_cells: int) -> SiteCells:
@@ -207,19 +207,12 @@ class SiteCells:
             )
             raise ValueError(msg)
         kept = [c for c, rows in found.items() if len(rows) >= min_cells and len(controls.get(c.covariates, ())) > 1]
-        if len(kept) < len(found):
-            warnings.warn(
-                f"Left out {len(found) - len(kept)} of {len(found)} perturbations at site '{site}' with fewer than "
-                f"{min_cells} cells or without two control cells of the same covariates. Lower `min_cells` to keep "
-                "them.",
-                UserWarning,
-                stacklevel=4,
-            )
         base = [Condition((), covariates) for covariates in controls] if part == TRAIN else []
         return cls(
             [*base, *kept],
             [*[np.array([], int)] * len(base), *[found[c] for c in kept]],
             [*[controls[c.covariates] for c in base], *[controls[c.covariates] for c in kept]],
+            len(found) - len(kept),
         )
 
     def counts(self) -> dict[Condition, int]:

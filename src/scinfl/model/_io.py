@@ -36,7 +36,7 @@ def write_model(
     path = new_path(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     document = json.loads(json.dumps({"format": FORMAT, **document}, default=_jsonable))
-    weights = save_tensors({name: np.ascontiguousarray(array) for name, array in state.items()})
+    weights = save_tensors({name: np.asarray(array, order="C") for name, array in state.items()})
     name = f"weights-{os.urandom(8).hex()}.{'safetensors' if seal is None else 'sealed'}"
     if seal is not None:
         weights = seal.seal(weights, **seal_labels(document, name))
