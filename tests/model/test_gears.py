@@ -242,13 +242,13 @@ def test_federated_sums_are_those_of_pooled_cells(screen):
 
 
 def test_each_condition_weighs_one_over_all_sites(screen):
-    from scinfl.model._gears import _shares
     from scinfl.model._gears_data import Design, SiteCells
+    from scinfl.model._gears_sums import shares_of
 
     model = make_model(screen)
     design = Design.of(screen, model._setup_args(), {})
     sites = {name: SiteCells.of(design, "train", name, 1) for name in sorted(set(design.site))}
-    shares = _shares(sites, (), "training cells")
+    shares = shares_of(sites, (), "training cells")
     totals: dict = {}
     for name, cells in sites.items():
         for condition, share in zip(cells.conditions, shares[name], strict=True):

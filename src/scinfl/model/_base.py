@@ -474,7 +474,7 @@ class FederatedModel(BaseModelClass):
             msg = "Expected a trained model, found an untrained one. Call `train` first."
             raise RuntimeError(msg)
         seal = self._seal_for_saving(sealed)
-        history = self._history if self._history is not None else pd.DataFrame()
+        history = self._history
         document = {
             "class": type(self).__name__,
             "scinfl_version": __version__,
@@ -483,8 +483,8 @@ class FederatedModel(BaseModelClass):
             "key": self._locked_with,
             "share": self._share,
             "history": {
-                "rounds": history.reset_index().to_dict("list"),
-                "best_round": history.attrs.get("best_round"),
+                "rounds": {} if history is None else history.reset_index().to_dict("list"),
+                "best_round": None if history is None else history.attrs.get("best_round"),
             },
             "facts": self._facts(),
         }

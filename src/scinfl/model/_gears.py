@@ -15,7 +15,6 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from anndata import AnnData
-from scipy import stats
 from scvi.data import AnnDataManager
 from scvi.data.fields import LayerField
 
@@ -50,17 +49,21 @@ from scinfl.model._gears_data import (
 )
 from scinfl.model._gears_graphs import Edges, Ontology, Vocabulary
 from scinfl.model._gears_prediction import EVERYWHERE, PerturbationPredictor
-from scinfl.model._gears_sums import own_second_moments, pooled_changes, pooled_counts, pooled_second_moments
+from scinfl.model._gears_sums import (
+    own_second_moments,
+    pooled_changes,
+    pooled_second_moments,
+    shares_of,
+    warn_of_few,
+)
 from scinfl.model._moments import Moments
 from scinfl.model._prior import PRIORS, Prior, pack_priors, unpack_priors
+from scinfl.model._shrinkage import ORDERS, shrunk
 from scinfl.model._site import LocalTraining
 from scinfl.module import Conditions, GEARSModule
 from scinfl.privacy import Key, Seal
 
 logger = logging.getLogger(__name__)
-
-_ORDERS = ("single", "combination")
-_SUMS = ("agreement", "power", "missed", "agreement_square", "agreement_power", "power_square", "count")
 
 
 class GEARS(PerturbationPredictor):
@@ -403,14 +406,14 @@ class GEARS(PerturbationPredictor):
             msg = "Expected perturbations to train on, found none. Look at the split, or lower `min_cells`."
             raise ValueError(msg)
         held_out = {name: SiteCells.of(design, VALIDATION, name, min_cells) for name in sites}
-        _warn_of_few({name: sites[name].n_left_out + held_out[name].n_left_out for name in sites}, min_cells)
+        warn_of_few({name: sites[name].n_left_out + held_out[name].n_left_out for name in sites}, min_cells)
         if protections == "default":
             protections = default_protections(key, len(sites), stacklevel=3)
         self._check_share(share, key)
         moments = {name: cells.moments(matrix) for name, cells in sites.items()}
         self._agree(matrix, sites, moments, protections, local=share == "meta")
-        shares = _shares(sites, protections if share != "meta" else None, "training cells")
-        held_shares = _shares(held_out, protections if share != "meta" else None, "validation cells")
+        shares = shares_of(sites, protections if share != "meta" else None, "training cells")
+        held_shares = shares_of(held_out, protections if share != "meta" else None, "validation cells")
         target = resolve_device(device)
         local = share == "meta"
         data = {
@@ -448,7 +451,7 @@ class GEARS(PerturbationPredictor):
             monitor=monitor,
             patience=early_stopping,
             progress=progress,
-            derive=partial(_shrunk, prior=self._prior_kind),
+            derive=partial(shrunk, prior=self._prior_kind),
         )
         self._train_with(run, loss, options, list(data), monitor, journal)
         self._finish_prior(key)
@@ -523,7 +526,7 @@ class GEARS(PerturbationPredictor):
             changes = np.zeros((len(sets), len(self._genes)))
             if self._prior_kind is not None:
                 changes = pooled_changes(sets, members, protections)
-            self._priors[name] = Prior(self._prior_kind, tuple(sets), changes, dict.fromkeys(_ORDERS, 1.0))
+            self._priors[name] = Prior(self._prior_kind, tuple(sets), changes, dict.fromkeys(ORDERS, 1.0))
         self._statistics_stored = False
         self._put_agreed()
         if not local:
@@ -559,11 +562,11 @@ class GEARS(PerturbationPredictor):
 
     def _finish_prior(self, key: Key | None) -> None:
         """Shrink the network's part as in the best round, and seal what the prior is made of."""
-        shrinkage = dict.fromkeys(_ORDERS, 1.0)
+        shrinkage = dict.fromkeys(ORDERS, 1.0)
         history = self.history
-        if history is not None and f"validation_shrinkage_{_ORDERS[0]}" in history:
+        if history is not None and f"validation_shrinkage_{ORDERS[0]}" in history:
             best = history.loc[history.attrs["best_round"]]
-            shrinkage = {order: float(best[f"validation_shrinkage_{order}"]) for order in _ORDERS}
+            shrinkage = {order: float(best[f"validation_shrinkage_{order}"]) for order in ORDERS}
         self._priors = {name: replace(prior, shrinkage=shrinkage) for name, prior in self._priors.items()}
         self._sealed_priors = None if key is None else Seal(key).seal(pack_priors(self._priors), name="priors")
 
@@ -717,64 +720,5 @@ class GEARS(PerturbationPredictor):
         return text
 
 
-def _warn_of_few(left_out: Mapping[str, int], min_cells: int) -> None:
-    if any(left_out.values()):
-        warnings.warn(
-            f"Left out perturbations at sites that have fewer than {min_cells} cells of them, or no two control cells "
-            f"of the same covariates: {first_of([f'{n} at {site}' for site, n in left_out.items() if n], 10)}. Lower "
-            "`min_cells` to keep them.",
-            UserWarning,
-            stacklevel=3,
-        )
-
-
-def _shares(
-    sites: Mapping[str, SiteCells], protections: Sequence[Protection] | None, purpose: str
-) -> dict[str, np.ndarray]:
-    """Share of the cells of each condition that a site has; all of them where sites do not count together."""
-    conditions = sorted({condition for cells in sites.values() for condition in cells.conditions})
-    if protections is None or not conditions:
-        return {name: np.ones(len(cells.conditions)) for name, cells in sites.items()}
-    counts = {name: cells.counts() for name, cells in sites.items()}
-    totals = pooled_counts(conditions, counts, protections, purpose)
-    return {
-        name: np.array([counts[name][condition] / totals[condition] for condition in cells.conditions], np.float64)
-        for name, cells in sites.items()
-    }
-
-
 def _as_arrays(graph: tuple[torch.Tensor, torch.Tensor]) -> Edges:
     return graph[0].numpy(), graph[1].numpy()
-
-
-def _shrunk(metrics: Mapping[str, float], n: float, *, prior: str | None) -> dict[str, float]:
-    """Validation metrics with the network's part shrunk, for one and for several perturbed genes apart."""
-    result = {name: metrics[name] for name in ("mse", "pearson_delta", "mse_de")}
-    if prior is None:
-        return result
-    sums = {order: {what: n * metrics[f"{order}_{what}"] for what in _SUMS} for order in _ORDERS}
-    both = {what: sum(group[what] for group in sums.values()) for what in _SUMS}
-    result["mse_de"] = 0.0
-    for order, group in sums.items():
-        share = _share_of(group if group["count"] > 1 else both)
-        error = group["missed"] - 2 * share * group["agreement"] + share**2 * group["power"]
-        result["mse_de"] += error / n
-        result[f"shrinkage_{order}"] = share
-    return result
-
-
-def _share_of(sums: Mapping[str, float]) -> float:
-    r"""Share of the network's change that is added to the prior: the least that validation conditions speak for.
-
-    Of the product :math:`a_i` of the network's change with what the prior misses, and its square :math:`p_i`, the best
-    share is :math:`s = \sum a_i / \sum p_i`. The lower end of its one-sided 90 % interval is taken (a ratio of means
-    over conditions, t distribution): few conditions speak for little, and a share that is somewhat too small costs next
-    to nothing.
-    """
-    n, power = sums["count"], sums["power"]
-    if n <= 1 or power <= 0:
-        return 0.0
-    share = sums["agreement"] / power
-    spread = sums["agreement_square"] - 2 * share * sums["agreement_power"] + share**2 * sums["power_square"]
-    error = np.sqrt(max(spread, 0.0) / n / (n - 1)) / (power / n)
-    return float(np.clip(share - stats.t.ppf(0.9, n - 1) * error, 0, 1))

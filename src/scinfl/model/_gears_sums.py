@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from scinfl._checks import first_of
 from scinfl.federation import Protection, State, Update, mean_of
 from scinfl.model._cells import Matrix
 from scinfl.model._coexpression import second_moments
@@ -70,3 +72,29 @@ def pooled_changes(
         updates.append(Update(name, 0, {"sums": sums, "counts": counts}, 1, purpose="changes"))
     mean = mean_of(updates, protections).state
     return mean["sums"] / np.maximum(mean["counts"], 1e-12)[:, None]
+
+
+def warn_of_few(left_out: Mapping[str, int], min_cells: int) -> None:
+    if any(left_out.values()):
+        warnings.warn(
+            f"Left out perturbations at sites that have fewer than {min_cells} cells of them, or no two control cells "
+            f"of the same covariates: {first_of([f'{n} at {site}' for site, n in left_out.items() if n], 10)}. Lower "
+            "`min_cells` to keep them.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def shares_of(
+    sites: Mapping[str, SiteCells], protections: Sequence[Protection] | None, purpose: str
+) -> dict[str, np.ndarray]:
+    """Share of the cells of each condition that a site has; all of them where sites do not count together."""
+    conditions = sorted({condition for cells in sites.values() for condition in cells.conditions})
+    if protections is None or not conditions:
+        return {name: np.ones(len(cells.conditions)) for name, cells in sites.items()}
+    counts = {name: cells.counts() for name, cells in sites.items()}
+    totals = pooled_counts(conditions, counts, protections, purpose)
+    return {
+        name: np.array([counts[name][condition] / totals[condition] for condition in cells.conditions], np.float64)
+        for name, cells in sites.items()
+    }
