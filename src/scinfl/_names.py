@@ -23,3 +23,6 @@ PERTURBATION = "infl_perturbation"
 
 SPLIT = "infl_split"
 """``obs``: ``"train"``, ``"val"`` or ``"test"``."""
+
+DOMAIN = "infl_domain"
+"""``obs``: spatial domain."""

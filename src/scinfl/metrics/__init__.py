@@ -1,8 +1,16 @@
 """Arrays in, pandas out."""
 
 from scinfl.metrics._classification import classification
+from scinfl.metrics._integration import integration
 from scinfl.metrics._interaction import interaction
 from scinfl.metrics._perturbation import perturbation, perturbation_summary
 from scinfl.metrics._perturbation_baselines import perturbation_baselines
 
-__all__ = ["classification", "interaction", "perturbation", "perturbation_baselines", "perturbation_summary"]
+__all__ = [
+    "classification",
+    "integration",
+    "interaction",
+    "perturbation",
+    "perturbation_baselines",
+    "perturbation_summary",
+]

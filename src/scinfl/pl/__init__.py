@@ -3,20 +3,24 @@
 from scinfl.pl._classification import confusion
 from scinfl.pl._compare import compare, radar, tradeoff
 from scinfl.pl._history import history
+from scinfl.pl._integration import integration_metrics
 from scinfl.pl._perturbation import perturbation, perturbation_scatter
 from scinfl.pl._perturbation_scores import hit_rate, interactions, perturbation_metrics
 from scinfl.pl._sites import sites
+from scinfl.pl._spatial import sections
 
 __all__ = [
     "compare",
     "confusion",
     "history",
     "hit_rate",
+    "integration_metrics",
     "interactions",
     "perturbation",
     "perturbation_metrics",
     "perturbation_scatter",
     "radar",
+    "sections",
     "sites",
     "tradeoff",
 ]

@@ -1,0 +1,86 @@
+"""Scores of integration, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from scinfl._checks import one_of
+from scinfl.pl._axes import axes
+from scinfl.pl._methods import in_order, legend_above, method_styles, require_columns
+
+_SHOWN = {
+    "ari": "ARI",
+    "nmi": "NMI",
+    "asw_label": "ASW label",
+    "asw_batch": "ASW batch",
+    "ilisi": "iLISI",
+    "pas": "PAS\N{NO-BREAK SPACE}↓",
+    "chaos": "CHAOS\N{NO-BREAK SPACE}↓",
+    "morans_i": "Moran's I",
+    "morans_i_clusters": "Moran's I clusters",
+}
+
+
+def integration_metrics(
+    table: pd.DataFrame, metrics: Sequence[str] | str | None = None, *, ax: Axes | None = None
+) -> Axes:
+    """Mean of scores by method as bars, with seeds as points; an arrow down marks scores that are better when low.
+
+    Parameters
+    ----------
+    table
+        Tidy: the columns ``method``, ``seed``, ``metric`` and ``value``, for example several tables of
+        :func:`scinfl.metrics.integration` with ``table.assign(method=…, seed=…)``, joined by :func:`pandas.concat`.
+    metrics
+        Scores to draw, in this order; all of the table by default. They share one axis.
+    ax
+        Axes to draw on.
+
+    Raises
+    ------
+    ValueError
+        If a column or a score is missing.
+
+    Examples
+    --------
+    >>> import pandas as pd, scinfl as si
+    >>> rows = [("SpaMosaic", 0, "ari", 0.8), ("SpaMosaic", 1, "ari", 0.9)]
+    >>> table = pd.DataFrame(rows, columns=["method", "seed", "metric", "value"])
+    >>> ax = si.pl.integration_metrics(table)
+    >>> round(float(ax.patches[0].get_height()), 2), ax.get_xticklabels()[0].get_text()
+    (0.85, 'ARI')
+    """
+    require_columns(table, ["method", "seed", "metric", "value"])
+    occurring = in_order(table["metric"])
+    metrics = occurring if metrics is None else [metrics] if isinstance(metrics, str) else list(metrics)
+    for metric in metrics:
+        one_of("metrics", metric, sorted(occurring))
+    keys = [table[column].astype(str) for column in ("method", "metric", "seed")]
+    by_seed = table["value"].groupby(keys).mean().dropna()
+    styles = method_styles(in_order(table["method"]))
+    ax = axes(ax, min(10.0, max(3.5, 1.0 + len(metrics) * (0.3 + 0.16 * len(styles)))), 3.2)
+    width = 0.8 / len(styles)
+    for number, (method, (colour, _)) in enumerate(styles.items()):
+        seeds = [_seeds(by_seed, method, metric) for metric in metrics]
+        place = np.arange(len(metrics)) + (number - (len(styles) - 1) / 2) * width
+        means = [values.mean() if len(values) else np.nan for values in seeds]
+        ax.bar(place, means, 0.92 * width, color=colour, alpha=0.75, label=method)
+        spread = np.linspace(-0.25, 0.25, max(map(len, seeds))) * width
+        x = np.concatenate([at + spread[: len(values)] for at, values in zip(place, seeds, strict=True)])
+        ax.plot(x, np.concatenate(seeds), "o", color="black", markersize=2.5, markerfacecolor="white", mew=0.6)
+    labels = [_SHOWN.get(metric, metric.replace("_", " ")).replace(" ", "\n") for metric in metrics]
+    ax.set_xticks(range(len(metrics)), labels, fontsize="small")
+    ax.axhline(0, color="black", linewidth=0.6)
+    ax.set_ylabel("score")
+    legend_above(ax)
+    return ax
+
+
+def _seeds(by_seed: pd.Series, method: str, metric: str) -> np.ndarray:
+    index = by_seed.index
+    own = (index.get_level_values("method") == method) & (index.get_level_values("metric") == metric)
+    return by_seed[own].to_numpy()
