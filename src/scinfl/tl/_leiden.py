@@ -19,7 +19,7 @@ def leiden(
 ) -> tuple[np.ndarray, float]:
     """Community of each row, and the resolution; with a number of clusters the one that reaches it."""
     if importlib.util.find_spec("igraph") is None:
-        msg = "Expected the package igraph for `method='leiden'`, found none. Run `pip install "scinfl[leiden]"`."
+        msg = "Expected the package igraph for `method='leiden'`, found none. Run `pip install 'scinfl[leiden]'`."
         raise ImportError(msg)
     if len(X) < _FEWEST:
         msg = f"Expected at least {_FEWEST} cells for `method='leiden'`, found {len(X)}. Pass `method='kmeans'`."

@@ -1,0 +1,183 @@
+"""What all federated preprocessing shares: sites, refusals, keys and the record of what left."""
+
+from __future__ import annotations
+
+import logging
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from scinfl.pp import (
+    _site_sums,
+    federated_highly_variable_genes,
+    federated_lsi,
+    federated_offsets,
+    federated_pca,
+    federated_scale,
+)
+
+
+def offsets(adata, **options):
+    adata.obsm["X_pca"] = np.asarray(adata.X[:, :8].toarray() if sparse.issparse(adata.X) else adata.X[:, :8])
+    federated_offsets(adata, n_prototypes=4, max_rounds=2, **options)
+
+
+FUNCTIONS = {
+    "federated_highly_variable_genes": lambda adata, **options: federated_highly_variable_genes(adata, 10, **options),
+    "federated_scale": federated_scale,
+    "federated_pca": lambda adata, **options: federated_pca(adata, 5, **options),
+    "federated_lsi": lambda adata, **options: federated_lsi(adata, 5, **options),
+    "federated_offsets": offsets,
+}
+ON_X = [name for name in FUNCTIONS if name != "federated_offsets"]
+
+
+@pytest.fixture
+def positive(cells):
+    cells.X = np.abs(cells.X)
+    return cells
+
+
+@pytest.fixture(params=list(FUNCTIONS))
+def function(request):
+    return FUNCTIONS[request.param]
+
+
+def values(adata):
+    """Everything a function wrote."""
+    arrays = [adata.X, *adata.obsm.values(), *adata.varm.values(), *(adata.var[c] for c in adata.var)]
+    return [np.asarray(array, np.float64) for array in arrays]
+
+
+def assert_alike(one, other, atol=1e-4):
+    for a, b in zip(values(one), values(other), strict=True):
+        np.testing.assert_allclose(a, b, atol=atol)
+
+
+def test_keyed_sums_change_nothing(positive, key, function):
+    plain, locked = positive.copy(), positive.copy()
+    function(plain, site_key="site")
+    function(locked, site_key="site", key=key)
+    assert_alike(plain, locked)
+
+
+@pytest.mark.parametrize("name", ON_X)
+def test_the_result_does_not_depend_on_the_split(positive, name):
+    one, other = positive.copy(), positive.copy()
+    other.obs["site"] = "only"
+    FUNCTIONS[name](one, site_key="site")
+    FUNCTIONS[name](other, site_key="site")
+    assert_alike(one, other)
+
+
+def test_one_site_needs_no_keyed_sum(positive, key, function):
+    positive.obs["site"] = "only"
+    function(positive, site_key="site", key=key)
+    (table,) = positive.uns["infl"]["payload"].values()
+    assert not table["masked"].any()
+
+
+def test_two_sites_are_warned(positive, key, function):
+    positive.obs["site"] = np.where(np.arange(360) < 100, "a", "b")
+    with pytest.warns(UserWarning, match="Two sites") as caught:
+        function(positive, site_key="site", key=key)
+    assert caught[0].filename == __file__
+
+
+def test_views_files_and_rows_without_site_are_refused(positive, function, tmp_path):
+    view = positive[:300]
+    if function is not offsets:
+        with pytest.raises(ValueError, match="found a view"):
+            function(view, site_key="site")
+    with pytest.raises(KeyError, match="Expected `site_key` to name a column"):
+        function(positive, site_key="hospital")
+    positive.obs["hospital"] = [None, *["a"] * 359]
+    with pytest.raises(ValueError, match="found 1 rows without"):
+        function(positive, site_key="hospital")
+
+
+def test_small_and_empty_sites_are_named(positive, function):
+    positive.obs["site"] = pd.Categorical(["small"] * 9 + ["large"] * 351, ["large", "none", "small"])
+    with pytest.raises(ValueError, match=r"found 0 at site 'none'.*remove_unused_categories"):
+        function(positive, site_key="site")
+    positive.obs["site"] = positive.obs["site"].cat.remove_unused_categories()
+    with pytest.raises(ValueError, match=r"at least 10 cells at every site, found 9 at site 'small'.*min_cells"):
+        function(positive, site_key="site")
+    function(positive, site_key="site", min_cells=9)
+
+
+@pytest.mark.parametrize("name", ON_X)
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix])
+def test_missing_values_are_refused_with_the_site(positive, name, form):
+    positive.X[1, 3] = np.nan
+    positive.X = form(positive.X)
+    with pytest.raises(ValueError, match=r"found 1 that are missing .* at site 'hospital_1': gene_3"):
+        FUNCTIONS[name](positive, site_key="site")
+
+
+@pytest.mark.parametrize("name", ON_X)
+def test_values_too_large_for_a_keyed_sum_are_refused(positive, key, name):
+    positive.X = positive.X.astype(np.float64)
+    positive.X[0] = 1e30 if name != "federated_highly_variable_genes" else 100
+    if name == "federated_lsi":
+        positive.X *= 1e6
+    with pytest.raises(ValueError, match=r"for a keyed sum, found .* at site 'hospital_0'"):
+        FUNCTIONS[name](positive, site_key="site", key=key)
+
+
+def test_an_anndata_without_x_is_refused(positive):
+    empty = ad.AnnData(obs=positive.obs, var=positive.var)
+    with pytest.raises(ValueError, match=r"Expected values in adata.X"):
+        federated_scale(empty, site_key="site")
+
+
+def test_what_left_each_site_is_kept_logged_and_survives_a_file(positive, key, function, caplog, tmp_path):
+    with caplog.at_level(logging.INFO, logger="scinfl.pp"):
+        function(positive, site_key="site", key=key)
+    ((name, table),) = positive.uns["infl"]["payload"].items()
+    assert set(table["site"]) == {"hospital_0", "hospital_1", "hospital_2"}
+    assert table["masked"].all()
+    assert sum(f"{name}: site 'hospital_1' sent" in message for message in caplog.messages) == 1
+    positive.write_h5ad(tmp_path / "cells.h5ad")
+    again = ad.read_h5ad(tmp_path / "cells.h5ad").uns["infl"]["payload"][name]
+    assert (again["bytes"] == table["bytes"]).all()
+
+
+def test_the_record_counts_the_bytes_that_a_keyed_sum_sends(positive, key, monkeypatch):
+    sent = []
+    verify = _site_sums.KeyedSum.combine
+
+    def combine(self, encoded):
+        sent.extend(update.n_bytes for update in encoded)
+        return verify(self, encoded)
+
+    totals = []
+    agree = _site_sums.KeyedSum.agree
+    monkeypatch.setattr(_site_sums.KeyedSum, "combine", combine)
+    monkeypatch.setattr(
+        _site_sums.KeyedSum,
+        "agree",
+        lambda self, purpose, weights: totals.append(len(weights)) or agree(self, purpose, weights),
+    )
+    federated_pca(positive, 5, site_key="site", key=key)
+    table = positive.uns["infl"]["payload"]["federated_pca"]
+    assert table["bytes"].sum() == sum(sent) + 8 * sum(totals)
+
+
+def test_the_server_never_sees_a_plain_number(positive, key, monkeypatch):
+    seen = []
+    combine = _site_sums.KeyedSum.combine
+    monkeypatch.setattr(
+        _site_sums.KeyedSum, "combine", lambda self, encoded: seen.extend(encoded) or combine(self, encoded)
+    )
+    for function in FUNCTIONS.values():
+        function(positive.copy(), site_key="site", key=key)
+    assert seen
+    for update in seen:
+        assert set(update.state) == {"masked"}
+        assert (update.n_obs, update.weight, dict(update.metrics)) == (0, 0.0, {})
+        if len(update.state["masked"]) > 20:
+            assert abs(np.log2(update.state["masked"].astype(np.float64)) - 62.5).mean() < 2  # evenly over 64 bits
