@@ -16,7 +16,14 @@ ALLOWED = {
     "federation": set(),
     "metrics": set(),
     "module": {"nn"},
-    "model": {"module", "nn", "federation", "privacy", "metrics"},  # validates with the scores that are reported
+    "model": {
+        "module",
+        "nn",
+        "federation",
+        "privacy",
+        "metrics",
+        "pp",
+    },  # prepares as users do, validates with reported scores
     "datasets": set(),
     "pp": {"federation", "privacy", "metrics"},
     "tl": {"model", "metrics", "federation", "privacy", "privacy.attacks", "nn"},

@@ -2,5 +2,6 @@
 
 from scinfl.model._classifier import Classifier
 from scinfl.model._gears import GEARS
+from scinfl.model._spamosaic import SpaMosaic
 
-__all__ = ["GEARS", "Classifier"]
+__all__ = ["GEARS", "Classifier", "SpaMosaic"]

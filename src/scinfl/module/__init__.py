@@ -3,5 +3,6 @@
 from scinfl.module._classifier import ClassifierModule
 from scinfl.module._gears import Conditions, GEARSModule
 from scinfl.module._gears_loss import Targets, change_loss
+from scinfl.module._spamosaic import SpaMosaicModule
 
-__all__ = ["ClassifierModule", "Conditions", "GEARSModule", "Targets", "change_loss"]
+__all__ = ["ClassifierModule", "Conditions", "GEARSModule", "SpaMosaicModule", "Targets", "change_loss"]

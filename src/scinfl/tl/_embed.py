@@ -5,16 +5,16 @@ from __future__ import annotations
 from anndata import AnnData
 
 from scinfl import _names
-from scinfl.model import Classifier
+from scinfl.model import Classifier, SpaMosaic
 
 
-def embed(adata: AnnData, model: Classifier) -> None:
+def embed(adata: AnnData, model: Classifier | SpaMosaic) -> None:
     """Embed cells with a trained and unlocked model, ready for ``sc.pp.neighbors(adata, use_rep="X_infl")``.
 
     Sets the following fields:
 
     ``.obsm["X_infl"]``
-        Latent representation (cells × hidden units, float32).
+        Latent representation (cells × dimensions, float32).
     ``.uns["infl"]["embed"]``
         Fingerprint of the key.
 
