@@ -7,7 +7,7 @@ from prepared arrays). The rounds of scinfl were fixed on other seeds. Preparati
 
     python -m venv PEER && PEER/bin/pip install torch==2.13.0 torch-geometric pandas scipy scanpy dcor tqdm networkx
     PEER/bin/pip install --no-deps cell-gears==0.1.2
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/gears.py --peer PEER/bin/python [--size quality|pass] [--seeds 3]
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/gears.py --peer PEER/bin/python [--size quality|pass|equal] [--seeds 3]
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ import pandas as pd
 import torch
 
 import scinfl as si
+from scinfl.model._cell_gears import translated
 from scinfl.model._coexpression import strongest_edges
 from scinfl.model._gears_data import ConditionBatches, Design, SiteCells
 from scinfl.model._gears_graphs import Vocabulary
 from scinfl.model._gears_sums import own_second_moments
-from scinfl.module import GEARSModule
+from scinfl.model._moments import Moments
+from scinfl.module import Conditions, GEARSModule, Targets, change_loss
 
 ROUNDS, LOCAL_EPOCHS, LR = 3, 5, 6e-3  # fixed on seeds 100, 101 and 102
 PEER = Path(__file__).with_name("gears_peer.py")
@@ -196,14 +198,62 @@ def one_pass(python: str) -> None:
     print(f"ratio {whole / wall:.0f} (wall), {peer['cpu'] * n / cpu:.0f} (CPU)")
 
 
+def equal(python: str) -> None:
+    """The same weights predict the same, and moments give the loss and gradients of cells."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "reference.npz"
+        run_peer(python, path, "--reference", "500", "60", "64")
+        with np.load(path) as stored:
+            arrays = {name: torch.from_numpy(stored[name]) for name in stored.files}
+    members = [(0,), (1, 2), (), (0, 3), (0,), (4,), (1, 2)]
+    for name, uncertainty, n_layers in (("plain", None, 1), ("deep", "published", 2)):
+        state = {key.split("/state/")[1]: value for key, value in arrays.items() if key.startswith(f"{name}/state/")}
+        graphs = {key: state.pop(key) for key in list(state) if key.startswith("G_")}
+        network = GEARSModule(
+            [f"gene_{i}" for i in range(500)], [f"perturbation_{i}" for i in range(60)], uncertainty=uncertainty,
+            n_ontology_layers=n_layers, n_coexpression_layers=n_layers, compat=True,
+        )  # fmt: skip
+        network.load_state_dict(translated(state))
+        network.set_graph("ontology", graphs["G_go"], graphs["G_go_weight"])
+        network.set_graph("coexpression", graphs["G_coexpress"], graphs["G_coexpress_weight"])
+        with torch.no_grad():
+            for mode in ("eval", "train"):
+                change = network.train(mode == "train")(Conditions.of(members))
+                difference = (change - arrays[f"{name}/{mode}"]).abs().max()
+                print(f"{name} network, {mode}: largest difference from cell-gears {difference:.1e}")
+    moments_against_cells()
+
+
+def moments_against_cells() -> None:
+    """Loss and gradients of one batch, by moments and by every pair of cell and control."""
+    generator = np.random.default_rng(0)
+    x, y = generator.gamma(2.0, 0.5, (40, 300)), generator.gamma(2.0, 0.6, (25, 300))
+    moments = Moments.of(np.concatenate([x, y]), [np.arange(40, 65)], [np.arange(40)])
+    fields = {name: torch.from_numpy(getattr(moments, name)) for name in ("mean", "variance", "third", "fourth", "top")}
+    targets = Targets(
+        **fields, retained=torch.from_numpy(moments.expressed), prior=torch.zeros(1, 300), order=torch.ones(1),
+        weight=torch.ones(1),
+    )  # fmt: skip
+    change = torch.from_numpy(generator.normal(0, 0.5, (1, 300))).requires_grad_()
+    pairs = torch.from_numpy(y)[:, None] - torch.from_numpy(x)[None]
+    cells = (change - pairs.reshape(-1, 300)).pow(4).mean(0).mean()
+    losses = change_loss(change, targets), cells
+    gradients = [torch.autograd.grad(loss, change)[0] for loss in losses]
+    loss = abs((losses[0] - losses[1]).item() / losses[1].item())
+    gradient = float((gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max())
+    print(f"moments against {len(x) * len(y)} pairs of cells: loss {loss:.1e}, gradient {gradient:.1e} (relative)")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer", required=True, help="python of an environment with cell-gears 0.1.2")
-    parser.add_argument("--size", choices=["quality", "pass"], default="quality")
+    parser.add_argument("--size", choices=["quality", "pass", "equal"], default="quality")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     chosen = parser.parse_args()
     if chosen.size == "quality":
         quality(chosen.peer, list(range(chosen.first_seed, chosen.first_seed + chosen.seeds)))
-    else:
+    elif chosen.size == "pass":
         one_pass(chosen.peer)
+    else:
+        equal(chosen.peer)

@@ -35,13 +35,59 @@ def clock() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
+def reference(path: str, n_genes: int, n_perts: int, d: int) -> None:
+    """Write random networks of cell-gears and what they predict: in evaluation, and in training by the batch."""
+    members = [(0,), (1, 2), (), (0, 3), (0,), (4,), (1, 2)]
+    arrays = {}
+    for name, uncertainty, n_layers in (("plain", False, 1), ("deep", True, 2)):
+        torch.manual_seed(0)
+        graphs = {}
+        for graph, n in (("G_go", n_perts), ("G_coexpress", n_genes)):
+            edges = torch.unique(torch.randint(0, n, (2, 3 * n)), dim=1)
+            edges = edges[:, edges[0] != edges[1]]
+            loops = torch.arange(0, n, 2)  # some vertices have a loop of their own, some do not
+            graphs[graph] = torch.cat([edges, torch.stack([loops, loops])], 1)
+            graphs[f"{graph}_weight"] = torch.rand(graphs[graph].shape[1]) * 0.6 + 0.4
+        sizes = {"num_genes": n_genes, "num_perts": n_perts, "hidden_size": d, "uncertainty": uncertainty}
+        layers = {"num_go_gnn_layers": n_layers, "num_gene_gnn_layers": n_layers}
+        network = GEARS_Model({**SETTINGS, **graphs, **sizes, **layers})
+        for kind, values in (*network.named_buffers(), *network.named_parameters()):
+            if kind.endswith("running_mean"):
+                values.normal_(0, 0.3)
+            elif kind.endswith("running_var"):
+                values.uniform_(0.5, 1.5)
+            elif kind.endswith("bias"):
+                values.data.add_(torch.randn_like(values) * 0.2)
+        arrays |= {f"{name}/state/{key}": value.numpy().copy() for key, value in network.state_dict().items()}
+        arrays |= {f"{name}/state/{key}": value.numpy() for key, value in graphs.items()}
+        cells = [Data(x=torch.rand(n_genes, 1), pert_idx=list(m) or [-1], pert="", y=torch.zeros(1)) for m in members]
+        batch = Batch.from_data_list(cells)
+        base = batch.x.view(len(cells), -1)
+        with torch.no_grad():
+            network.eval()
+            predicted = network(batch)
+            if uncertainty:
+                predicted, spread = predicted
+                arrays[f"{name}/logvar"] = spread.numpy()
+            arrays[f"{name}/eval"] = (predicted - base).numpy()
+            network.train()
+            predicted = network(batch)
+            arrays[f"{name}/train"] = ((predicted[0] if uncertainty else predicted) - base).numpy()
+    np.savez_compressed(path, **arrays)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("arrays")
+    parser.add_argument("--reference", type=int, nargs=3, metavar=("GENES", "PERTURBATIONS", "HIDDEN"))
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--steps", type=int, help="measure so many steps and stop")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.reference:
+        reference(options.arrays, *options.reference)
+        print("{}")
+        return
     with np.load(options.arrays, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
     started = clock()
