@@ -296,7 +296,7 @@ def make_targets(n, n_genes=60):
     return Targets(
         mean=normal(), variance=normal().square(), third=normal(), fourth=normal().square() + 1,
         retained=normal() > -1, prior=normal(), top=torch.randint(n_genes, (n, 20), generator=generator),
-        order=torch.arange(n) % 3, weight=torch.rand(n, generator=generator, dtype=torch.float64),
+        number=torch.arange(n), weight=torch.rand(n, generator=generator, dtype=torch.float64),
     )  # fmt: skip
 
 

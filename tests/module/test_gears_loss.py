@@ -8,7 +8,7 @@ import torch
 
 from scinfl.model._moments import Moments
 from scinfl.module import Targets, change_loss
-from scinfl.module._gears_loss import scores
+from scinfl.module._gears_loss import SUMS, scores
 
 N_GENES = 7
 
@@ -31,7 +31,7 @@ def make_targets(dtype=np.float64, *, prior=0.0, weight=(1.0, 1.0, 1.0, 1.0)) ->
         **{name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()},
         retained=torch.from_numpy(moments.expressed),
         prior=torch.full((4, N_GENES), prior, dtype=torch.float64),
-        order=torch.tensor([0, 1, 2, 1]),
+        number=torch.tensor([5, 0, 2, 3]),
         weight=torch.tensor(weight, dtype=torch.float64),
     )
 
@@ -190,23 +190,17 @@ def test_a_smaller_width_makes_a_sharper_direction():
 def naive_scores(change, targets):
     """Condition by condition."""
     result = {"mse": 0.0, "mse_de": 0.0, "pearson_delta": 0.0}
-    sums = ("agreement", "power", "missed", "agreement_square", "agreement_power", "power_square", "count")
-    result |= {f"{n}_{w}": 0.0 for n in ("single", "combination") for w in sums}
     for row in range(len(targets)):
         own, truth, prior = (t[row].numpy() for t in (change, targets.mean, targets.prior))
         top = [gene for gene in targets.top[row].tolist() if gene >= 0] or list(range(N_GENES))
-        error = (own + prior - truth) ** 2
-        weight = float(targets.weight[row])
+        error, missed = (own + prior - truth) ** 2, truth - prior
+        weight, number = float(targets.weight[row]), int(targets.number[row])
         result["mse"] += weight * error.mean()
         result["mse_de"] += weight * error[top].mean()
         result["pearson_delta"] += weight * np.corrcoef(own + prior, truth)[0, 1] if truth.std() > 0 else 0.0
-        order = int(targets.order[row])
-        if order:
-            name, missed = "single" if order == 1 else "combination", truth - prior
-            a, p = (own * missed)[top].mean(), (own**2)[top].mean()
-            values = (a, p, (missed**2)[top].mean(), a**2, a * p, p**2, 1.0)
-            for what, value in zip(sums, values, strict=True):
-                result[f"{name}_{what}"] += weight * value
+        result[f"agreement_{number}"] = weight * (own * missed)[top].mean()
+        result[f"power_{number}"] = weight * (own**2)[top].mean()
+        result[f"missed_{number}"] = weight * (missed**2)[top].mean()
     return result
 
 
@@ -225,22 +219,21 @@ def test_scores_of_parts_add_up():
     targets, change = make_targets(), make_change().detach()
     parts = [scores(change[rows], targets[rows]) for rows in (torch.tensor([0, 3]), torch.tensor([1, 2]))]
     whole = scores(change, targets)
-    assert whole == pytest.approx({name: parts[0][name] + parts[1][name] for name in whole})
+    assert whole == pytest.approx({name: parts[0].get(name, 0) + parts[1].get(name, 0) for name in whole})
 
 
 def test_the_best_shrinkage_follows_from_the_sums():
     targets, change = make_targets(prior=0.2), make_change().detach()
     sums = scores(change, targets)
-    best = sums["single_agreement"] / sums["single_power"]
+    agreement, power, missed = (sum(sums[f"{what}_{number}"] for number in (0, 3)) for what in SUMS)
 
-    def missed(share):
-        rest = scores(share * change, targets)
-        return rest["single_missed"] - 2 * rest["single_agreement"] + rest["single_power"]
+    def error(share):
+        return missed - 2 * share * agreement + share**2 * power
 
-    assert missed(best) < min(missed(best - 0.1), missed(best + 0.1), missed(0), missed(1))
-    singles = [1, 3]
-    rest = [scores(best * change[[row]], targets[torch.tensor([row])])["mse_de"] for row in singles]
-    assert missed(best) == pytest.approx(sum(rest))
+    best = agreement / power
+    rows = torch.tensor([1, 3])  # numbers 0 and 3
+    assert error(best) == pytest.approx(scores(best * change[rows], targets[rows])["mse_de"])
+    assert error(best) < min(error(best - 0.1), error(best + 0.1), error(0), error(1))
 
 
 def test_a_constant_change_correlates_with_nothing():

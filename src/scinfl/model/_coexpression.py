@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from scipy import sparse
-from scipy.linalg.blas import ssyrk
 
 from scinfl.federation import State
 from scinfl.model._cells import Matrix
@@ -23,8 +22,8 @@ def second_moments(matrix: Matrix, rows: np.ndarray) -> State:
         if sparse.issparse(block) and block.nnz < _DENSE * np.prod(block.shape):
             square += (block.T @ block).toarray()
         else:
-            block = np.ascontiguousarray(block.toarray() if sparse.issparse(block) else block, dtype=np.float32)
-            square += ssyrk(1.0, block.T)  # the upper triangle alone, in half the time
+            block = np.asarray(block.toarray() if sparse.issparse(block) else block, dtype=np.float32)
+            square += block.T @ block
         total += np.asarray(block.sum(0, dtype=np.float64)).ravel()
     upper = np.triu_indices(n_genes)
     n = max(len(rows), 1)

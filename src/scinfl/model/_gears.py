@@ -58,7 +58,7 @@ from scinfl.model._gears_sums import (
 )
 from scinfl.model._moments import Moments
 from scinfl.model._prior import PRIORS, Prior, pack_priors, unpack_priors
-from scinfl.model._shrinkage import ORDERS, shrunk
+from scinfl.model._shrinkage import ORDERS, order_of, shrunk
 from scinfl.model._site import LocalTraining
 from scinfl.module import Conditions, GEARSModule
 from scinfl.privacy import Key, Seal
@@ -411,25 +411,19 @@ class GEARS(PerturbationPredictor):
             protections = default_protections(key, len(sites), stacklevel=3)
         self._check_share(share, key)
         moments = {name: cells.moments(matrix) for name, cells in sites.items()}
+        validated = sorted({condition for cells in held_out.values() for condition in cells.conditions})
+        self.module.n_validated = len(validated)
         self._agree(matrix, sites, moments, protections, local=share == "meta")
         shares = shares_of(sites, protections if share != "meta" else None, "training cells")
         held_shares = shares_of(held_out, protections if share != "meta" else None, "validation cells")
         target = resolve_device(device)
-        local = share == "meta"
+        batches = partial(self._batches, device=target, local=share == "meta")
         data = {
             name: (
-                self._batches(name, cells, moments[name], shares[name], leave_out=True, device=target, local=local),
-                self._batches(
-                    name,
-                    held_out[name],
-                    held_out[name].moments(matrix),
-                    held_shares[name],
-                    leave_out=False,
-                    device=target,
-                    local=local,
-                ),
+                batches(name, cells, moments[name], shares[name], self._agreed or (), leave_out=True),
+                batches(name, aside, aside.moments(matrix), held_shares[name], validated, leave_out=False),
             )
-            for name, cells in sites.items()
+            for (name, cells), aside in zip(sites.items(), held_out.values(), strict=True)
         }
         options = {"direction_weight": direction_weight, "uncertainty_weight": uncertainty_weight}
         run = partial(
@@ -451,7 +445,7 @@ class GEARS(PerturbationPredictor):
             monitor=monitor,
             patience=early_stopping,
             progress=progress,
-            derive=partial(shrunk, prior=self._prior_kind),
+            derive=partial(shrunk, prior=self._prior_kind, orders=[order_of(c.genes) for c in validated]),
         )
         self._train_with(run, loss, options, list(data), monitor, journal)
         self._finish_prior(key)
@@ -547,6 +541,7 @@ class GEARS(PerturbationPredictor):
         cells: SiteCells,
         moments: Moments,
         weight: np.ndarray,
+        agreed: Sequence[Condition],
         *,
         leave_out: bool,
         device: torch.device,
@@ -554,7 +549,9 @@ class GEARS(PerturbationPredictor):
     ) -> ConditionBatches:
         prior = self._priors[site if local else EVERYWHERE]
         change = prior.predict([condition.genes for condition in cells.conditions], leave_out=leave_out)
-        return ConditionBatches(cells.conditions, moments, change, weight, self._rows, device)
+        numbers = {condition: number for number, condition in enumerate(agreed)}
+        number = np.array([numbers[condition] for condition in cells.conditions], dtype=np.int64)
+        return ConditionBatches(cells.conditions, moments, change, weight, number, self._rows, device)
 
     def _finish(self, run: Run) -> None:
         super()._finish(run)

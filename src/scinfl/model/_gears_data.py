@@ -240,6 +240,8 @@ class ConditionBatches:
         What a baseline predicts (conditions × genes).
     weight
         Share of the cells of each condition, over all sites, that are here.
+    number
+        Number of each condition among those of all sites.
     vocabulary
         Row of each gene in the network's vocabulary.
     device
@@ -252,6 +254,7 @@ class ConditionBatches:
         moments: Moments,
         prior: np.ndarray,
         weight: np.ndarray,
+        number: np.ndarray,
         vocabulary: Mapping[str, int],
         device: torch.device,
     ) -> None:
@@ -270,8 +273,8 @@ class ConditionBatches:
                     ("retained", moments.expressed),
                     ("prior", prior),
                     ("top", moments.top),
-                    ("order", np.array([len(c.genes) for c in conditions])),
                     ("weight", weight),
+                    ("number", number),
                 )
             }
         )

@@ -20,6 +20,7 @@ from scinfl.model._cells import Matrix, sites_of, values_of
 from scinfl.model._gears_data import TEST, Condition, condition_names, written
 from scinfl.model._gears_graphs import Edges, put_graphs
 from scinfl.model._prior import Prior
+from scinfl.model._shrinkage import order_of
 from scinfl.module import Conditions, GEARSModule
 
 _COMPAT_CELLS = 300  # control cells that cell-gears predicts with
@@ -174,10 +175,7 @@ class PerturbationPredictor(FederatedModel):
             change, spread = self._network_change(sets, codes)
         if prior is None:
             return change, spread
-        part = [
-            0.0 if prior.is_measured(genes) else prior.shrinkage["single" if len(genes) == 1 else "combination"]
-            for genes in sets
-        ]
+        part = [0.0 if prior.is_measured(genes) else prior.shrinkage[order_of(genes)] for genes in sets]
         part = [0.0 if prior.kind and not genes else share for genes, share in zip(sets, part, strict=True)]
         return prior.predict(sets, leave_out=False) + np.array(part)[:, None] * change, spread
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy import stats
@@ -10,37 +10,57 @@ from scipy import stats
 ORDERS = ("single", "combination")
 """One perturbed gene, and several: shrunk apart."""
 
-_SUMS = ("agreement", "power", "missed", "agreement_square", "agreement_power", "power_square", "count")
+_CONFIDENCE = stats.norm.cdf(1.0)  # one standard error, for many conditions
 
 
-def shrunk(metrics: Mapping[str, float], n: float, *, prior: str | None) -> dict[str, float]:
-    """Validation metrics with the network's part shrunk, for one and for several perturbed genes apart."""
+def order_of(genes: Sequence[str]) -> str:
+    """Which of the orders a set of perturbed genes belongs to."""
+    return ORDERS[0] if len(genes) == 1 else ORDERS[1]
+
+
+def shrunk(metrics: Mapping[str, float], n: float, *, prior: str | None, orders: Sequence[str]) -> dict[str, float]:
+    """Validation metrics with the network's part shrunk, for one and for several perturbed genes apart.
+
+    Parameters
+    ----------
+    metrics
+        Means over all sites of what :func:`scinfl.module._gears_loss.scores` says.
+    n
+        Number of validation conditions behind the means.
+    prior
+        Kind of the prior; without one nothing is shrunk.
+    orders
+        Order of each validation condition, by number.
+    """
     result = {name: metrics[name] for name in ("mse", "pearson_delta", "mse_de")}
     if prior is None:
         return result
-    sums = {order: {what: n * metrics[f"{order}_{what}"] for what in _SUMS} for order in ORDERS}
-    both = {what: sum(group[what] for group in sums.values()) for what in _SUMS}
+    agreement, power, missed = (
+        n * np.array([metrics[f"{what}_{number}"] for number in range(len(orders))])
+        for what in ("agreement", "power", "missed")
+    )
     result["mse_de"] = 0.0
-    for order, group in sums.items():
-        share = share_of(group if group["count"] > 1 else both)
-        error = group["missed"] - 2 * share * group["agreement"] + share**2 * group["power"]
-        result["mse_de"] += error / n
+    for order in ORDERS:
+        own = np.array([name == order for name in orders], dtype=bool)
+        said = own if own.sum() > 1 else np.ones(len(orders), bool)
+        share = share_of(agreement[said], power[said])
+        result["mse_de"] += float((missed - 2 * share * agreement + share**2 * power)[own].sum() / n)
         result[f"shrinkage_{order}"] = share
     return result
 
 
-def share_of(sums: Mapping[str, float]) -> float:
-    r"""Share of the network's change that is added to the prior: the least that validation conditions speak for.
+def share_of(agreement: np.ndarray, power: np.ndarray) -> float:
+    r"""Share of the network's change that is added to the prior: what fits best, less its standard error.
 
-    Of the product :math:`a_i` of the network's change with what the prior misses, and its square :math:`p_i`, the best
-    share is :math:`s = \sum a_i / \sum p_i`. The lower end of its one-sided 90 % interval is taken (a ratio of means
-    over conditions, t distribution): few conditions speak for little, and a share that is somewhat too small costs next
-    to nothing.
+    Of the product :math:`a_i` of the network's change with what the prior misses in condition i, and its square
+    :math:`p_i`, the best share is :math:`s = \sum a_i / \sum p_i`; its standard error is that of a ratio of means over
+    conditions, widened by the t distribution where they are few. A single condition says nothing. A share that is
+    somewhat too small costs next to nothing, one that is too large may be worse than the prior alone.
     """
-    n, power = sums["count"], sums["power"]
-    if n <= 1 or power <= 0:
+    n = len(power)
+    if n < 2 or power.sum() <= 0:
         return 0.0
-    share = sums["agreement"] / power
-    spread = sums["agreement_square"] - 2 * share * sums["agreement_power"] + share**2 * sums["power_square"]
-    error = np.sqrt(max(spread, 0.0) / n / (n - 1)) / (power / n)
-    return float(np.clip(share - stats.t.ppf(0.9, n - 1) * error, 0, 1))
+    share = agreement.sum() / power.sum()
+    spread = np.square(agreement - share * power).sum()
+    error = np.sqrt(spread / n / (n - 1)) / power.mean()
+    return float(np.clip(share - stats.t.ppf(_CONFIDENCE, n - 1) * error, 0, 1))

@@ -11,7 +11,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from scinfl.module._gears_loss import Targets, change_loss, scores
+from scinfl.module._gears_loss import SUMS, Targets, change_loss, scores
 from scinfl.nn import NormMLP, Table, WeightedBatchNorm, decode_pairs, folded, normalised_adjacency, propagate
 
 _POSITION = 0.2  # weight of a gene's place in the co-expression graph, as published
@@ -136,6 +136,8 @@ class GEARSModule(nn.Module):
             self.uncertainty_mlp = NormMLP([d, 2 * d, d, 1], last_norm=uncertainty == "published")
         self._graphs: dict[str, Tensor] = {}
         self._agreed: Conditions | None = None
+        self.n_validated = 0
+        """Number of validation conditions over all sites."""
 
     def set_graph(self, name: Literal["coexpression", "ontology"], edges: Tensor, weights: Tensor) -> None:
         """Set a graph.
@@ -273,7 +275,8 @@ class GEARSModule(nn.Module):
     @torch.no_grad()
     def evaluate(self, batches: Iterable[tuple[Conditions, Targets]]) -> dict[str, float]:
         """Mean scores of conditions, see :func:`scores`."""
-        n, totals = 0.0, {}  # type: ignore[var-annotated]
+        names = [f"{what}_{number}" for what in SUMS for number in range(self.n_validated)]
+        n, totals = 0.0, dict.fromkeys(names, 0.0)  # of all conditions, whichever are here
         for conditions, targets in batches:
             n += float(targets.weight.sum())
             for name, value in scores(self(conditions), targets).items():

@@ -8,6 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+SUMS = ("agreement", "power", "missed")
+"""What :func:`scores` says of each condition, for the shrinkage of a network."""
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -25,10 +28,10 @@ class Targets:
         Change that a baseline predicts; the network is trained towards what it misses.
     top
         Indices of the most differential genes (conditions × 20), −1 where there are fewer.
-    order
-        Number of perturbed genes (conditions,).
     weight
         Weight of each condition: the share of its cells that are here, so that over all sites each condition weighs 1.
+    number
+        Number of each condition among those of all sites.
     """
 
     mean: Tensor
@@ -38,8 +41,8 @@ class Targets:
     retained: Tensor
     prior: Tensor
     top: Tensor
-    order: Tensor
     weight: Tensor
+    number: Tensor
 
     def __len__(self) -> int:
         return len(self.mean)
@@ -109,9 +112,9 @@ def change_loss(
 def scores(change: Tensor, targets: Targets) -> dict[str, float]:
     """Weighted sums over conditions: errors of the mean change, its correlation, and what shrinkage follows from.
 
-    Of the most differential genes, for single perturbations and combinations apart: the mean product of the network's
-    change with what the prior misses (``agreement``), its mean square (``power``), the mean square of what the prior
-    misses (``missed``), their squares and product over conditions, and the number of conditions (``count``).
+    For each condition, by its number, and over its most differential genes: the mean product of the network's change
+    with what the prior misses (``agreement``), its mean square (``power``), and the mean square of what the prior
+    misses (``missed``). Sites have shares of a condition's cells, so sums over sites are those of the whole condition.
     """
     missed = targets.mean - targets.prior
     change = change.double()
@@ -122,21 +125,10 @@ def scores(change: Tensor, targets: Targets) -> dict[str, float]:
         "mse_de": float(_over_top(squared, targets.top) @ targets.weight),
         "pearson_delta": float(_correlation(predicted, targets.mean) @ targets.weight),
     }
-    agreement, power, missed = (
-        _over_top(values, targets.top) for values in (change * missed, change.square(), missed.square())
-    )
-    for name, chosen in (("single", targets.order == 1), ("combination", targets.order > 1)):
-        weight = targets.weight * chosen
-        for what, values in (
-            ("agreement", agreement),
-            ("power", power),
-            ("missed", missed),
-            ("agreement_square", agreement.square()),
-            ("agreement_power", agreement * power),
-            ("power_square", power.square()),
-            ("count", torch.ones_like(power)),
-        ):
-            result[f"{name}_{what}"] = float(values @ weight)
+    for what, values in zip(SUMS, (change * missed, change.square(), missed.square()), strict=True):
+        weighted = _over_top(values, targets.top) * targets.weight
+        for number, value in zip(targets.number.tolist(), weighted.tolist(), strict=True):
+            result[f"{what}_{number}"] = value
     return result
 
 

@@ -1,0 +1,276 @@
+"""Perturbation response scored beside baselines, and through every way to train."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+import scinfl as si
+from scinfl import pl, tl
+from scinfl.model import GEARS
+
+pytestmark = pytest.mark.filterwarnings("ignore:Left out:UserWarning")
+
+BASELINES = {"no change", "train mean", "additive", "linear"}
+QUICK = {"n_rounds": 1, "local_epochs": 1, "loss": "squared", "min_cells": 1, "progress": False}
+SMALL = {"n_hidden": 8}
+
+
+def make_screen(rng: int = 0) -> ad.AnnData:
+    adata = si.datasets.perturbseq_simulated(60, n_singles=10, n_doubles=16, n_cells=20, n_controls=160, rng=rng)
+    adata = adata[:, np.asarray(adata.X.sum(0)).ravel() > 0].copy()
+    si.pp.perturbations(adata, known_genes=list(adata.uns["gene_terms"]))
+    si.pp.split_perturbations(adata, "combo_seen2", test_fraction=0.25)
+    si.pp.split_sites(adata, 3, by="infl_perturbation", alpha=1.0, everywhere=["ctrl"])
+    return adata
+
+
+@pytest.fixture(scope="module")
+def screen() -> ad.AnnData:
+    return make_screen()
+
+
+@pytest.fixture(scope="module")
+def model(screen) -> GEARS:
+    GEARS.setup_anndata(screen, site_key=None)
+    model = GEARS(screen, gene_ontology=screen.uns["gene_terms"], key_scheme=None, **SMALL)
+    model.train(**QUICK)
+    return model
+
+
+@pytest.fixture(scope="module")
+def compared(screen) -> pd.DataFrame:
+    return tl.compare_perturbations(
+        screen,
+        screen.uns["gene_terms"],
+        site_key="site",
+        n_seeds=2,
+        n_keys=2,
+        init=SMALL,
+        train={**QUICK, "n_rounds": 2},
+        rng=5,
+        progress=False,
+    )
+
+
+def held_out(adata: ad.AnnData, part: str = "test") -> list[str]:
+    names = adata.obs["infl_perturbation"].astype(str)
+    return sorted(set(names[(adata.obs["infl_split"] == part) & (names != "ctrl")]))
+
+
+def value(table: pd.DataFrame, method: str, metric: str) -> float:
+    return table[(table["method"] == method) & (table["metric"] == metric)]["value"].mean()
+
+
+def means(adata: ad.AnnData, chosen: np.ndarray) -> np.ndarray:
+    return np.asarray(adata.X[np.flatnonzero(chosen)].mean(0), np.float64).ravel()
+
+
+# ---- score_perturbations
+
+
+def test_a_model_stands_beside_all_baselines_on_every_held_out_perturbation(screen, model):
+    table = tl.score_perturbations(screen, model)
+    assert list(table) == ["method", "perturbation", "metric", "value", "subgroup"]
+    assert set(table["method"]) == {*BASELINES, "GEARS"}
+    assert table.groupby(["method", "metric"])["perturbation"].agg(lambda own: sorted(own) == held_out(screen)).all()
+    assert not table.duplicated(["method", "perturbation", "metric"]).any()
+
+
+def test_several_models_keep_their_names_and_baselines_can_be_left_out(screen, model):
+    table = tl.score_perturbations(screen, {"one": model, "two": model}, baselines=False)
+    assert list(table["method"].unique()) == ["one", "two"]
+    one, two = (table[table["method"] == name]["value"].to_numpy() for name in ("one", "two"))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_scores_are_of_changes_against_the_controls_that_no_model_has_seen(screen, model):
+    names = screen.obs["infl_perturbation"].astype(str).to_numpy()
+    parts = screen.obs["infl_split"].astype(str).to_numpy()
+    name = held_out(screen)[0]
+    measured = means(screen, names == name) - means(screen, (names == "ctrl") & (parts == "test"))
+    expected = np.corrcoef(measured, model.predict_change([name]).to_numpy()[0])[0, 1]
+    table = tl.score_perturbations(screen, model, baselines=False).query("metric == 'pearson_delta'")
+    assert table.set_index("perturbation")["value"][name] == pytest.approx(expected, abs=1e-6)
+
+
+def test_changes_of_another_method_are_scored_like_a_model(screen, model):
+    names = held_out(screen)
+    changes = model.predict_change(names[::-1])
+    table = tl.score_perturbations(screen, {"model": model, "table": changes}, baselines=False)
+    one, two = (
+        table[table["method"] == name].sort_values(["perturbation", "metric"])["value"] for name in ("model", "table")
+    )
+    np.testing.assert_allclose(one, two, rtol=1e-6, equal_nan=True)
+
+
+def test_perfect_changes_have_no_error(screen):
+    names = screen.obs["infl_perturbation"].astype(str).to_numpy()
+    parts = screen.obs["infl_split"].astype(str).to_numpy()
+    start = means(screen, (names == "ctrl") & (parts == "train"))
+    truth = pd.DataFrame({name: means(screen, names == name) - start for name in held_out(screen)}).T
+    table = tl.score_perturbations(screen, {"truth": truth.set_axis(screen.var_names, axis=1)})
+    assert value(table, "truth", "mse") == pytest.approx(0, abs=1e-9)
+    assert value(table, "no change", "mse") > 1e-3
+
+
+def test_validation_perturbations_can_be_scored(screen, model):
+    table = tl.score_perturbations(screen, model, part="val")
+    assert set(table["perturbation"]) == set(held_out(screen, "val"))
+    assert not set(table["perturbation"]) & set(held_out(screen))
+
+
+def test_subgroups_carry_the_names_of_the_split(screen, model):
+    adata = screen.copy()
+    si.pp.split_perturbations(adata, "simulation", rng=1)
+    table = tl.score_perturbations(adata, {})
+    groups = adata.uns["infl"]["split"]["test"]
+    found = table.drop_duplicates("perturbation").set_index("perturbation")["subgroup"]
+    assert found.to_dict() == {str(name): group for group, names in groups.items() for name in names}
+    assert len(set(found)) > 1
+    assert set(tl.score_perturbations(screen, model)["subgroup"]) == {"combo_seen2"}
+
+
+def test_a_perturbation_in_no_subgroup_is_called_other(screen):
+    adata = screen.copy()
+    name = held_out(adata)[0]
+    adata.uns["infl"]["split"]["test"] = {"combo_seen2": np.array(held_out(adata)[1:], dtype=object)}
+    table = tl.score_perturbations(adata, {})
+    assert set(table[table["perturbation"] == name]["subgroup"]) == {"other"}
+
+
+def test_a_layer_can_be_scored(screen, model):
+    adata = screen.copy()
+    adata.layers["logged"], adata.X = adata.X, None
+    changes = {"GEARS": model.predict_change(held_out(adata))}
+    pd.testing.assert_frame_equal(
+        tl.score_perturbations(adata, changes, layer="logged"), tl.score_perturbations(screen, changes)
+    )
+
+
+def test_similar_genes_are_a_baseline_where_similarity_is_given(screen):
+    genes = list(screen.uns["gene_terms"])
+    similarity = pd.DataFrame({"source": genes[:-1], "target": genes[1:], "importance": 0.5})
+    assert "similar" in set(tl.score_perturbations(screen, {}, similarity=similarity)["method"])
+
+
+def test_controls_that_were_not_split_are_scored_with_a_warning(screen):
+    adata = screen.copy()
+    si.pp.split_perturbations(adata, "combo_seen2", test_fraction=0.25, split_controls=False)
+    with pytest.warns(UserWarning, match="found the same mean"):
+        table = tl.score_perturbations(adata, {})
+    assert set(table["method"]) == BASELINES
+
+
+def test_cells_that_were_not_prepared_are_refused(screen):
+    adata = screen.copy()
+    del adata.obs["infl_split"]
+    with pytest.raises(KeyError, match="split_perturbations"):
+        tl.score_perturbations(adata, {})
+    del adata.uns["infl"]
+    with pytest.raises(KeyError, match=r"scinfl\.pp\.perturbations"):
+        tl.score_perturbations(adata, {})
+
+
+def test_a_split_that_holds_nothing_out_is_refused(screen):
+    adata = screen.copy()
+    si.pp.split_perturbations(adata, "no_split")
+    with pytest.raises(ValueError, match=r"found none\. Split anew"):
+        tl.score_perturbations(adata, {})
+
+
+def test_an_unknown_part_is_refused(screen):
+    with pytest.raises(ValueError, match="part"):
+        tl.score_perturbations(screen, {}, part="train")
+
+
+# ---- compare_perturbations
+
+
+def test_every_method_and_baseline_is_scored_on_the_same_perturbations(compared, screen):
+    assert list(compared) == ["seed", "method", "perturbation", "metric", "value", "subgroup"]
+    assert set(compared["method"].cat.categories) == {*BASELINES, *tl.PERTURBATION_METHODS}
+    for method in tl.PERTURBATION_METHODS:
+        own = compared[compared["method"] == method]
+        assert set(own["seed"]) == {5, 6}
+        assert set(own["perturbation"]) == set(held_out(screen))
+    assert not compared.duplicated(["seed", "method", "perturbation", "metric"]).any()
+
+
+def test_wrong_keys_and_removed_modules_do_not_correlate_with_what_was_measured(compared):
+    right = value(compared, "keyed", "pearson_delta")
+    assert right > 0.4
+    for method in ("wrong key", "modules removed"):
+        assert abs(value(compared, method, "pearson_delta")) < 0.25
+        assert value(compared, method, "mse_de") > 2 * value(compared, "keyed", "mse_de")
+
+
+def test_the_key_costs_little(compared):
+    for method in ("centralised", "FedAvg"):
+        gap = value(compared, "keyed", "pearson_delta") - value(compared, method, "pearson_delta")
+        assert abs(gap) < 0.1
+
+
+def test_the_share_of_the_network_is_told_by_method_and_seed(compared):
+    shares = compared.attrs["shrinkage"]
+    assert set(shares) == {(method, seed) for method in ("centralised", "FedAvg", "keyed") for seed in (5, 6)}
+    assert all(set(share) == {"single", "combination"} for share in shares.values())
+    assert all(0 <= number <= 1 for share in shares.values() for number in share.values())
+
+
+def test_a_comparison_is_ready_for_summary_and_plots(compared):
+    summary = si.metrics.perturbation_summary(compared)
+    assert {"seed", "method", "metric", "subgroup", "value", "n"} <= set(summary)
+    assert pl.perturbation_metrics(summary, "mse_de").get_ylabel() == "mse de"
+    assert pl.hit_rate(compared).get_xlabel() == "hit rate"
+
+
+def test_pooled_training_needs_no_sites(screen):
+    table = tl.compare_perturbations(
+        screen,
+        screen.uns["gene_terms"],
+        methods=["centralised"],
+        n_seeds=1,
+        init=SMALL,
+        train=QUICK,
+        progress=False,
+    )
+    assert set(table["method"]) == {*BASELINES, "centralised"}
+    assert set(table["seed"]) == {0}
+
+
+def test_the_cells_are_left_as_they_were():
+    adata = make_screen(1)
+    before = adata.copy()
+    tl.compare_perturbations(
+        adata,
+        adata.uns["gene_terms"],
+        site_key="site",
+        methods=["local-only"],
+        n_seeds=1,
+        init=SMALL,
+        train=QUICK,
+        progress=False,
+    )
+    pd.testing.assert_frame_equal(adata.obs[before.obs.columns], before.obs)
+    np.testing.assert_array_equal(adata.X.toarray(), before.X.toarray())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"methods": ["keyed", "magic"]}, ValueError, r"found \['magic'\]"),
+        ({"site_key": None}, ValueError, "Expected `site_key` for the methods"),
+        ({"site_key": "hospital"}, KeyError, "site_key"),
+        ({"n_seeds": 0}, ValueError, "n_seeds"),
+        ({"n_keys": 0}, ValueError, "n_keys"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_training(screen, monkeypatch, arguments, error, message):
+    monkeypatch.setattr(GEARS, "train", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(error, match=message):
+        tl.compare_perturbations(
+            screen, screen.uns["gene_terms"], **{"site_key": "site", "progress": False, **arguments}
+        )
