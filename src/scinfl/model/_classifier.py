@@ -24,7 +24,7 @@ from scinfl.federation import FedAvg, Protection, State, Strategy
 from scinfl.model._base import FederatedModel, resolve_device
 from scinfl.model._cells import Cells, Matrix, owned, sites_of, values_of
 from scinfl.model._local import as_site
-from scinfl.model._site import LocalTraining
+from scinfl.model._site import LocalTraining, check_run
 from scinfl.module import ClassifierModule
 from scinfl.privacy import Key
 
@@ -267,20 +267,22 @@ class Classifier(FederatedModel):
         ValueError
             If an argument, the key or the data cannot be used; before any training.
         """
-        whole_number("n_rounds", n_rounds, 1)
-        whole_number("local_epochs", local_epochs, 1)
-        whole_number("batch_size", batch_size, 1)
+        check_run(
+            n_rounds=n_rounds,
+            local_epochs=local_epochs,
+            lr=lr,
+            weight_decay=weight_decay,
+            batch_size=batch_size,
+            validation_size=validation_size,
+            smoothing=smoothing,
+            early_stopping=early_stopping,
+            rng=rng,
+        )
         whole_number("min_cells", min_cells, 1)
-        whole_number("rng", rng, 0)
-        number_between("lr", lr, 0, 10, open_low=True)
-        number_between("weight_decay", weight_decay, 0, 10)
-        number_between("validation_size", validation_size, 0, 0.9)
-        number_between("smoothing", smoothing, 0, 0.999)
         one_of("class_weight", class_weight, ["balanced", None])
         metrics = [f"validation_{name}" for name in ("loss", "accuracy", "balanced_accuracy")]
         one_of("monitor", monitor, metrics)
         if early_stopping is not None:
-            whole_number("early_stopping", early_stopping, 1)
             number_between("validation_size", validation_size, 0, 0.9, open_low=True)
         if self._adata is None or self._adata_manager is None:
             msg = "Expected data with labels to train on, found none. Load the model with such data."

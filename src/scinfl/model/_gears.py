@@ -59,7 +59,7 @@ from scinfl.model._gears_sums import (
 from scinfl.model._moments import Moments
 from scinfl.model._prior import PRIORS, Prior, pack_priors, unpack_priors
 from scinfl.model._shrinkage import ORDERS, order_of, shrunk
-from scinfl.model._site import LocalTraining
+from scinfl.model._site import LocalTraining, check_run
 from scinfl.module import Conditions, GEARSModule
 from scinfl.privacy import Key, Seal
 
@@ -380,21 +380,23 @@ class GEARS(PerturbationPredictor):
         ValueError
             If an argument, the key or the data cannot be used; before any training.
         """
-        whole_number("n_rounds", n_rounds, 1)
-        whole_number("local_epochs", local_epochs, 1)
+        check_run(
+            n_rounds=n_rounds,
+            local_epochs=local_epochs,
+            lr=lr,
+            weight_decay=weight_decay,
+            batch_size=batch_size,
+            validation_size=validation_size,
+            smoothing=smoothing,
+            early_stopping=early_stopping,
+            rng=rng,
+        )
         whole_number("batch_size", batch_size, 2)
         whole_number("min_cells", min_cells, 1)
-        whole_number("rng", rng, 0)
-        number_between("lr", lr, 0, 10, open_low=True)
-        number_between("weight_decay", weight_decay, 0, 10)
         number_between("direction_weight", direction_weight, 0, 1e6)
         number_between("uncertainty_weight", uncertainty_weight, 0, 1e6)
-        number_between("validation_size", validation_size, 0, 0.9)
-        number_between("smoothing", smoothing, 0, 0.999)
         one_of("loss", loss, ["squared", "quartic", "auto"])
         one_of("monitor", monitor, [f"validation_{name}" for name in ("mse_de", "mse", "pearson_delta")])
-        if early_stopping is not None:
-            whole_number("early_stopping", early_stopping, 1)
         if self._adata is None or self._adata_manager is None:
             msg = "Expected data with perturbations to train on, found none. Load the model with such data."
             raise ValueError(msg)

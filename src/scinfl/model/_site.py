@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scinfl._checks import number_between, whole_number
 from scinfl.federation import Protection, State, Strategy, Update
 
 Lock = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
@@ -31,6 +32,32 @@ class Batches(Protocol):
     def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterable[Any]:
         """Batches as the network's ``loss`` takes them; shuffled where a generator is given."""
         ...
+
+
+def check_run(
+    *,
+    n_rounds: int,
+    local_epochs: int,
+    lr: float,
+    weight_decay: float,
+    batch_size: int | None,
+    validation_size: float,
+    smoothing: float,
+    early_stopping: int | None,
+    rng: int,
+) -> None:
+    """Refuse settings of a run that no model can train with, under the names that users give them."""
+    whole_number("n_rounds", n_rounds, 1)
+    whole_number("local_epochs", local_epochs, 1)
+    number_between("lr", lr, 0, 10, open_low=True)
+    number_between("weight_decay", weight_decay, 0, 10)
+    if batch_size is not None:
+        whole_number("batch_size", batch_size, 1)
+    number_between("validation_size", validation_size, 0, 0.9)
+    number_between("smoothing", smoothing, 0, 0.999)
+    if early_stopping is not None:
+        whole_number("early_stopping", early_stopping, 1)
+    whole_number("rng", rng, 0)
 
 
 @dataclass(frozen=True)

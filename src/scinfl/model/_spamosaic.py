@@ -22,7 +22,7 @@ from scinfl.model._base import FederatedModel, default_protections, resolve_devi
 from scinfl.model._cells import Cells, Matrix, owned, sites_of, values_of
 from scinfl.model._local import as_site
 from scinfl.model._sections import SpotBatches, centred, propagated, spatial_graph
-from scinfl.model._site import LocalTraining
+from scinfl.model._site import LocalTraining, check_run
 from scinfl.module import SpaMosaicModule
 from scinfl.privacy import Key
 
@@ -232,16 +232,18 @@ class SpaMosaic(FederatedModel):
         ValueError
             If an argument, the key or the data cannot be used; before any training.
         """
-        whole_number("n_rounds", n_rounds, 1)
-        whole_number("local_epochs", local_epochs, 1)
-        if batch_size is not None:
-            whole_number("batch_size", batch_size, 2)
-        whole_number("rng", rng, 0)
-        number_between("lr", lr, 0, 10, open_low=True)
-        number_between("weight_decay", weight_decay, 0, 10)
+        check_run(
+            n_rounds=n_rounds,
+            local_epochs=local_epochs,
+            lr=lr,
+            weight_decay=weight_decay,
+            batch_size=batch_size,
+            validation_size=validation_size,
+            smoothing=smoothing,
+            early_stopping=early_stopping,
+            rng=rng,
+        )
         number_between("graph_weight", graph_weight, 0, 1)
-        number_between("validation_size", validation_size, 0, 0.9)
-        number_between("smoothing", smoothing, 0, 0.999)
         if self._adata is None or self._adata_manager is None:
             msg = "Expected sections to train on, found none. Load the model with such data."
             raise ValueError(msg)

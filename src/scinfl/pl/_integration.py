@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from scinfl._checks import one_of
 from scinfl.pl._axes import axes
-from scinfl.pl._methods import in_order, legend_above, method_styles, require_columns
+from scinfl.pl._methods import grouped_bars, in_order, legend_above, require_columns
 
 _SHOWN = {
     "ari": "ARI",
@@ -61,20 +61,11 @@ def integration_metrics(
         one_of("metrics", metric, sorted(occurring))
     keys = [table[column].astype(str) for column in ("method", "metric", "seed")]
     by_seed = table["value"].groupby(keys).mean().dropna()
-    styles = method_styles(in_order(table["method"]))
-    ax = axes(ax, min(10.0, max(3.5, 1.0 + len(metrics) * (0.3 + 0.16 * len(styles)))), 3.2)
-    width = 0.8 / len(styles)
-    for number, (method, (colour, _)) in enumerate(styles.items()):
-        seeds = [_seeds(by_seed, method, metric) for metric in metrics]
-        place = np.arange(len(metrics)) + (number - (len(styles) - 1) / 2) * width
-        means = [values.mean() if len(values) else np.nan for values in seeds]
-        ax.bar(place, means, 0.92 * width, color=colour, alpha=0.75, label=method)
-        spread = np.linspace(-0.25, 0.25, max(map(len, seeds))) * width
-        x = np.concatenate([at + spread[: len(values)] for at, values in zip(place, seeds, strict=True)])
-        ax.plot(x, np.concatenate(seeds), "o", color="black", markersize=2.5, markerfacecolor="white", mew=0.6)
+    methods = in_order(table["method"])
+    ax = axes(ax, min(10.0, max(3.5, 1.0 + len(metrics) * (0.3 + 0.16 * len(methods)))), 3.2)
+    grouped_bars(ax, {method: [_seeds(by_seed, method, metric) for metric in metrics] for method in methods})
     labels = [_SHOWN.get(metric, metric.replace("_", " ")).replace(" ", "\n") for metric in metrics]
     ax.set_xticks(range(len(metrics)), labels, fontsize="small")
-    ax.axhline(0, color="black", linewidth=0.6)
     ax.set_ylabel("score")
     legend_above(ax)
     return ax

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -71,3 +71,17 @@ def legend_above(
         handlelength=1.5,
         borderaxespad=0.2,
     )
+
+
+def grouped_bars(ax: Axes, seeds: Mapping[str, Sequence[np.ndarray]]) -> None:
+    """Means as bars, one colour a method and one place a group, with the values of the seeds as points."""
+    width = 0.8 / len(seeds)
+    for number, (method, (colour, _)) in enumerate(method_styles(seeds).items()):
+        values = seeds[method]
+        position = np.arange(len(values)) + (number - (len(seeds) - 1) / 2) * width
+        means = [own.mean() if len(own) else np.nan for own in values]
+        ax.bar(position, means, 0.92 * width, color=colour, alpha=0.75, label=method)
+        spread = np.linspace(-0.25, 0.25, max(map(len, values))) * width
+        x = np.concatenate([place + spread[: len(own)] for place, own in zip(position, values, strict=True)])
+        ax.plot(x, np.concatenate(values), "o", color="black", markersize=2.5, markerfacecolor="white", mew=0.6)
+    ax.axhline(0, color="black", linewidth=0.6)

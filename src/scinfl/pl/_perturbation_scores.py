@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from scinfl._checks import one_of
 from scinfl.pl._axes import axes
-from scinfl.pl._methods import in_order, legend_above, method_styles, require_columns
+from scinfl.pl._methods import grouped_bars, in_order, legend_above, method_styles, require_columns
 
 _REACH = 2.0
 _INTERACTION_SCORES = ("mag", "dcor", "dcor_singles", "dcor_first", "dcor_second", "corr_fit", "dominance", "eq_contr")
@@ -52,22 +52,12 @@ def perturbation_metrics(
         one_of("metrics", metric, sorted(table["metric"].astype(str).unique()))
     table = table[table["metric"].isin(metrics)]
     groups = [(metric, subgroup) for metric in metrics for subgroup in in_order(table["subgroup"])]
-    styles = method_styles(in_order(table["method"]))
+    methods = in_order(table["method"])
     keys = [table[column].astype(str) for column in ("method", "metric", "subgroup", "seed")]
     by_seed = table["value"].groupby(keys).mean()
-    ax = axes(ax, min(7.0, max(3.5, 1.0 + len(groups) * (0.3 + 0.22 * len(styles)))), 3.0)
-    width = 0.8 / len(styles)
-    for number, (method, (colour, _)) in enumerate(styles.items()):
-        own = by_seed[method]
-        seeds = [own[group].to_numpy() if group in own.index.droplevel("seed") else np.array([]) for group in groups]
-        position = np.arange(len(groups)) + (number - (len(styles) - 1) / 2) * width
-        means = [values.mean() if len(values) else np.nan for values in seeds]
-        ax.bar(position, means, 0.92 * width, color=colour, alpha=0.75, label=method)
-        spread = np.linspace(-0.25, 0.25, max(map(len, seeds))) * width
-        x = np.concatenate([place + spread[: len(values)] for place, values in zip(position, seeds, strict=True)])
-        ax.plot(x, np.concatenate(seeds), "o", color="black", markersize=2.5, markerfacecolor="white", mew=0.6)
+    ax = axes(ax, min(7.0, max(3.5, 1.0 + len(groups) * (0.3 + 0.22 * len(methods)))), 3.0)
+    grouped_bars(ax, {method: [_seeds(by_seed[method], group) for group in groups] for method in methods})
     _label_groups(ax, groups)
-    ax.axhline(0, color="black", linewidth=0.6)
     ax.set_ylabel("score" if len(metrics) > 1 else _spaced(metrics[0]))
     legend_above(ax)
     return ax
@@ -165,6 +155,10 @@ def interactions(table: pd.DataFrame, *, scores: Sequence[str] | None = None, ax
     bar = ax.figure.colorbar(image, ax=ax, extend="both", fraction=0.05, pad=0.02)
     bar.set_label("column z score", fontsize="small")
     return ax
+
+
+def _seeds(own: pd.Series, group: tuple[str, str]) -> np.ndarray:
+    return own[group].to_numpy() if group in own.index.droplevel("seed") else np.array([])
 
 
 def _label_groups(ax: Axes, groups: list[tuple[str, str]]) -> None:
