@@ -32,10 +32,11 @@ METRICS = ["mse", "mse_de", "pearson_delta", "hit_rate", "opposite_direction_de"
 ALL = si.tl.PERTURBATION_METHODS
 
 
+SIZE = {"n_singles": 100, "n_doubles": 130}  # as many as Norman et al. 2019
+
+
 def generated(seed: int, interaction: float):
-    adata = si.datasets.perturbseq_simulated(
-        500, n_singles=50, n_doubles=80, n_cells=40, interaction=interaction, rng=seed
-    )
+    adata = si.datasets.perturbseq_simulated(500, **SIZE, n_cells=40, interaction=interaction, rng=seed)
     si.pp.perturbations(adata)
     si.pp.split_perturbations(adata, "combo_seen2", test_fraction=0.25, rng=1)
     si.pp.split_sites(adata, 5, by="infl_perturbation", alpha=0.5, everywhere=["ctrl"], rng=seed)
@@ -89,14 +90,27 @@ def main() -> None:
     parser.add_argument("--data", choices=[*DATA], required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--methods", nargs="+", choices=ALL, help="by default all that make sense for the data")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("SINGLES", "DOUBLES"), help="of generated screens")
+    parser.add_argument("--loss", choices=["auto", "squared", "quartic"], default="auto")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    if options.size:
+        SIZE.update(zip(SIZE, options.size, strict=True))
     make, methods = DATA[options.data]
+    methods = tuple(options.methods or methods)
     tables, shrinkage, started = [], {}, time.perf_counter()
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         adata, ontology = make(seed)
         table = si.tl.compare_perturbations(
-            adata, ontology, site_key="site", methods=methods, n_seeds=1, rng=seed, progress=False
+            adata,
+            ontology,
+            site_key="site",
+            methods=methods,
+            n_seeds=1,
+            rng=seed,
+            progress=False,
+            train={"loss": options.loss},
         )
         shrinkage |= table.attrs["shrinkage"]
         tables.append(table[table["metric"].isin(METRICS)])
@@ -112,8 +126,8 @@ def main() -> None:
             if len(ratio) > 1:
                 low, high = stats.t.interval(0.95, len(ratio) - 1, ratio.mean(), stats.sem(ratio))
             print(f"{method}: MSE(de) relative to additive {ratio.mean():+.1%} (95 % {low:+.1%} … {high:+.1%})")
-    if {"centralised", "FedAvg"} <= set(methods):
-        for method in ("FedAvg", "keyed"):
+    if "centralised" in methods:
+        for method in [name for name in ("FedAvg", "keyed") if name in methods]:
             gap = wide.loc[method, "pearson_delta"] - wide.loc["centralised", "pearson_delta"]
             print(f"{method} minus centralised, Pearson of the change: {gap.mean():+.3f} ± {gap.sem():.3f}")
     for (method, seed), shares in shrinkage.items():
