@@ -114,6 +114,15 @@ def test_save_and_load_bring_the_same_embedding_and_a_lock(keyed, sections, tmp_
     np.testing.assert_allclose(other.get_latent_representation(one), expected, atol=1e-4)
 
 
+def test_a_section_of_few_counts_is_read_as_counts_too(keyed, sections):
+    model, _ = keyed
+    one = sections[(sections.obs["section"] == "mouse_0").to_numpy()].copy()
+    expected = model.get_latent_representation()[(sections.obs["section"] == "mouse_0").to_numpy()]
+    order = np.argsort(one.X.max(1).toarray().ravel(), kind="stable")  # the first rows look like logs
+    found = model.get_latent_representation(one[order].copy())
+    np.testing.assert_allclose(found, expected[order], atol=1e-4)
+
+
 def test_a_wrong_key_gives_another_embedding_and_the_right_one_comes_back(keyed):
     model, key = keyed
     before = model.get_latent_representation()

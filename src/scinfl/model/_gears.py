@@ -106,6 +106,8 @@ class GEARS(PerturbationPredictor):
         Train the read-out of the meta learners, which ``share="meta"`` needs.
     rng
         Seed of the initial parameters.
+    facts
+        What a saved model says of itself; given by :meth:`load`.
 
     Examples
     --------

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -64,6 +64,8 @@ class SpaMosaic(FederatedModel):
         Train the read-out of the meta learners, which ``share="meta"`` needs.
     rng
         Seed of the initial parameters.
+    facts
+        What a saved model says of itself; given by :meth:`load`.
 
     Examples
     --------
@@ -96,6 +98,7 @@ class SpaMosaic(FederatedModel):
         train_meta: bool = False,
         rng: int = 0,
         registry: dict | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         for name, number in (
             ("n_components", n_components),
@@ -111,8 +114,9 @@ class SpaMosaic(FederatedModel):
         self._n_neighbours, self._n_hops = n_neighbours, n_hops
         self._network_options: dict[str, Any] = {"n_latent": n_latent, "n_hidden": n_hidden, "dropout": dropout}
         self._basis: State = {}
+        self._takes_counts = bool(facts and facts["takes_counts"])
         super().__init__(adata, key_scheme=key_scheme, train_meta=train_meta, rng=rng, registry=registry)
-        self.init_params_ = self._get_init_params(locals())
+        self.init_params_ = self._get_init_params({**locals(), "facts": None})
 
     @classmethod
     def setup_anndata(
@@ -255,6 +259,7 @@ class SpaMosaic(FederatedModel):
         sections = _sections(adata, setup["section_key"])
         graph = spatial_graph(_coordinates(adata, setup["spatial_key"], sections), sections, self._n_neighbours)
         sum_key = key if protections else None
+        self._takes_counts = looks_like_counts(values_of(adata, setup["layer"]))
         x = self._fit_basis(adata, sections, sites, graph, sum_key, protections)
         target = self._fit_target(x, sections, sites, sum_key, rng)
         place = resolve_device(device)
@@ -346,7 +351,6 @@ class SpaMosaic(FederatedModel):
             diversity=0.0,
             width=0.05,
             key_added=_REP,
-            min_cells=1,
             rng=rng,
         )
         aligned = np.asarray(work.obsm[_REP], np.float32)
@@ -385,10 +389,10 @@ class SpaMosaic(FederatedModel):
         return torch.cat(blocks).cpu().numpy()
 
     def _matrix(self, adata: AnnData) -> Matrix:
-        """Values on a log scale; raw counts are normalised, each spot by itself."""
+        """Values on a log scale; a model of raw counts normalises them, each spot by itself."""
         matrix = values_of(adata, self._setup_args()["layer"])
         finite(matrix, adata.var_names)
-        if not looks_like_counts(matrix):
+        if not self._takes_counts:
             return matrix
         totals = np.asarray(matrix.sum(1), dtype=np.float64).ravel()
         factor = 1e4 / np.where(totals > 0, totals, 1)
@@ -397,6 +401,15 @@ class SpaMosaic(FederatedModel):
         return np.log1p(matrix * factor[:, None]).astype(np.float32)
 
     # ---- files
+
+    def _facts(self) -> dict[str, Any]:
+        return {"takes_counts": self._takes_counts}
+
+    @classmethod
+    def _made_of(
+        cls, adata: AnnData | None, registry: dict | None, arguments: dict[str, Any], facts: dict[str, Any]
+    ) -> Self:
+        return cls(adata, registry=registry, **{**arguments, "facts": facts})
 
     def _arrays(self, site: str | None) -> State:
         del site
