@@ -1,6 +1,7 @@
 """Real data at hand, and published data to fetch."""
 
 from scinfl.datasets._bundled import pbmc
+from scinfl.datasets._mosaic import mosaic_simulated
 from scinfl.datasets._perturbseq import perturbseq_simulated
 from scinfl.datasets._public import adamson, dixit, gene_ontology, norman, replogle_k562, replogle_rpe1
 from scinfl.datasets._tcga import tcga_proteins
@@ -9,6 +10,7 @@ __all__ = [
     "adamson",
     "dixit",
     "gene_ontology",
+    "mosaic_simulated",
     "norman",
     "pbmc",
     "perturbseq_simulated",
