@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
 from scinfl import _names
 from scinfl._checks import first_of, obs_column, whole_number
 from scinfl.federation import Protection, State, Update, mean_of
-from scinfl.privacy import Key, KeyedSum
+from scinfl.federation._payload import Payload
+from scinfl.privacy import Key
+from scinfl.privacy._default_protections import default_protections
+from scinfl.privacy._linter import PayloadLinter
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ Matrix: TypeAlias = Any
 _ROWS = 4096
 _LARGEST = 2.0**40  # the widest bound of a keyed sum
 _PAYLOAD = "payload"
-_COLUMNS = ["site", "purpose", "array", "shape", "type", "rounds", "bytes", "masked"]
+_LINTER = PayloadLinter(allow=["coordinates"])  # of prototypes among components, not of spots or of the key
 
 
 class SiteSums:
@@ -43,23 +44,34 @@ class SiteSums:
         Secret key of the sites; ``None`` sends plain sums.
     min_cells
         Least number of rows of a site.
+    protections
+        What guards the sums in place of keyed ones.
 
     Raises
     ------
     KeyError
         If there is no such column.
     ValueError
-        If ``adata`` is a view or backed, a row has no site, or a site has too few rows.
+        If a protection does not sum, ``adata`` is a view or backed, a row has no site, or a site has too few rows.
     """
 
-    def __init__(self, adata: AnnData, function: str, *, site_key: str, key: Key | None, min_cells: int) -> None:
+    def __init__(
+        self,
+        adata: AnnData,
+        function: str,
+        *,
+        site_key: str,
+        key: Key | None,
+        min_cells: int,
+        protections: Sequence[Protection] | None = None,
+    ) -> None:
         _check_own(adata, function)
         self.rows = rows_by_site(adata, site_key, min_cells)
-        self._protections = protections_of(key, len(self.rows))
+        self._protections = _guards(protections, key, len(self.rows))
         self._adata, self._function = adata, function
         self._n_cells: int | None = None
         self._n_rounds: dict[str, int] = {}
-        self._sent: dict[tuple[Any, ...], dict[str, Any]] = {}
+        self._payload = Payload(_LINTER.check)
 
     @property
     def n_cells(self) -> int:
@@ -86,13 +98,12 @@ class SiteSums:
             if self._protections:
                 self._check_size(site, means)
             updates.append(Update(site, number, means, n, float(n), purpose=purpose))
-            self._record(updates[-1])
-        pooled = mean_of(updates, self._protections)
+        pooled = mean_of(updates, self._protections, payload=self._payload)
         return pooled.state, round(pooled.weight)
 
     def keep(self) -> None:
         """Write what left each site to ``.uns["infl"]["payload"]`` and to the log."""
-        table = pd.DataFrame(list(self._sent.values()), columns=_COLUMNS)
+        table = self._payload.table
         table.index = table.index.astype(str)
         self._adata.uns.setdefault(_names.UNS, {}).setdefault(_PAYLOAD, {})[self._function] = table
         for site, sent in table.groupby("site", sort=False):
@@ -103,28 +114,6 @@ class SiteSums:
                 ].to_numpy()
             )
             logger.info("%s: site '%s' sent %s: %d bytes.", self._function, site, arrays, sent["bytes"].sum())
-
-    def _record(self, update: Update) -> None:
-        masked = bool(self._protections)
-        # a keyed sum sends every number as 64 bits, and agrees on the total of the weights first
-        weights = 2 if masked else 1
-        arrays = [*update.payload(), ("n_cells", (), "float64", 8 * weights)]
-        for name, shape, dtype, n_bytes in arrays:
-            record = self._sent.setdefault(
-                (update.site, update.purpose, name, shape),
-                {
-                    "site": update.site,
-                    "purpose": update.purpose,
-                    "array": name,
-                    "shape": " × ".join(map(str, shape)) or "1",
-                    "type": "uint64" if masked else dtype,
-                    "rounds": 0,
-                    "bytes": 0,
-                    "masked": masked,
-                },
-            )
-            record["rounds"] += 1
-            record["bytes"] += n_bytes
 
     @staticmethod
     def _check_size(site: str, means: State) -> None:
@@ -137,18 +126,19 @@ class SiteSums:
             raise ValueError(msg)
 
 
-def protections_of(key: Key | None, n_sites: int) -> list[Protection]:
-    """Keyed sums where there is a key and somebody to hide a site's sums from."""
-    if key is None or n_sites == 1:
-        return []
-    if n_sites == 2:
-        warnings.warn(
-            "Two sites: the server cannot read the sums, but each site can subtract its own and sees the other's. "
-            "Let a third site take part if that matters.",
-            UserWarning,
-            stacklevel=4,
-        )
-    return [KeyedSum(key, min_sites=min(3, n_sites))]
+def _guards(protections: Sequence[Protection] | None, key: Key | None, n_sites: int) -> Sequence[Protection]:
+    """What guards the sums of so many sites; a single one sends nothing."""
+    if protections is None:
+        return default_protections(key, n_sites, stacklevel=5)
+    for protection in protections:
+        if not (getattr(protection, "sums", False) or getattr(protection, "watches", False)):
+            name = type(protection).__name__
+            msg = (
+                f"Expected protections that sum, found {name}: what it does to training does nothing for sums over "
+                "cells, which would leave as they are. Use a `KeyedSum` or a `PairwiseSum`."
+            )
+            raise ValueError(msg)
+    return protections if n_sites > 1 else ()
 
 
 def rows_by_site(adata: AnnData, site_key: str, min_cells: int) -> dict[str, np.ndarray]:
