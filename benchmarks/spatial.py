@@ -15,11 +15,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import tempfile
 import time
 import warnings
-from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
 
 import anndata as ad
@@ -30,8 +27,12 @@ import torch
 from scipy import stats
 
 import scinfl as si
-from scinfl.model._sections import centred, propagated, spatial_graph
-from scinfl.privacy import Key, KeyedSum
+from scinfl.federation import Payload
+from scinfl.model._sections import centred, hop_matrix, propagated
+from scinfl.model._spatial_basis import BasisFit, BasisOptions
+from scinfl.model._spatial_graph import spatial_graph
+from scinfl.model._spots import read_spots
+from scinfl.privacy import Key
 
 SHARED = Path(os.environ.get("SCINFL_SHARED", Path(__file__).parents[2] / "shared"))
 N_LAYERS, N_COMPONENTS, N_NEIGHBOURS, N_HOPS = 4, 30, 30, 2
@@ -49,12 +50,13 @@ def read(path):
 # ---- baselines: components are fitted on pooled spots, offsets and the target on sums over sites
 
 
-def components(adata, *, by_section):
+def components(adata, *, by_section=False, scaled=True):
     work = adata.copy()
     sc.pp.normalize_total(work, target_sum=1e4)
     sc.pp.log1p(work)
     x = work.X.toarray()
-    for own in sections(adata) if by_section else [slice(None)]:
+    parts = sections(adata) if by_section else [slice(None)]
+    for own in parts if scaled else []:
         deviation = x[own].std(0)
         x[own] = (x[own] - x[own].mean(0)) / np.where(deviation > 0, deviation, 1)
     return sc.pp.pca(x, N_COMPONENTS, random_state=0)
@@ -64,10 +66,10 @@ def sections(adata):
     return [(adata.obs["slice"] == name).to_numpy() for name in adata.obs["slice"].unique()]
 
 
-def smoothed(adata, *, by_section=False):
-    names = adata.obs["slice"].to_numpy()
-    graph = spatial_graph(adata.obsm["spatial"], names, N_NEIGHBOURS)
-    return propagated(components(adata, by_section=by_section), graph, N_HOPS)[-1]
+def smoothed(adata, x=None, *, by_section=False):
+    x = components(adata, by_section=by_section) if x is None else x
+    graph = spatial_graph(adata.obsm["spatial"], section_of(adata), n_neighbours=N_NEIGHBOURS)
+    return propagated(x, hop_matrix(graph), N_HOPS)[-1]
 
 
 def with_offsets(adata, x, seed, **options):
@@ -76,20 +78,34 @@ def with_offsets(adata, x, seed, **options):
     return work.obsm["X_pca_aligned"]
 
 
+def with_harmony(adata, x, seed):
+    try:
+        from harmonypy import run_harmony
+    except ImportError as error:
+        msg = "Expected harmonypy for the rows of Harmony, found none. Run `pip install harmonypy`."
+        raise ImportError(msg) from error
+    return run_harmony(x, adata.obs, "slice", verbose=False, random_state=seed, ncores=1).Z_corr.astype(np.float32)
+
+
 def aligned_target(adata, seed):
     """What the network of SpaMosaic learns to say, itself: sums over sites, and no network at all."""
-    model = fitted(adata, seed, site_key="slice", n_rounds=1)
-    names = section_of(adata)
-    x = model._features(adata, names, spatial_graph(adata.obsm["spatial"], names, N_NEIGHBOURS))
-    return model._fit_target(x, names, names, None, seed)
+    (measured,) = read_spots(adata, section_key="slice", site_key="slice", spatial_key="spatial", layers={}).values()
+    options = BasisOptions(n_components=30, n_features=2000, n_target=10, n_hops=2)
+    return BasisFit(measured, options, key=None, payload=Payload(), rng=seed).target
 
 
 NARROW = {"diversity": 0.0, "width": 0.05, "n_prototypes": 39}  # as SpaMosaic aligns its target
 BASELINES = {
-    "PCA": lambda adata, _: components(adata, by_section=False),
-    "PCA, centred per section": lambda adata, _: centred(components(adata, by_section=False), section_of(adata)),
+    "PCA": lambda adata, _: components(adata),
+    "PCA, centred per section": lambda adata, _: centred(components(adata), section_of(adata)),
     "smoothed PCA": lambda adata, _: smoothed(adata),
     "smoothed PCA, centred": lambda adata, _: centred(smoothed(adata), section_of(adata)),
+    "PCA + Harmony": lambda adata, seed: with_harmony(adata, components(adata), seed),
+    "smoothed PCA + Harmony": lambda adata, seed: with_harmony(adata, smoothed(adata), seed),
+    "PCA + Harmony, smoothed": lambda adata, seed: smoothed(adata, with_harmony(adata, components(adata), seed)),
+    "PCA of unscaled genes + Harmony, smoothed": lambda adata, seed: smoothed(
+        adata, with_harmony(adata, components(adata, scaled=False), seed)
+    ),
     "smoothed PCA, scaled per section": lambda adata, _: smoothed(adata, by_section=True),
     "smoothed PCA, offsets": lambda adata, seed: with_offsets(adata, smoothed(adata), seed),
     "smoothed PCA, centred, narrow offsets": lambda adata, seed: with_offsets(
@@ -178,86 +194,47 @@ def unseen(adata, seeds):
 def lock(adata, models, n_keys):
     """Label transfer and ARI with and without the key, and of networks that were never trained."""
     rows = []
-    graph = spatial_graph(adata.obsm["spatial"], section_of(adata), N_NEIGHBOURS)
+    si.model.SpaMosaic.setup_anndata(adata, "slice")
     for seed, model in enumerate(models):
-        x = torch.from_numpy(model._features(adata, section_of(adata), graph))
-        networks = [("right key", model.module), ("modules removed", model.stripped().module)]
-        networks += [("untrained", untrained(model, [seed, number])) for number in range(n_keys)]
-        rows += [score_network(adata, network, x, name, seed) for name, network in networks]
+        rows.append(score_model(adata, model, "right key", seed))
+        rows.append(score_model(adata, model.stripped(), "modules removed", seed))
         for number in range(n_keys):
+            rows.append(score_model(adata, untrained(adata, model, 1000 * (seed + 1) + number), "untrained", seed))
             model.unlock(a_key(seed, 1, number), force=True)
-            rows.append(score_network(adata, model.module, x, "wrong keys", seed))
+            rows.append(score_model(adata, model, "wrong keys", seed))
         model.unlock(a_key(seed))
     return pd.DataFrame(rows)
 
 
-def untrained(model, entropy):
-    """The plain network of the model with random weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(np.random.default_rng(entropy).integers(2**31)))
-        return model._make_module()
+def untrained(adata, model, seed):
+    """The plain network of the model with random weights, on the same features."""
+    other = si.model.SpaMosaic(adata, key_scheme=None, rng=seed)
+    other._bases, other._normalise, other.is_trained_ = model._bases, model._normalise, True
+    return other
 
 
-def score_network(adata, network, x, name, seed):
-    network.eval()
-    with torch.inference_mode():
-        found = scores(adata, network.decoder(network(x)).numpy(), seed)
+def score_model(adata, model, name, seed):
+    found = scores(adata, model.get_latent_representation(), seed)
     return {"network": name, "seed": seed, **{metric: found[metric] for metric in ("label_transfer", "ari")}}
 
 
 # ---- what left a site
 
 
-@contextmanager
-def uploads_of(site):
-    """Arrays of one site as they are before they are masked: every masked upload passes here."""
-    sent, mask = Counter(), KeyedSum._mask
-
-    def watch(self, update, integers, bound):
-        if update.site == site:
-            arrays = {name: array.shape for name, array in update.state.items()}
-            arrays |= dict.fromkeys(update.metrics, ())
-            arrays["weight"] = ()
-            if sum(int(np.prod(shape)) for shape in arrays.values()) != integers.size:
-                msg = f"Expected to know every number of an upload, found {integers.size} of '{update.purpose}'."
-                raise RuntimeError(msg)
-            sent.update((update.purpose, name, shape) for name, shape in arrays.items())
-        return mask(self, update, integers, bound)
-
-    KeyedSum._mask = watch
-    try:
-        yield sent
-    finally:
-        KeyedSum._mask = mask
-
-
 def payload(adata):
-    """Table of what left one site, and the bytes of all rounds as the journal has them."""
-    site = section_of(adata)[0]
-    with uploads_of(site) as sent, tempfile.TemporaryDirectory() as folder:
-        fitted(adata, 0, site_key="slice", key=a_key(0), journal=folder)
-        events = si.federation.Journal(folder).events()
-    rounds = [one for event in events if event["event"] == "round" for one in event["sent"] if one["site"] == site]
-    rows = [
-        {"purpose": purpose, "array": name, "shape": shape, "times": times, "bytes": 8 * int(np.prod(shape)) * times}
-        for (purpose, name, shape), times in sent.items()
-    ]
-    return pd.DataFrame(rows), sum(one["bytes"] for one in rounds), len(rounds)
+    """Table of what left one site."""
+    sent = fitted(adata, 0, site_key="slice", key=a_key(0)).payload
+    return sent[sent["site"] == section_of(adata)[0]].drop(columns=["site", "norm"])
 
 
 def merged(table):
     """One line an array: prototypes, whose number grows, by their largest shape, and all numbers of spots together."""
-    weights = table["array"] == "weight"
+    weights = (table["array"] == "weight") | table["purpose"].str.startswith("total of")
     lines = []
     for (purpose, name), own in table[~weights].groupby(["purpose", "array"], sort=False):
-        shapes = [" × ".join(map(str, shape)) or "1" for shape in own["shape"]]
-        if len(own) > 2:
-            largest = own["shape"].map(lambda shape: int(np.prod(shape))).argmax()
-            lines.append((purpose, name, f"≤ {shapes[largest]}", own["times"].sum(), own["bytes"].sum()))
-        else:
-            columns = (shapes, own["times"], own["bytes"])
-            lines += [(purpose, name, *values) for values in zip(*columns, strict=True)]
-    lines.append(("all of them", "weight", "1", *table.loc[weights, ["times", "bytes"]].sum()))
+        shape = own["shape"].iloc[0] if len(own) == 1 else f"≤ {own.loc[own['bytes'].idxmax(), 'shape']}"
+        lines.append((purpose, name, shape, own["rounds"].sum(), own["bytes"].sum()))
+    lines.append(("all of them", "weight and its total", "1", *table.loc[weights, ["rounds", "bytes"]].sum()))
     return pd.DataFrame(lines, columns=["purpose", "array", "shape", "times", "bytes"])
 
 
@@ -301,12 +278,11 @@ def main():
     print("\nlabel transfer by seed: mean [95 % interval] of wrong keys and of untrained networks\n")
     by_seed = locks.groupby(["network", "seed"])["label_transfer"].agg(mean_and_interval).unstack("network")
     print(by_seed[NETWORKS].to_string())
-    arrays, n_bytes, n_rounds = payload(adata)
+    arrays = payload(adata)
     print(f"\nwhat left site '{section_of(adata)[0]}', each number as a masked 64-bit integer\n")
     print(merged(arrays).to_string(index=False))
     trained = arrays.loc[arrays["purpose"] == "training", "bytes"].sum()
     print(f"\nall: {arrays['bytes'].sum()} bytes, of which rounds of training {trained}")
-    print(f"the journal of training: {n_bytes} bytes in {n_rounds} rounds")
     print(f"\n{time.time() - started:.0f} s")
 
 
