@@ -102,7 +102,10 @@ def fitted(mdata, seed, *, site_key, key=None, **options):
 def targets(mdata, seed):
     """Smoothed and aligned directions of each modality, which the networks learn to say, and its spots."""
     found = read_spots(mdata, section_key="section", site_key=None, spatial_key="spatial", layers={})
-    fits = {name: BasisFit(own, OPTIONS, key=None, payload=Payload(), rng=seed) for name, own in found.items()}
+    fits = {
+        name: BasisFit(own, OPTIONS, key=None, protections=None, payload=Payload(), rng=seed)
+        for name, own in found.items()
+    }
     return {name: (fits[name].target, own.rows) for name, own in found.items()}
 
 

@@ -91,7 +91,7 @@ def aligned_target(adata, seed):
     """What the network of SpaMosaic learns to say, itself: sums over sites, and no network at all."""
     (measured,) = read_spots(adata, section_key="slice", site_key="slice", spatial_key="spatial", layers={}).values()
     options = BasisOptions(n_components=30, n_features=2000, n_target=10, n_hops=2)
-    return BasisFit(measured, options, key=None, payload=Payload(), rng=seed).target
+    return BasisFit(measured, options, key=None, protections=None, payload=Payload(), rng=seed).target
 
 
 NARROW = {"diversity": 0.0, "width": 0.05, "n_prototypes": 39}  # as SpaMosaic aligns its target

@@ -7,9 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score
 
 import scinfl as si
 from scinfl.model import SpaMosaic
+from scinfl.model._normalise import normalised
+from scinfl.model._site import LocalSite
+from scinfl.nn import keyed_layers
 from scinfl.privacy import Key
 
 QUICK = {"n_rounds": 3, "progress": False}
@@ -93,7 +98,8 @@ def test_what_leaves_a_site_is_masked_sums(sections, monkeypatch):
     monkeypatch.setattr(si.privacy.BlindServer, "combine", spy)
     model = make_model(sections)
     model.train(key=Key.generate(), **QUICK)
-    assert {"PCA", "scale", "training", "evaluation"} <= {purpose for purpose, _ in seen}
+    purposes = {"scaling", "PCA", "directions of the tissue", "scale of neighbourhoods", "coordinates of members"}
+    assert purposes | {"training", "evaluation"} <= {purpose for purpose, _ in seen}
     for purpose, masked in seen:
         if len(masked) > 200:
             assert abs(np.unpackbits(masked.view(np.uint8)).mean() - 0.5) < 0.03, purpose
@@ -132,22 +138,27 @@ def test_a_wrong_key_gives_another_embedding_and_the_right_one_comes_back(keyed)
     np.testing.assert_allclose(model.get_latent_representation(), before, atol=1e-6)
 
 
-@pytest.mark.parametrize("form", ["dense", "float64", "log"])
+@pytest.mark.parametrize("form", ["dense", "float64", "csc", "layer", "normalised"])
 def test_forms_of_values_give_the_same_embedding(sections, form):
     adata = sections.copy()
     if form == "dense":
         adata.X = adata.X.toarray()
     elif form == "float64":
         adata.X = adata.X.astype(np.float64)
+    elif form == "csc":
+        adata.X = adata.X.tocsc()
+    elif form == "layer":
+        adata.layers["counts"], adata.X = adata.X, None
     else:
-        totals = np.asarray(adata.X.sum(1)).ravel()
-        adata.X = (sparse.diags(1e4 / totals) @ adata.X).log1p().astype(np.float32).tocsr()
+        adata.X = normalised(adata.X, "clr")
     codes = []
     for data in (sections, adata):
-        model = make_model(data, site_key=None, key_scheme=None)
+        SpaMosaic.setup_anndata(data, "section", layer="counts" if "counts" in data.layers else None)
+        model = SpaMosaic(data, n_components=8, n_target=5, n_neighbours=8, n_hidden=16, key_scheme=None)
         model.train(**QUICK)
         codes.append(model.get_latent_representation())
-    np.testing.assert_allclose(*codes, atol=5e-2)
+    assert codes[0].dtype == codes[1].dtype == np.float32
+    np.testing.assert_allclose(*codes, atol=1e-3)
 
 
 def test_personal_parameters_stay_at_a_site(sections):
@@ -157,6 +168,176 @@ def test_personal_parameters_stay_at_a_site(sections):
     assert np.abs(one - other).max() > 1e-3
     with pytest.raises(ValueError, match="each has a model of its own"):
         model.get_latent_representation()
+
+
+# ---- what leaves a site, and what reaches a disk
+
+
+def test_the_payload_lists_every_sum_and_the_server_can_read_none(sections):
+    model = make_model(sections)
+    model.train(key=Key.generate(), **QUICK)
+    payload = model.payload
+    assert set(payload["site"]) == {"mouse_0", "mouse_1", "mouse_2"}
+    assert payload["masked"].all()
+    assert payload["bytes"].sum() > 0
+    largest = payload.loc[payload["purpose"] != "training", "bytes"].max()
+    assert largest < sections.n_obs * 30  # nothing as large as the values of the spots
+    open_model = make_model(sections, key_scheme=None)
+    open_model.train(**QUICK)
+    assert not open_model.payload["masked"].any()
+    assert set(open_model.payload["purpose"]) <= set(payload["purpose"])
+
+
+def test_a_rehearsal_lists_the_same_and_trains_nothing(sections):
+    model, key = make_model(sections), Key.generate()
+    model.train(key=key, dry_run=True, **QUICK)
+    planned = model.payload
+    assert not model.is_trained_
+    assert model.n_neighbours == {}
+    model.train(key=key, **QUICK)
+    columns = ["site", "purpose", "array"]
+    left = set(map(tuple, model.payload[columns].to_numpy()))
+    named = set(map(tuple, planned[columns].to_numpy()))
+    assert {row for row in left if "training" in row[1]} <= named
+
+
+def test_neither_the_key_nor_what_follows_from_it_nor_a_place_reaches_the_disk(keyed, sections, tmp_path):
+    model, key = keyed
+    labels = [
+        (label, shape)
+        for name, layer in keyed_layers(model.module).items()
+        for label, shape in layer.labels(name).values()
+    ]
+    secrets = [key._secret, key._secret.hex().encode()]
+    for label, shape in labels:
+        values = key.coordinates(label, shape)
+        secrets += [values.astype(kind).tobytes()[:64] for kind in (np.float64, np.float32)]
+    places = [sections.obsm["spatial"].astype(kind).tobytes()[:64] for kind in (np.float64, np.float32)]
+    for name, sealed in (("sealed", None), ("locked", False)):
+        model.save(tmp_path / name, sealed=sealed)
+        content = b"".join(path.read_bytes() for path in (tmp_path / name).iterdir())
+        assert not any(secret in content for secret in [*secrets, *places])
+        assert b"spot_0" not in content
+        weights = next((tmp_path / name).glob("weights-*")).read_bytes()
+        assert (b"X/components" in weights) == (sealed is False)  # the basis is sealed with the weights
+    assert b"gene_0" in content
+
+
+def test_a_run_that_was_cut_resumes_to_the_same_model(sections, tmp_path, monkeypatch):
+    run = {"n_rounds": 4, "key": Key(bytes(range(32)), federation="sections"), "progress": False}
+    straight = make_model(sections)
+    straight.train(**run)
+    fits, fit = [], LocalSite.fit
+
+    def cut(self, number, state):
+        fits.append(number)
+        if len(fits) == 8:
+            raise InterruptedError
+        return fit(self, number, state)
+
+    monkeypatch.setattr(LocalSite, "fit", cut)
+    with pytest.raises(InterruptedError):
+        make_model(sections).train(**run, journal=tmp_path / "run")
+    resumed = make_model(sections)
+    resumed.train(**run, journal=tmp_path / "run")
+    assert fits == [1, 1, 1, 2, 2, 2, 3, 3, *([3] * 3), *([4] * 3)]
+    np.testing.assert_array_equal(resumed.get_latent_representation(), straight.get_latent_representation())
+    with pytest.raises(ValueError, match="to hold this run, found one with other settings"):
+        make_model(sections, n_hidden=20).train(**run, journal=tmp_path / "run")
+
+
+# ---- sections and sites as they come
+
+
+def test_views_and_new_sections_are_embedded(keyed, sections):
+    model, _ = keyed
+    every = model.get_latent_representation()
+    own = (sections.obs["section"] == "mouse_1").to_numpy()
+    np.testing.assert_allclose(model.get_latent_representation(sections[own]), every[own], atol=1e-5)
+    new = make_sections(rng=0, n_sections=4)[450:].copy()  # of the same tissue
+    del new.obs["domain"]
+    code = model.get_latent_representation(new)
+    assert code.shape == (150, every.shape[1])
+    assert np.isfinite(code).all()
+
+
+def test_a_section_of_one_spot_and_sections_smaller_than_the_neighbourhood_work(sections):
+    adata = sections.copy()
+    section = adata.obs["section"].astype(object).to_numpy()
+    section[:1], section[1:6] = "one", "few"
+    adata.obs["section"], adata.obs["hospital"] = section, sections.obs["section"]
+    SpaMosaic.setup_anndata(adata, "section", site_key="hospital")
+    model = SpaMosaic(adata, n_components=8, n_target=5, n_neighbours=12, key_scheme=None)
+    model.train(**QUICK)
+    assert np.isfinite(model.get_latent_representation()).all()
+    alone = model.get_latent_representation(adata[:1])
+    np.testing.assert_allclose(alone, model.get_latent_representation()[:1], atol=1e-5)
+
+
+def test_empty_categories_and_the_order_of_spots_do_not_matter(sections):
+    adata = sections.copy()
+    adata.obs["section"] = adata.obs["section"].astype("category").cat.add_categories("mouse_9")
+    order = np.random.default_rng(0).permutation(adata.n_obs)
+    codes = []
+    for data in (adata, adata[order].copy()):
+        model = make_model(data, key_scheme=None)
+        model.train(**QUICK, validation_size=0)
+        codes.append(model.get_latent_representation())
+    # spots come in other batches, so networks differ a little and the basis not at all
+    assert np.corrcoef(codes[0][order].ravel(), codes[1].ravel())[0, 1] > 0.97
+
+
+def test_a_pooled_site_may_be_keyed_too(sections):
+    model, key = make_model(sections, site_key=None), Key.generate()
+    model.train(key=key, **QUICK)
+    before = model.get_latent_representation()
+    model.lock()
+    with pytest.raises(RuntimeError, match="locked"):
+        model.get_latent_representation()
+    model.unlock(key)
+    np.testing.assert_array_equal(model.get_latent_representation(), before)
+
+
+def test_two_sites_are_told_that_they_see_each_other_and_one_is_refused(sections):
+    adata = sections[sections.obs["section"] != "mouse_2"].copy()
+    with pytest.warns(UserWarning, match="each site can subtract its own from the sum and sees the other's"):
+        make_model(adata).train(key=Key.generate(), **QUICK)
+    one = sections[sections.obs["section"] == "mouse_0"].copy()
+    with pytest.raises(ValueError, match=r"at least 2 sites, found 1\. Train one pooled site with `site_key=None`"):
+        SpaMosaic.setup_anndata(one, "section", site_key="section")
+
+
+@pytest.mark.parametrize("how", [{"radius": 200.0}, {"delaunay": True}, {"compat": True}, {"n_hops": 1}], ids=str)
+def test_who_is_a_neighbour_changes_the_embedding(how, sections):
+    usual = make_model(sections, site_key=None, key_scheme=None)
+    usual.train(**QUICK)
+    arguments = how if "radius" not in how and "delaunay" not in how else {**how, "n_neighbours": None}
+    model = make_model(sections, site_key=None, key_scheme=None, **arguments)
+    model.train(**QUICK)
+    code = model.get_latent_representation()
+    assert np.isfinite(code).all()
+    assert np.abs(code - usual.get_latent_representation()).max() > 1e-2
+    assert model.n_neighbours == {"X": 8 if "n_neighbours" not in arguments else 0}
+
+
+@pytest.mark.parametrize("how", ["clr", "lognorm", "log1p", "tfidf", "none"])
+def test_every_normalisation_finds_the_stripes(how, sections, tmp_path):
+    SpaMosaic.setup_anndata(sections, "section", normalise=how)
+    model = SpaMosaic(sections, n_components=8, n_target=5, n_neighbours=8, key_scheme=None)
+    model.train(12, progress=False)
+    code = model.get_latent_representation()
+    found = KMeans(3, n_init=5, random_state=0).fit_predict(code)
+    assert adjusted_rand_score(sections.obs["domain"], found) > 0.5
+    model.save(tmp_path / "run")
+    loaded = SpaMosaic.load(tmp_path / "run", sections)
+    np.testing.assert_allclose(loaded.get_latent_representation(), code, atol=1e-5)
+
+
+def test_an_untrained_model_says_so(sections):
+    model = make_model(sections)
+    for ask in (model.get_latent_representation, lambda: model.normalised("X"), lambda: model.imputation_error("X")):
+        with pytest.raises(RuntimeError, match="Call `train` first"):
+            ask()
 
 
 # ---- mistakes
@@ -174,13 +355,13 @@ def test_missing_coordinates_and_sections_are_named(sections):
     adata.obsm["spatial"][7, 0] = np.nan
     with pytest.raises(ValueError, match="found 1 without, in section mouse_0"):
         SpaMosaic.setup_anndata(adata, "section")
-    with pytest.raises(ValueError, match="`spatial_key` to be one of"):
+    with pytest.raises(KeyError, match=r"coordinates of the spots in adata.obsm, found none called 'nothing'"):
         SpaMosaic.setup_anndata(sections, "section", spatial_key="nothing")
     with pytest.raises(KeyError, match="section_key"):
         SpaMosaic.setup_anndata(sections, "nothing")
     adata = sections.copy()
     adata.obs.loc["spot_3", "section"] = np.nan
-    with pytest.raises(ValueError, match="a section for every spot"):
+    with pytest.raises(ValueError, match=r"a value for every spot in obs\['section'\], found 1 spots without"):
         SpaMosaic.setup_anndata(adata, "section")
 
 
@@ -196,3 +377,45 @@ def test_bad_settings_are_refused(sections):
         make_model(sections).train(graph_weight=2)
     with pytest.raises(ValueError, match="no first layer that reads cells"):
         make_model(sections).train(key=Key.generate(), share="projected", **QUICK)
+
+
+def test_values_and_settings_that_do_not_fit_are_refused_before_training(sections):
+    def broken(change):
+        adata = sections.copy()
+        adata.X = adata.X.toarray()
+        change(adata)
+        SpaMosaic.setup_anndata(adata, "section")
+
+    def missing(adata):
+        adata.X[3, 4] = np.nan
+
+    with pytest.raises(ValueError, match=r"every feature in every spot, found 1 that are missing \(NaN\).*in gene_4"):
+        broken(missing)
+    with pytest.raises(KeyError, match="`layer` to name a layer of adata, found 'nothing'"):
+        SpaMosaic.setup_anndata(sections, "section", layer="nothing")
+    with pytest.raises(ValueError, match="`normalise` to be one of"):
+        SpaMosaic.setup_anndata(sections, "section", normalise="nothing")
+    negative = sections.copy()
+    negative.X = negative.X - sparse.csr_matrix(([50.0], ([449], [3])), shape=negative.shape)
+    with pytest.raises(ValueError, match=r"Expected counts to normalise by 'clr', found values down to -"):
+        SpaMosaic.setup_anndata(negative, "section", normalise="clr")
+    with pytest.raises(ValueError, match=r"an AnnData that owns its data, found a view. Run `adata = adata.copy\(\)`"):
+        SpaMosaic.setup_anndata(sections[:100], "section")
+    with pytest.raises(ValueError, match=r"at least 10 spots at every site that measured it, found 9 at site 'all'"):
+        SpaMosaic.setup_anndata(sections[:9].copy(), "section")
+
+
+def test_spots_that_do_not_differ_are_refused(sections):
+    adata = sections.copy()
+    adata.X = sparse.csr_matrix(np.ones(adata.shape, np.float32))
+    with pytest.raises(ValueError, match="values that differ between the spots of a section, found none"):
+        make_model(adata, site_key=None, key_scheme=None).train(**QUICK)
+
+
+def test_features_that_some_sections_did_not_measure_are_refused(sections):
+    parts = {name: sections[(sections.obs["section"] == name).to_numpy()].copy() for name in ("mouse_0", "mouse_1")}
+    parts["mouse_1"] = parts["mouse_1"][:, 3:].copy()
+    joined = si.pp.join_sections(parts, join="outer")
+    with pytest.raises(ValueError, match=r"same features, found 3 that some did not: section mouse_1\. Join them with"):
+        SpaMosaic.setup_anndata(joined, "section")
+    SpaMosaic.setup_anndata(si.pp.join_sections(parts, join="inner"), "section")

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from scinfl.federation import State
-from scinfl.model._cells import Cells
+from scinfl.model._site import Batches
 
 
 @contextmanager
-def as_site(network: nn.Module, local: State | None, cells: Cells) -> Iterator[None]:
+def as_site(network: nn.Module, local: State | None, cells: Batches) -> Iterator[None]:
     """Use the running statistics and personal parameters of a site; forget them afterwards.
 
     Where statistics are needed and the site's are not known, those of the cells at hand are estimated.
@@ -40,7 +40,7 @@ def _norms(network: nn.Module) -> list[nn.BatchNorm1d]:
     return [module for module in network.modules() if isinstance(module, nn.BatchNorm1d)]
 
 
-def _estimate(network: nn.Module, norms: list[nn.BatchNorm1d], cells: Cells) -> None:
+def _estimate(network: nn.Module, norms: list[nn.BatchNorm1d], cells: Batches) -> None:
     """Mean and variance over the cells, in one pass without dropout."""
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

@@ -64,7 +64,7 @@ class SiteCells:
     def assign(self, prototypes: np.ndarray, others: np.ndarray | None, n: int, rule: Rule) -> None:
         """Share cells out to prototypes; ``others`` are the members at other sites, unknown at first."""
         fit = 2 * (unit(self.corrected) @ prototypes.T - 1) / rule.width
-        if others is None:
+        if others is None or not rule.diversity:
             self.shares = _shares(fit)
             return
         members = self.members

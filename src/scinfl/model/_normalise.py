@@ -1,0 +1,56 @@
+"""Values of spots on a scale that components can be found on; every spot by itself."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import sparse
+
+from scinfl.model._cells import Matrix
+
+NORMALISATIONS = ("clr", "lognorm", "log1p", "tfidf", "none")
+
+
+def normalised(matrix: Matrix, how: str, weights: np.ndarray | None = None) -> Matrix:
+    r"""Normalise counts (spots × features); zeros stay 0, so sparse values stay sparse.
+
+    ``"clr"``
+        :math:`\log(1 + x / g)` with the geometric mean :math:`g` of :math:`1 + x` over the features of a spot. It takes
+        out the depth of a spot less than ``"lognorm"`` does, and with it less of the tissue: depth is biology in space
+        (Bhuva et al. 2024).
+    ``"lognorm"``
+        :math:`\log(1 + 10^4 x / \sum x)`.
+    ``"log1p"``
+        :math:`\log(1 + x)`.
+    ``"tfidf"``
+        :math:`\log(1 + 10^4 x w / \sum x w)` with a weight :math:`w` a feature, for accessibility.
+    ``"none"``
+        Values as they are.
+
+    Parameters
+    ----------
+    matrix
+        Dense array or compressed sparse rows.
+    how
+        Which of the above.
+    weights
+        For ``"tfidf"``.
+    """
+    if how == "none":
+        return matrix
+    if how == "tfidf" and weights is not None:
+        matrix = matrix @ sparse.diags(weights) if sparse.issparse(matrix) else matrix * weights
+    if how == "clr":
+        totals = _row_sums(matrix.log1p() if sparse.issparse(matrix) else np.log1p(matrix))
+        factor = np.exp(-totals / matrix.shape[1])
+    elif how == "log1p":
+        factor = np.ones(matrix.shape[0])
+    else:
+        totals = _row_sums(matrix)
+        factor = 1e4 / np.where(totals > 0, totals, 1)
+    if sparse.issparse(matrix):
+        return (sparse.diags(factor) @ matrix).log1p().astype(np.float32).tocsr()
+    return np.log1p(matrix * factor[:, None]).astype(np.float32)
+
+
+def _row_sums(matrix: Matrix) -> np.ndarray:
+    return np.asarray(matrix.sum(1), dtype=np.float64).ravel()
