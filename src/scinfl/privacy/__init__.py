@@ -19,6 +19,7 @@ from scinfl.privacy._keyed_sum import KeyedSum
 from scinfl.privacy._linter import PayloadLinter
 from scinfl.privacy._pairwise_site import PairwiseSite
 from scinfl.privacy._pairwise_sum import PairwiseServer, PairwiseSum
+from scinfl.privacy._received import check_received
 from scinfl.privacy._revocation import Revocation, revoke
 from scinfl.privacy._rotation import WrappedKey, rotate
 from scinfl.privacy._seal import Seal
@@ -51,6 +52,7 @@ __all__ = [
     "UpdateDP",
     "WrappedKey",
     "agree_version",
+    "check_received",
     "revoke",
     "rotate",
 ]

@@ -1,19 +1,25 @@
 """Write what a model says back into AnnData, and compare models."""
 
 from scinfl.tl._annotate import annotate
+from scinfl.tl._audit import audit
+from scinfl.tl._audit_report import audit_report
 from scinfl.tl._cluster import cluster
 from scinfl.tl._compare import METHODS, compare
 from scinfl.tl._compare_perturbations import PERTURBATION_METHODS, compare_perturbations
 from scinfl.tl._embed import embed
+from scinfl.tl._impute import impute
 from scinfl.tl._score_perturbations import score_perturbations
 
 __all__ = [
     "METHODS",
     "PERTURBATION_METHODS",
     "annotate",
+    "audit",
+    "audit_report",
     "cluster",
     "compare",
     "compare_perturbations",
     "embed",
+    "impute",
     "score_perturbations",
 ]

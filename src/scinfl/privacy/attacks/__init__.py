@@ -1,17 +1,82 @@
 """Attackers: plain functions over a network and what was sent."""
 
+from scinfl.privacy.attacks._imprint import Imprint, imprint, read_imprint, share_recovered
+from scinfl.privacy.attacks._inversion import CellPrior, infer_label, infer_label_counts, invert_update, local_change
+from scinfl.privacy.attacks._likeness import mean_cell, nearest_cell, reconstruction_scores
+from scinfl.privacy.attacks._membership import (
+    by_group,
+    confidence,
+    likelihood_ratio,
+    loss_drop,
+    membership_scores,
+    train_shadows,
+)
+from scinfl.privacy.attacks._property import (
+    flatten,
+    infer_attribute,
+    infer_property,
+    inversion_scores,
+    invert_class,
+    outputs_of,
+    simulate_sites,
+)
+from scinfl.privacy.attacks._reconstruction import recover_input, recover_inputs
 from scinfl.privacy.attacks._server import Watcher, match_features
+from scinfl.privacy.attacks._surrogate import (
+    average_versions,
+    distil,
+    extract_pooled_key,
+    fit_permutation,
+    match_surrogate,
+    use_pooled_key,
+)
 from scinfl.privacy.attacks._thief import fine_tune, fit_key, fit_scales, train_from_scratch
+from scinfl.privacy.attacks._unscramble import match_signs, unscramble
 from scinfl.privacy.attacks._without_key import matched_statistics, removed_modules, wrong_keys
 
 __all__ = [
+    "CellPrior",
+    "Imprint",
     "Watcher",
+    "average_versions",
+    "by_group",
+    "confidence",
+    "distil",
+    "extract_pooled_key",
     "fine_tune",
     "fit_key",
+    "fit_permutation",
     "fit_scales",
+    "flatten",
+    "imprint",
+    "infer_attribute",
+    "infer_label",
+    "infer_label_counts",
+    "infer_property",
+    "inversion_scores",
+    "invert_class",
+    "invert_update",
+    "likelihood_ratio",
+    "local_change",
+    "loss_drop",
     "match_features",
+    "match_signs",
+    "match_surrogate",
     "matched_statistics",
+    "mean_cell",
+    "membership_scores",
+    "nearest_cell",
+    "outputs_of",
+    "read_imprint",
+    "reconstruction_scores",
+    "recover_input",
+    "recover_inputs",
     "removed_modules",
+    "share_recovered",
+    "simulate_sites",
     "train_from_scratch",
+    "train_shadows",
+    "unscramble",
+    "use_pooled_key",
     "wrong_keys",
 ]

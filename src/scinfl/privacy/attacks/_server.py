@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.optimize import quadratic_assignment
@@ -17,6 +17,8 @@ class Watcher:
     seen
         Every upload, as it arrived, by round.
     """
+
+    watches: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self.seen: dict[int, list[Any]] = {}

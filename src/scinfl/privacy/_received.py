@@ -1,0 +1,113 @@
+"""What a server sends, looked over at the site before it is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from scinfl._checks import first_of
+
+_ALIKE = 0.999  # correlation of two rows of a weight from which they count as one
+_FEWEST = 8  # rows below which a few may be alike by chance
+
+
+def check_received(
+    state: Mapping[str, np.ndarray], previous: Mapping[str, np.ndarray] | None = None, *, max_growth: float = 10.0
+) -> None:
+    r"""Refuse parameters that no honest average looks like.
+
+    A server that wants cells crafts the first layer: rows that repeat one direction, biases far beyond what training
+    makes, weights of low rank (Fowl et al. 2022, Boenisch et al. 2023). Honest parameters after one more round look
+    much like those before. Refused are:
+
+    - other names or shapes than before, and values that are no numbers;
+    - a tenth or more of the rows of a weight that repeat another (up to sign and size), where they did not before;
+    - a weight, bias or scale whose largest value grew more than ``max_growth`` times (from at least 1);
+    - a weight whose effective rank :math:`(\sum_i s_i)^2 / \sum_i s_i^2` fell below a third of what it was, or below
+      a tenth of the smaller side where nothing came before.
+
+    It catches what is crude. A server that changes little each round stays below any such rule; keyed sums with their
+    tags, under which the sites make the next state themselves, take the choice from it.
+
+    Parameters
+    ----------
+    state
+        Parameters by name, as they arrived.
+    previous
+        Those of the round before, or of the agreed start.
+    max_growth
+        How much larger than before a largest value may be.
+
+    Raises
+    ------
+    ValueError
+        If anything is refused; the message names all reasons.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scinfl.privacy import check_received
+    >>> weight = np.random.default_rng(0).normal(size=(16, 20))
+    >>> check_received({"first.weight": weight + 0.01}, {"first.weight": weight})
+    >>> check_received({"first.weight": np.tile(weight[0], (16, 1))}, {"first.weight": weight})
+    Traceback (most recent call last):
+    ...
+    ValueError: Expected parameters like those of the round before, found ...
+    """
+    reasons = [] if previous is None else _other_names(state, previous)
+    for name, value in state.items():
+        array = np.asarray(value)
+        before = None if previous is None or name not in previous else np.asarray(previous[name])
+        if not np.isfinite(array).all():
+            reasons.append(f"'{name}' holds values that are no numbers")
+        elif before is None or before.shape == array.shape:
+            reasons += _strange(name, array.astype(np.float64), before, max_growth)
+    if reasons:
+        msg = (
+            f"Expected parameters like those of the round before, found that {first_of(reasons)}. A server that wants "
+            "to read cells sends such weights. Do not train on them, and ask who runs the server."
+        )
+        raise ValueError(msg)
+
+
+def _other_names(state: Mapping[str, np.ndarray], previous: Mapping[str, np.ndarray]) -> list[str]:
+    found = [f"'{name}' is missing" for name in previous if name not in state]
+    found += [f"'{name}' is new" for name in state if name not in previous]
+    for name in state:
+        if name in previous and np.shape(state[name]) != np.shape(previous[name]):
+            found.append(f"'{name}' has another shape")
+    return found
+
+
+def _strange(name: str, array: np.ndarray, before: np.ndarray | None, max_growth: float) -> list[str]:
+    reasons = []
+    largest = np.abs(array).max(initial=0)
+    usual = 1.0 if before is None else max(1.0, float(np.abs(before).max(initial=0)))
+    if largest > max_growth * usual:
+        reasons.append(f"the largest value of '{name}' is {largest:.3g} and was at most {usual:.3g}")
+    if array.ndim != 2 or min(array.shape) < _FEWEST:
+        return reasons
+    repeated, repeated_before = _repeated_rows(array), 0.0 if before is None else _repeated_rows(before)
+    if repeated >= 0.1 and repeated > 2 * repeated_before:
+        reasons.append(f"{repeated:.0%} of the rows of '{name}' repeat another")
+    rank = _effective_rank(array)
+    least = min(array.shape) / 10 if before is None else _effective_rank(before) / 3
+    if rank < least:
+        reasons.append(f"'{name}' has an effective rank of {rank:.1f}, less than {least:.1f}")
+    return reasons
+
+
+def _repeated_rows(weight: np.ndarray) -> float:
+    """Share of the rows that are another one up to sign and size."""
+    rows = np.asarray(weight, dtype=np.float64)
+    size = np.linalg.norm(rows, axis=1, keepdims=True)
+    rows = rows / np.where(size > 0, size, 1)
+    likeness = np.abs(rows @ rows.T)
+    np.fill_diagonal(likeness, 0)
+    return float((likeness.max(1) > _ALIKE).mean())
+
+
+def _effective_rank(weight: np.ndarray) -> float:
+    sizes = np.linalg.svd(np.asarray(weight, dtype=np.float64), compute_uv=False)
+    return float(sizes.sum() ** 2 / np.square(sizes).sum()) if sizes.any() else 0.0

@@ -1,0 +1,243 @@
+"""More thieves: they learn the permutation, match units to a network of their own, distil, or compare versions.
+
+As the others, each works on a copy without the key, and keeps its best checkpoint by the score it is judged with.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scinfl.nn import PooledLinear, keyed_layers, unkeyed
+from scinfl.privacy.attacks._reconstruction import recover_input
+from scinfl.privacy.attacks._server import match_features
+from scinfl.privacy.attacks._thief import (
+    _copied,
+    _freeze_but,
+    _put,
+    _stripped,
+    _SurrogateVector,
+    _train,
+    fine_tune,
+)
+from scinfl.privacy.attacks._without_key import Score
+
+
+def fit_permutation(
+    network: nn.Module, x: Tensor, y: Tensor, score: Score, *, n_steps: int = 300, lr: float = 3e-2, rng: int = 0
+) -> float:
+    """Freeze the weights and learn a soft permutation, signs and scales of the inputs of every keyed layer.
+
+    Permutations are relaxed to doubly stochastic matrices (Gumbel-Sinkhorn, Mena et al. 2018).
+
+    Parameters
+    ----------
+    network
+        Stolen network; left as it is.
+    x, y
+        Samples (n × features) and label codes of the attacker.
+    score
+        Rates a network.
+    n_steps, lr, rng
+        Training.
+    """
+    thief = _copied(network, rng)
+    names = list(keyed_layers(thief))
+    thief = unkeyed(thief)
+    generator = torch.Generator().manual_seed(rng)
+    for name in names:
+        layer = thief.get_submodule(name)
+        if isinstance(layer, nn.Linear):
+            _put(thief, name, _SoftPermutation(layer, generator))
+    return _train(thief, _freeze_but(thief, _SoftPermutation), x, y, score, n_steps, lr, rng)
+
+
+class _SoftPermutation(nn.Module):
+    """A fixed linear layer that reads its inputs in an order to be learned."""
+
+    def __init__(self, linear: nn.Linear, generator: torch.Generator) -> None:
+        super().__init__()
+        self.linear = linear
+        n = linear.in_features
+        self.order = nn.Parameter(0.1 * torch.randn(n, n, generator=generator))
+        self.signs = nn.Parameter(0.5 * torch.randn(n, generator=generator))
+        self.output_scale = nn.Parameter(torch.ones(linear.out_features))
+        self.shift = nn.Parameter(torch.zeros(linear.out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        log = self.order * 5
+        for _ in range(8):
+            log = log - log.logsumexp(1, keepdim=True)
+            log = log - log.logsumexp(0, keepdim=True)
+        mixed = F.linear(x, log.exp()) * torch.tanh(self.signs)
+        return self.linear(mixed) * self.output_scale + self.shift
+
+
+def match_surrogate(
+    network: nn.Module, x: Tensor, y: Tensor, score: Score, *, n_steps: int = 600, lr: float = 3e-3, rng: int = 0
+) -> float:
+    """Train a plain network of one's own, match the stolen first layer to it by columns, and fine-tune the result.
+
+    Columns are matched by how they go together over units (see :func:`match_features`), which no order or sign of the
+    units changes.
+
+    Parameters
+    ----------
+    network
+        Stolen network; left as it is.
+    x, y
+        Samples (n × features) and label codes of the attacker.
+    score
+        Rates a network.
+    n_steps, lr, rng
+        Training of both networks.
+    """
+    thief = _stripped(network, rng)
+    name = next(name for name, module in thief.named_modules() if isinstance(module, nn.Linear))
+    own = copy.deepcopy(thief)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng)
+        for module in own.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()  # type: ignore[operator]
+    _train(own, own.parameters(), x, y, score, n_steps, lr, rng)
+    stolen = thief.get_submodule(name).weight.detach().double().numpy()  # type: ignore[operator]
+    surrogate = own.get_submodule(name).weight.detach().double().numpy()  # type: ignore[operator]
+    order = match_features([stolen], surrogate, n_restarts=3, rng=rng)
+    with torch.no_grad():
+        thief.get_submodule(name).weight.copy_(torch.from_numpy(stolen[:, np.argsort(order)]))  # type: ignore[operator]
+    return _train(thief, thief.parameters(), x, y, score, n_steps, lr, rng)
+
+
+def distil(
+    network: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    score: Score,
+    *,
+    public: Tensor,
+    n_steps: int = 600,
+    lr: float = 3e-3,
+    rng: int = 0,
+) -> float:
+    """Teach a network of one's own what the stolen one says of unlabelled cells, then train it on the labelled ones.
+
+    Nobody is asked: the stolen network answers without its key.
+
+    Parameters
+    ----------
+    network
+        Stolen network; left as it is.
+    x, y
+        Samples (n × features) and label codes of the attacker.
+    score
+        Rates a network.
+    public
+        Unlabelled cells (n × features).
+    n_steps, lr, rng
+        Training, first as a pupil and then on labels.
+    """
+    teacher, pupil = _stripped(network, rng).eval(), _stripped(network, rng)
+    generator = torch.Generator().manual_seed(rng)
+    with torch.inference_mode():
+        answers = teacher(public).softmax(1)
+    answers = answers.clone()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng)
+        for module in pupil.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()  # type: ignore[operator]
+        optimizer = torch.optim.AdamW(pupil.parameters(), lr)
+        for _ in range(n_steps):
+            rows = torch.randint(len(public), (min(64, len(public)),), generator=generator)
+            pupil.train()
+            optimizer.zero_grad()
+            F.cross_entropy(pupil(public[rows]), answers[rows]).backward()
+            optimizer.step()
+    return _train(pupil, pupil.parameters(), x, y, score, n_steps, lr, rng)
+
+
+def average_versions(
+    networks: Sequence[nn.Module],
+    x: Tensor,
+    y: Tensor,
+    score: Score,
+    *,
+    n_steps: int = 600,
+    lr: float = 3e-3,
+    rng: int = 0,
+) -> float:
+    """Average the weights of several versions of a model, each locked with another key, and fine-tune the mean.
+
+    What a lock adds at random would average out; an order of units does not.
+
+    Parameters
+    ----------
+    networks
+        Stolen networks; left as they are.
+    x, y
+        Samples (n × features) and label codes of the attacker.
+    score
+        Rates a network.
+    n_steps, lr, rng
+        Training.
+    """
+    mean = copy.deepcopy(networks[0])
+    others = [dict(network.named_parameters()) for network in networks]
+    with torch.no_grad():
+        for name, parameter in mean.named_parameters():
+            parameter.copy_(torch.stack([own[name] for own in others]).mean(0))
+    return fine_tune(mean, x, y, score, n_steps=n_steps, lr=lr, rng=rng)
+
+
+def extract_pooled_key(change: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Read the pooled vector of the second published form off one update in the open.
+
+    The modulator of every layer reads the same vector and nothing else, so the gradients of its first weight and bias
+    give it exactly (see :func:`recover_input`), whatever the size of the batch.
+
+    Parameters
+    ----------
+    change
+        Changes, or gradients, by name.
+
+    Returns
+    -------
+    Pooled vector (16).
+
+    Raises
+    ------
+    KeyError
+        If there is no modulator among the changes.
+    """
+    ends = "meta.modulator.0.weight"
+    names = [name for name in change if name.endswith(ends)]
+    if not names:
+        msg = "Expected the change of a modulator of key scheme 'pooled', found none. Other schemes have none."
+        raise KeyError(msg)
+    pairs = [(change[name], change[name.removesuffix("weight") + "bias"]) for name in names]
+    weight, bias = (np.concatenate([np.asarray(pair[side]) for pair in pairs]) for side in (0, 1))
+    return recover_input(weight, bias)
+
+
+def use_pooled_key(network: nn.Module, vector: np.ndarray) -> nn.Module:
+    """Copy of a stolen network of the second published form that computes with a pooled vector.
+
+    Parameters
+    ----------
+    network
+        Stolen network; left as it is.
+    vector
+        What :func:`extract_pooled_key` found.
+    """
+    thief = copy.deepcopy(network)
+    pooled = nn.Parameter(torch.from_numpy(np.asarray(vector, dtype=np.float32)), requires_grad=False)
+    for name, layer in keyed_layers(thief).items():
+        if isinstance(layer, PooledLinear):
+            _put(thief, name, _SurrogateVector(layer, pooled))
+    return thief.eval()

@@ -1,0 +1,60 @@
+"""Scores with intervals beside their baselines."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from scinfl import pl
+
+
+@pytest.fixture
+def table():
+    rows = [
+        ("reconstruction", "server", "in the open", "Pearson", 1.0, 0.9, 1.0, 0.2, "leaks"),
+        ("reconstruction", "server", "keyed sums", "Pearson", 0.0, -0.1, 0.1, 0.2, "holds"),
+        ("reconstruction", "server", "in the open", "re-identified", 0.9, 0.8, 1.0, 0.0, "leaks"),
+        ("membership", "thief", "", "AUC", 0.6, np.nan, np.nan, 0.5, "unclear"),
+        ("membership", "thief", "", "TPR at 0.1% FPR", np.nan, np.nan, np.nan, 0.001, "not told"),
+    ]
+    names = ["family", "adversary", "uploads", "metric", "score", "low", "high", "baseline", "verdict"]
+    table = pd.DataFrame(rows, columns=names)
+    table["attack"], table["setting"] = "first layer", ""
+    return table
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def drawn(ax):
+    return {(float(x), float(y)) for line in ax.lines for x, y in zip(*line.get_data(), strict=True)}
+
+
+def test_scores_and_baselines_stand_where_they_should(table):
+    ax = pl.audit(table)
+    assert ax.get_xlabel() == "Pearson"
+    assert drawn(ax) == {(1.0, 1.0), (0.0, 0.0), (0.2, 1.0), (0.2, 0.0)}
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert labels == ["server, keyed sums: first layer", "server, in the open: first layer"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["leaks", "holds", "baseline"]
+
+
+def test_family_metric_and_axes_are_a_choice(table):
+    _, own = plt.subplots()
+    assert pl.audit(table, "reconstruction", metric="re-identified", ax=own) is own
+    assert (0.9, 0.0) in drawn(own)
+    assert pl.audit(table, "membership").get_xlabel() == "AUC"
+
+
+def test_what_is_not_in_the_table_is_refused(table):
+    with pytest.raises(ValueError, match="`family` to be one of"):
+        pl.audit(table, "timing")
+    with pytest.raises(ValueError, match="`metric` to be one of"):
+        pl.audit(table, "membership", metric="TPR at 0.1% FPR")  # nothing was told of it
+    with pytest.raises(ValueError, match="found no verdict"):
+        pl.audit(table.drop(columns="verdict"))
