@@ -2,7 +2,10 @@
 
 from scinfl.federation._adaptive import FedAdam, FedAvgM, FedProx
 from scinfl.federation._journal import Journal, write_atomically
-from scinfl.federation._protection import Protection
+from scinfl.federation._owned_parts import OwnedParts
+from scinfl.federation._payload import Payload
+from scinfl.federation._protection import NeedsExchange, Protection, check_order
+from scinfl.federation._rehearse import rehearse
 from scinfl.federation._robust import Median, TrimmedMean
 from scinfl.federation._simulate import Run, mean_of, simulate
 from scinfl.federation._site import Site
@@ -16,6 +19,9 @@ __all__ = [
     "FedProx",
     "Journal",
     "Median",
+    "NeedsExchange",
+    "OwnedParts",
+    "Payload",
     "Protection",
     "Run",
     "Site",
@@ -23,7 +29,9 @@ __all__ = [
     "Strategy",
     "TrimmedMean",
     "Update",
+    "check_order",
     "mean_of",
+    "rehearse",
     "simulate",
     "weighted_mean",
     "write_atomically",

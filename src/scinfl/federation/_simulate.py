@@ -15,7 +15,17 @@ from tqdm import tqdm
 from scinfl._checks import number_between
 from scinfl._errors import RepeatRoundError
 from scinfl.federation._journal import Journal
-from scinfl.federation._protection import NeedsTotals, Protection, combine, decode, encode
+from scinfl.federation._payload import Payload
+from scinfl.federation._protection import (
+    NeedsTotals,
+    Protection,
+    SpendsPrivacy,
+    check_order,
+    combine,
+    decode,
+    encode,
+    exchange,
+)
 from scinfl.federation._site import Site
 from scinfl.federation._strategy import FedAvg, Strategy
 from scinfl.federation._update import State, Update
@@ -42,7 +52,8 @@ class Run:
     memory
         What the strategy keeps between rounds.
     history
-        One record a round: seconds, bytes, sites, mean metrics.
+        One record a round: seconds, bytes, sites, mean metrics, and with a privacy budget what was spent so far by
+        the site that spent most (``epsilon``).
     site_history
         One record a round and participating site. A site sees its own records only; in process they stand together.
     """
@@ -78,6 +89,7 @@ def simulate(
     journal: Journal | None = None,
     settings: Mapping[str, Any] | None = None,
     derive: Callable[[Mapping[str, float], float], Mapping[str, float]] | None = None,
+    payload: Payload | None = None,
     progress: bool = True,
 ) -> Run:
     r"""Train over sites for a number of rounds.
@@ -120,6 +132,8 @@ def simulate(
     derive
         Turns mean validation metrics, and the number of observations behind them, into those of the history: for
         metrics that are no means of the sites' own.
+    payload
+        Takes down what leaves each site; what it says after the first round goes to the journal.
     progress
         Show a progress bar.
 
@@ -130,11 +144,17 @@ def simulate(
     """
     _check(sites, strategy, protections, fraction, min_sites)
     number_between("smoothing", smoothing, 0, 0.999)
-    _agree(protections, "training", {site.name: strategy.weight(site.n_obs) for site in sites})
-    _agree(protections, "evaluation", {site.name: float(site.n_validation) for site in sites if site.n_validation})
+    listed, payload = payload is not None, payload or Payload()
+    _agree(protections, "training", {site.name: strategy.weight(site.n_obs) for site in sites}, payload)
+    validating = {site.name: float(site.n_validation) for site in sites if site.n_validation}
+    _agree(protections, "evaluation", validating, payload)
     run = Run(state=state, smooth=state, best_state=state)
     if journal is not None:
         _resume(run, sites, journal, dict(settings or {}))
+    first = run.n_rounds + 1
+    spending = _spending(protections)
+    if spending is not None:
+        spending.open_account(n_sites=_n_chosen(sites, fraction, min_sites), n_rounds=n_rounds, journal=journal)
     bar = tqdm(total=n_rounds, initial=min(run.n_rounds, n_rounds), disable=not progress, unit="round", desc="Training")
     with bar:
         while run.n_rounds < n_rounds and not _stalled(run, patience):
@@ -142,10 +162,10 @@ def simulate(
             started = time.perf_counter()
             chosen = _choose(sites, fraction, min_sites, rng, number)
             updates = [site.fit(number, run.state) for site in chosen]
-            mean, encoded = _sum(protections, strategy, updates)
+            mean, encoded = _sum(protections, strategy, updates, payload)
             run.state, run.memory = strategy.apply(run.state, mean, run.memory)
             run.smooth = _smoothed(run.smooth, run.state, min(smoothing, (number - 1) / (number + 9)))
-            validation = _validate(sites, run.smooth, number, protections, strategy)
+            validation = _validate(sites, run.smooth, number, protections, strategy, payload)
             validated = dict(validation.metrics) if validation else {}
             if validation and derive is not None:
                 validated = dict(derive(validation.metrics, validation.weight))
@@ -157,15 +177,22 @@ def simulate(
                 "bytes_sent": sum(update.n_bytes for update in encoded),
                 "seconds": time.perf_counter() - started,
             }
+            spent: dict[str, dict[str, float]] = {}
+            if spending is not None:
+                record["epsilon"] = spending.epsilon()
+                spent = {update.site: {"epsilon": spending.epsilon(update.site)} for update in updates}
             run.history.append(record)
             run.site_history += [
-                {"round": number, "site": update.site, "n_obs": update.n_obs, **update.metrics} for update in updates
+                {"round": number, "site": u.site, "n_obs": u.n_obs, **u.metrics, **spent.get(u.site, {})}
+                for u in updates
             ]
             if _best_round(run.history, monitor) == number:
                 run.best_round, run.best_state = number, run.smooth
                 run.best_local = {site.name: site.local_state() for site in sites}
             if journal is not None:
                 _keep(run, sites, journal, dict(settings or {}), encoded)
+                if listed and number == first:
+                    journal.log("payload", arrays=payload.records())
             shown = {"loss": record.get("train_loss", math.nan)}
             if monitor in record:
                 shown[monitor] = record[monitor]
@@ -174,7 +201,9 @@ def simulate(
     return run
 
 
-def mean_of(updates: Sequence[Update], protections: Sequence[Protection] = ()) -> Update:
+def mean_of(
+    updates: Sequence[Update], protections: Sequence[Protection] = (), *, payload: Payload | None = None
+) -> Update:
     """Mean of what sites know before training (moments, counts), under the same protections as their updates.
 
     Parameters
@@ -183,6 +212,9 @@ def mean_of(updates: Sequence[Update], protections: Sequence[Protection] = ()) -
         One update a site, of a purpose of its own; weights are those of the updates.
     protections
         What guards the updates, in order.
+    payload
+        Takes down what leaves each site; a planned one also keeps it from leaving, and the mean is that of the plain
+        updates at hand.
 
     Examples
     --------
@@ -194,11 +226,29 @@ def mean_of(updates: Sequence[Update], protections: Sequence[Protection] = ()) -
     [1.75]
     """
     purpose = updates[0].purpose
-    _agree(protections, purpose, {update.site: update.weight for update in updates})
-    return replace(_sum(protections, FedAvg(), updates)[0], purpose=purpose)
+    check_order(protections)
+    payload = payload or Payload()
+    _agree(protections, purpose, {update.site: update.weight for update in updates}, payload)
+    return replace(_sum(protections, FedAvg(), updates, payload)[0], purpose=purpose)
 
 
-def _agree(protections: Sequence[Protection], purpose: str, weights: Mapping[str, float]) -> None:
+def _spending(protections: Sequence[Protection]) -> SpendsPrivacy | None:
+    """The protection with a privacy budget, if there is one."""
+    found = [protection for protection in protections if isinstance(protection, SpendsPrivacy)]
+    if len(found) > 1:
+        msg = (
+            f"Expected one protection with a privacy budget, found {len(found)}: "
+            f"{[type(protection).__name__ for protection in found]}. They guard different things, and `history` has "
+            "one `epsilon`: choose one."
+        )
+        raise ValueError(msg)
+    return found[0] if found else None
+
+
+def _agree(protections: Sequence[Protection], purpose: str, weights: Mapping[str, float], payload: Payload) -> None:
+    payload.add_totals(protections, purpose, weights)
+    if payload.planned:
+        return
     for protection in protections:
         if weights and isinstance(protection, NeedsTotals):
             protection.agree(purpose, weights)
@@ -217,11 +267,13 @@ def _check(
     if not 1 <= min_sites <= len(sites):
         msg = f"Expected `min_sites` from 1 to the number of sites ({len(sites)}), found {min_sites}."
         raise ValueError(msg)
+    check_order(protections)
     least = max([1, *(getattr(protection, "min_sites", 1) for protection in protections)])
     if _n_chosen(sites, fraction, min_sites) < least:
+        cure = "Raise `fraction` or `min_sites`" if len(sites) >= least else "Let more sites take part"
         msg = (
             f"Expected at least {least} sites in a round, as the protections ask for, found "
-            f"{_n_chosen(sites, fraction, min_sites)} of {len(sites)}. Raise `fraction` or `min_sites`."
+            f"{_n_chosen(sites, fraction, min_sites)} of {len(sites)}. {cure}."
         )
         raise ValueError(msg)
     if strategy.needs_plaintext and protections:
@@ -245,13 +297,21 @@ def _choose(sites: Sequence[Site], fraction: float, min_sites: int, rng: int, nu
 
 
 def _sum(
-    protections: Sequence[Protection], strategy: Strategy, updates: Sequence[Update]
+    protections: Sequence[Protection], strategy: Strategy, updates: Sequence[Update], payload: Payload
 ) -> tuple[Update, list[Update]]:
     """Mean of updates, and what was sent for it. A protection may ask to send anew."""
+    payload.check(updates)
+    if payload.planned:
+        payload.plan(updates, protections)
+        return strategy.reduce(updates), []
+    n_open = next((n for n, guard in enumerate(protections) if getattr(guard, "sums", False)), len(protections))
     for attempt in range(_MAX_ATTEMPTS):
         try:
-            encoded = [encode(protections, update) for update in updates]
+            exchange(protections, updates)
+            opened = [encode(protections[:n_open], update) for update in updates]
+            encoded = [encode(protections[n_open:], update) for update in opened]
             combined = combine(protections, strategy, encoded)
+            payload.add(opened, encoded)
             return decode(protections, combined, [replace(update, state={}) for update in encoded]), encoded
         except RepeatRoundError as error:
             logger.info("Round %d is sent again (attempt %d): %s", updates[0].round, attempt + 2, error)
@@ -260,13 +320,18 @@ def _sum(
 
 
 def _validate(
-    sites: Sequence[Site], state: State, number: int, protections: Sequence[Protection], strategy: Strategy
+    sites: Sequence[Site],
+    state: State,
+    number: int,
+    protections: Sequence[Protection],
+    strategy: Strategy,
+    payload: Payload,
 ) -> Update | None:
     """Mean validation metrics of all sites, through the same protections as everything else that leaves a site."""
     updates = [update for site in sites if (update := site.evaluate(number, state)) is not None]
     if not updates:
         return None
-    return _sum(protections, strategy, updates)[0]
+    return _sum(protections, strategy, updates, payload)[0]
 
 
 def _smoothed(past: State, state: State, weight: float) -> State:

@@ -105,6 +105,7 @@ def weighted_mean(updates: Sequence[Update]) -> Update:
         weight=total,
         metrics=metrics,
         key_version=first.key_version,
+        purpose=first.purpose,
     )
 
 

@@ -10,7 +10,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NoReturn, Self
 
@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scvi.data._constants import _FIELD_REGISTRIES_KEY, _SETUP_ARGS_KEY, _STATE_REGISTRY_KEY
+from scvi.data._manager import AnnDataManagerValidationCheck
 from scvi.model.base import BaseModelClass
 from torch import nn
 
@@ -26,12 +27,22 @@ from scinfl import __version__
 from scinfl import nn as keyed_nn
 from scinfl._checks import one_of, same_features, whole_number
 from scinfl.federation import Journal, Protection, Run, State, Strategy, simulate
+from scinfl.federation._payload import Payload
+from scinfl.federation._rehearse import rehearse
 from scinfl.model._io import parse_weights, read_document, read_weights, seal_labels, write_model
+from scinfl.model._rekey import check_rekeyable, rekeyed
+from scinfl.model._secrets import secret_arrays
 from scinfl.model._share import Share, check_share, shared_names
 from scinfl.model._site import Batches, LocalSite, LocalTraining, Lock, Open, SharedNetwork, as_tensors
-from scinfl.privacy import Key, KeyedSum, Seal
+from scinfl.privacy import Key, Seal
+from scinfl.privacy._default_protections import default_protections
+from scinfl.privacy._linter import PayloadLinter
+from scinfl.privacy._rotation import check_successor
 
 logger = logging.getLogger(__name__)
+
+UNPAIRED = AnnDataManagerValidationCheck(check_fully_paired_mudata=False)
+"""For modalities that measured different spots."""
 
 _ARRAYS_OF_REGISTRY = ("categorical_mapping", "column_names")
 _ARRAY = "array/"  # before the names of what is saved beside parameters
@@ -85,6 +96,9 @@ class FederatedModel(BaseModelClass):
         self._history: pd.DataFrame | None = None
         self._site_history: pd.DataFrame | None = None
         self._local_states: dict[str, State] = {}
+        self._payload: Payload | None = None
+        self._is_rehearsal = False  # nothing may leave a site
+        self._seat: Seat | None = None  # where the other sites are elsewhere
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng)
             self.module = self._make_module()
@@ -111,6 +125,14 @@ class FederatedModel(BaseModelClass):
         """One row a round and site. Known only in the process that trained; never saved."""
         return self._site_history
 
+    @property
+    def payload(self) -> pd.DataFrame | None:
+        """What left each site in the last training, or would leave after ``train(dry_run=True)``.
+
+        One row a site, purpose and array, see :class:`scinfl.federation.Payload`. Never saved; the journal has it.
+        """
+        return None if self._payload is None else self._payload.table
+
     def _state_registry(self, field: str) -> dict[str, Any]:
         return self.registry_[_FIELD_REGISTRIES_KEY][field][_STATE_REGISTRY_KEY]
 
@@ -125,8 +147,18 @@ class FederatedModel(BaseModelClass):
         if adata is None:
             msg = "Expected data, found none: the model was loaded without. Pass `adata`."
             raise ValueError(msg)
-        same_features(adata.var_names, self.var_names)
+        self._check_features(adata, self.registry_)
         return adata
+
+    @classmethod
+    def _check_features(cls, adata: AnnData, registry: dict[str, Any]) -> None:
+        """Refuse data without the features of a registry, in its order."""
+        same_features(adata.var_names, features_of(registry)["X"])
+
+    @classmethod
+    def _set_up_again(cls, adata: AnnData, registry: dict[str, Any], setup: dict[str, Any]) -> None:
+        """Set data up as those of a loaded model were."""
+        cls.setup_anndata(adata, source_registry=registry, **setup)
 
     # ---- the lock
 
@@ -166,6 +198,8 @@ class FederatedModel(BaseModelClass):
                 f"'{self._locked_with['federation']}', version {self._locked_with['version']}), found "
                 f"{key.fingerprint} (federation '{key.federation}', version {key.version}). Use the key of this model."
             )
+            if key.fingerprint in self._locked_with.get("previous", ()):
+                msg += " It was locked with the key found before it was rekeyed."
             raise ValueError(msg)
         if self._sealed is not None:
             self._load_weights(self._sealed.open(key))
@@ -177,6 +211,66 @@ class FederatedModel(BaseModelClass):
         """Forget the key."""
         keyed_nn.clear_key(self.module)
         self._key = None
+
+    def rekey(self, old: Key, new: Key, *, force: bool = False) -> None:
+        """Lock the trained model with another key: it predicts the same, and the old key is worth nothing to it.
+
+        Unfolds the old key and folds the new one in every keyed layer and table, and in the personal parameters of
+        every site; trained meta learners keep their parameters. The model is left unlocked with the new key.
+
+        Whoever keeps the old model and its key could compare its weights with the new ones and read off what the new
+        key does to each unit, so a rekeyed model is saved sealed only. He also goes on using the old model: rekeying
+        takes nothing back.
+
+        Parameters
+        ----------
+        old
+            The key that the model is locked with.
+        new
+            A later version of it, see :func:`scinfl.privacy.rotate`.
+        force
+            Take a key of another federation, or of an earlier version, all the same.
+
+        Raises
+        ------
+        ValueError
+            If a key is another one than expected, or the key cannot be exchanged exactly: ``share="projected"``, whose
+            first layer is the key itself, and ``key_scheme="pooled"``.
+
+        Examples
+        --------
+        >>> import scinfl as si
+        >>> adata = si.datasets.pbmc()
+        >>> si.pp.split_sites(adata, n_sites=5, by="bulk_labels", rng=0)
+        >>> si.model.Classifier.setup_anndata(adata, labels_key="bulk_labels", site_key="site")
+        >>> model, old = si.model.Classifier(adata), si.privacy.Key.generate("lung")
+        >>> model.train(n_rounds=2, key=old, progress=False)
+        >>> before = model.predict()
+        >>> new = si.privacy.Key.generate("lung", version=2)
+        >>> model.rekey(old, new)
+        >>> bool((model.predict() == before).all()), model.key_fingerprint == new.fingerprint
+        (True, True)
+        """
+        _check_key(old)
+        _check_key(new)
+        check_successor(old, new, force=force)
+        check_rekeyable(self.module)
+        self.unlock(old)
+        state = self.module.state_dict()
+        shared = rekeyed(self.module, state, old, new)
+        personal = {}
+        for site, local in self._local_states.items():
+            own = rekeyed(self.module, {**state, **as_tensors(local)}, old, new)
+            personal[site] = {name: own[name].numpy() for name in local}
+        self._reseal(new)
+        self.module.load_state_dict(shared)
+        self._local_states = personal
+        was = self._locked_with or {}
+        self._locked_with = {**was, **_said_of(new), "previous": [*was.get("previous", ()), old.fingerprint]}
+        self.unlock(new)
+
+    def _reseal(self, key: Key) -> None:
+        """Seal with another key what an unlocked model keeps sealed beside its weights."""
 
     def stripped(self) -> Self:
         """A copy whose keyed modules are removed, and which answers all the same: what a thief has.
@@ -235,13 +329,7 @@ class FederatedModel(BaseModelClass):
         self._draw_initial_weights(key)
         keyed_nn.set_key(self.module, key.coordinates)
         self._key = key
-        self._locked_with = {
-            "scheme": self._key_scheme,
-            "options": self._key_options,
-            "fingerprint": key.fingerprint,
-            "version": key.version,
-            "federation": key.federation,
-        }
+        self._locked_with = {"scheme": self._key_scheme, "options": self._key_options, **_said_of(key)}
         try:
             yield
         except BaseException:
@@ -303,36 +391,45 @@ class FederatedModel(BaseModelClass):
         share: Share,
         loss_options: Mapping[str, Mapping[str, Any]],
         prepare: Mapping[str, Callable[[nn.Module], None]] | None = None,
+        describe: Mapping[str, Mapping[str, float]] | None = None,
         **options: Any,
     ) -> None:
         """Train over sites that were given as (training, validation) observations by name."""
         target = resolve_device(device)
         if protections == "default":
             protections = default_protections(key, len(data), stacklevel=5)
-        _check_validation(data, protections)
+        if self._seat is None:
+            _check_validation(data, protections)
         share = self._check_share(share, key)
         with self._with_key(key, share):
             self.module.to(target)
             network, lock, open_state = self._training_network(key)
             shared = shared_names(network, share)
             taken_in_turns = SharedNetwork(network, open_state)
-            sites = [
-                LocalSite(
-                    name,
-                    taken_in_turns,
-                    shared,
-                    train,
-                    validation,
-                    training,
-                    strategy,
-                    lock=lock,
-                    prepare=partial(prepare[name], network) if prepare else None,
-                    protections=protections,
-                    key_version=key.version if key else None,
-                    loss_options=loss_options.get(name),
-                )
-                for name, (train, validation) in data.items()
-            ]
+
+            def make_sites(training: LocalTraining, protections: Sequence[Protection]) -> list[LocalSite]:
+                return [
+                    LocalSite(
+                        name,
+                        taken_in_turns,
+                        shared,
+                        train,
+                        validation,
+                        training,
+                        strategy,
+                        lock=lock,
+                        prepare=partial(prepare[name], network) if prepare else None,
+                        protections=protections,
+                        key_version=key.version if key else None,
+                        loss_options=loss_options.get(name),
+                        describe=describe[name] if describe else None,
+                    )
+                    for name, (train, validation) in data.items()
+                ]
+
+            sites = make_sites(training, protections)
+            if self._is_rehearsal:
+                sites = make_sites(replace(training, epochs=1), ())  # no budget is spent
             for site in sites:
                 if site.name in self._local_states:
                     site.load_local_state(self._at_boundary(self._local_states[site.name], keyed_nn.unlock))
@@ -343,24 +440,67 @@ class FederatedModel(BaseModelClass):
                 "key": self._locked_with,
                 "training": vars(training),
                 "strategy": repr(strategy),
-                "protections": [type(protection).__name__ for protection in protections],
+                "protections": [_settings_of(protection) for protection in protections],
                 "share": share,
                 "sites": {site.name: site.n_obs for site in sites},
                 "options": {name: value for name, value in options.items() if name not in ("progress", "derive")},
             }
-            run = simulate(
-                sites,
-                self._shared_state(shared),
-                strategy,
-                protections,
-                n_rounds=n_rounds,
-                rng=training.rng,
-                journal=None if journal is None else Journal(journal, None if key is None else Seal(key)),
-                settings=settings,
-                **options,
-            )
+            payload = self._payload or self._open_payload()
+            state = self._shared_state(shared)
+            log = None if journal is None else Journal(journal, None if key is None else Seal(key))
+            with payload.inspected(self._linter(network, shared).check):
+                if self._is_rehearsal:
+                    chosen = {name: options[name] for name in ("fraction", "min_sites") if name in options}
+                    n_sites = 1 if self._seat is None else len(self._seat.sites)
+                    rehearse(
+                        sites,
+                        state,
+                        strategy,
+                        protections,
+                        payload,
+                        n_rounds=n_rounds,
+                        journal=log,
+                        n_elsewhere=n_sites - 1,
+                        **chosen,
+                    )
+                    return
+                run = (simulate if self._seat is None else self._seat.engine)(
+                    sites,
+                    state,
+                    strategy,
+                    protections,
+                    n_rounds=n_rounds,
+                    rng=training.rng,
+                    journal=log,
+                    settings=settings,
+                    payload=payload,
+                    **options,
+                )
         self._share = share
         self._finish(run)
+
+    def _open_payload(self) -> Payload:
+        """Start a new list of what leaves the sites."""
+        self._payload = Payload(PayloadLinter().check, planned=self._is_rehearsal)
+        return self._payload
+
+    def _linter(self, network: nn.Module, shared: Collection[str]) -> PayloadLinter:
+        """Refuses what neither the share rule nor the key lets out."""
+        shapes = {name: tuple(p.shape) for name, p in network.named_parameters() if name in shared}
+        return PayloadLinter(shapes, secrets=secret_arrays(self.module) if self._key is not None else None)
+
+    def _rehearse(self, arguments: Mapping[str, Any]) -> None:
+        """Train a copy without a server, and keep the list of what would have left the sites."""
+        twin = copy.copy(self)
+        kept = {
+            name: copy.copy(value) if isinstance(value, dict | list) else value for name, value in vars(self).items()
+        }
+        twin.__dict__.update({**kept, "module": copy.deepcopy(self.module), "_is_rehearsal": True})
+        if self._key is not None:
+            keyed_nn.set_key(twin.module, self._key.coordinates)
+        left_out = ("self", "__class__", "dry_run")
+        type(self).train(twin, **{name: value for name, value in arguments.items() if name not in left_out})
+        self._payload = twin._payload
 
     def _training_network(self, key: Key | None) -> tuple[nn.Module, Lock, Open]:
         """Network that the sites train, and how its parameters become what is sent, and back.
@@ -543,6 +683,13 @@ class FederatedModel(BaseModelClass):
                 msg = "Expected a model that was trained with a key to seal, found a plain one. Train it with `key=`."
                 raise RuntimeError(msg)
             return None
+        if sealed is False and self._locked_with.get("previous"):
+            msg = (
+                "Expected a rekeyed model to be saved sealed, found `sealed=False`: whoever keeps the old model and "
+                "its key could read the new lock off the difference. Leave `sealed` out, or train a new model with the "
+                "new key."
+            )
+            raise ValueError(msg)
         if sealed is False:
             logger.warning(
                 "Saved locked but not sealed: the weights predict at chance without the key, but whoever has the file "
@@ -579,10 +726,9 @@ class FederatedModel(BaseModelClass):
         registry = _with_arrays(document["registry"])
         make = partial(cls._made_of, arguments=document["init_params"]["non_kwargs"], facts=document.get("facts", {}))
         if adata is not None:
-            same_features(adata.var_names, registry[_FIELD_REGISTRIES_KEY]["X"][_STATE_REGISTRY_KEY]["column_names"])
-            setup = registry[_SETUP_ARGS_KEY]
-            if cls._can_train_on(adata, setup):
-                cls.setup_anndata(adata, source_registry=registry, **setup)
+            cls._check_features(adata, registry)
+            if cls._can_train_on(adata, setup := registry[_SETUP_ARGS_KEY]):
+                cls._set_up_again(adata, registry, setup)
                 model = make(adata, None)
             else:
                 model = make(None, registry)
@@ -653,24 +799,34 @@ class FederatedModel(BaseModelClass):
         return ""
 
 
-def default_protections(key: Key | None, n_sites: int, *, stacklevel: int) -> list[Protection]:
-    """Keyed sums where there is a key and somebody to hide a site's update from."""
-    if key is None or n_sites == 1:
-        return []
-    if n_sites == 2:
-        warnings.warn(
-            "Two sites: the server cannot read the updates, but each site can subtract its own from the sum and sees "
-            "the other's. Let a third site take part if that matters.",
-            UserWarning,
-            stacklevel=stacklevel,
-        )
-    return [KeyedSum(key, min_sites=min(3, n_sites))]
+@dataclass(frozen=True)
+class Seat:
+    """The place of one site in a federation whose other sites are elsewhere.
+
+    Parameters
+    ----------
+    site
+        Name of the site, whose rows are all that the model has.
+    sites
+        Names of all sites.
+    engine
+        Trains together with the others, in place of :func:`scinfl.federation.simulate`.
+    """
+
+    site: str
+    sites: Sequence[str]
+    engine: Callable[..., Run]
+
+    @property
+    def number(self) -> int:
+        """Place among all sites in the order of their names."""
+        return sorted(self.sites).index(self.site)
 
 
 def _check_validation(data: Mapping[str, tuple[Batches, Batches]], protections: Sequence[Protection]) -> None:
     n_validating = sum(len(validation) > 0 for _, validation in data.values())
     least = max([1, *(getattr(protection, "min_sites", 1) for protection in protections)])
-    if 0 < n_validating < least:
+    if 0 < n_validating < least <= len(data):  # too few sites are refused for that
         msg = (
             f"Expected validation rows at {least} sites at least, as the protections ask for, found them at "
             f"{n_validating}. Raise `validation_size`, or set it to 0 to keep the last round."
@@ -723,6 +879,24 @@ def _check_key(key: object) -> None:
             "Read it with `Key.load(path)` or make one with `Key.generate()`."
         )
         raise TypeError(msg)
+
+
+def _settings_of(protection: Protection) -> str:
+    """What a protection says of its settings; another noise, for example, is another run."""
+    told = type(protection).__repr__ is not object.__repr__
+    return repr(protection) if told else type(protection).__name__  # which would name a place in memory
+
+
+def _said_of(key: Key) -> dict[str, Any]:
+    """What a model and its files say of their key, readable by anybody."""
+    return {"fingerprint": key.fingerprint, "version": key.version, "federation": key.federation}
+
+
+def features_of(registry: Mapping[str, Any]) -> dict[str, pd.Index]:
+    """Names of features by field."""
+    fields = registry[_FIELD_REGISTRIES_KEY]
+    states = {name: field[_STATE_REGISTRY_KEY] for name, field in fields.items()}
+    return {name: pd.Index(state["column_names"]) for name, state in states.items() if "column_names" in state}
 
 
 def _with_arrays(registry: Any) -> Any:

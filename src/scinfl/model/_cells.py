@@ -31,11 +31,21 @@ class Cells:
         Label codes of these rows; ``None`` where there are none.
     device
         Where the batches go.
+    groups
+        Group (patient, donor) of each of these rows, where there are groups.
     """
 
-    def __init__(self, matrix: Matrix, rows: np.ndarray, codes: np.ndarray | None, device: torch.device) -> None:
+    def __init__(
+        self,
+        matrix: Matrix,
+        rows: np.ndarray,
+        codes: np.ndarray | None,
+        device: torch.device,
+        groups: np.ndarray | None = None,
+    ) -> None:
         self.matrix = matrix
         self.rows = rows
+        self.groups = groups
         self.codes = torch.as_tensor(np.zeros(len(rows)) if codes is None else codes, dtype=torch.long, device=device)
         self.device = device
 
@@ -54,7 +64,11 @@ class Cells:
             starts.pop()
         for start, stop in zip(starts, [*starts[1:], n], strict=True):
             chosen = order[start:stop]
-            yield self._features(chosen), self.codes[chosen.to(self.device)]
+            yield self.take(chosen)
+
+    def take(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (float32) and label codes of some of the rows, by their place here."""
+        return self._features(chosen), self.codes[chosen.to(self.device)]
 
     def _features(self, chosen: Tensor) -> Tensor:
         block = self.matrix[self.rows[chosen.numpy()]]

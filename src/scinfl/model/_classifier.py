@@ -139,7 +139,7 @@ class Classifier(FederatedModel):
             Layer to use instead of ``adata.X``.
         group_key
             Column of ``adata.obs`` (patient, donor) whose groups are kept together when a site sets validation rows
-            aside.
+            aside, and which :class:`~scinfl.privacy.SampleDP` guards as a whole.
         unlabeled_category
             Label of rows that have none; they are predicted but not trained on.
         missing
@@ -162,7 +162,7 @@ class Classifier(FederatedModel):
         if group_key is not None and (n := int(obs_column(adata, group_key, "group_key").isna().sum())):
             msg = f"Expected a group for every row in adata.obs['{group_key}'], found {n} without."
             raise ValueError(msg)
-        _check_labels(labels, sites, labels_key, unlabeled_category)
+        _check_labels(labels, sites, labels_key, unlabeled_category, at_least=1 if "source_registry" in kwargs else 2)
         label_field = (
             CategoricalObsField("labels", labels_key)
             if unlabeled_category is None
@@ -216,6 +216,7 @@ class Classifier(FederatedModel):
         device: str = "auto",
         progress: bool = True,
         journal: str | os.PathLike[str] | None = None,
+        dry_run: bool = False,
     ) -> None:
         """Train over the sites; call it again to go on.
 
@@ -261,12 +262,19 @@ class Classifier(FederatedModel):
             Show a progress bar with round, loss and monitored value.
         journal
             Folder for a checkpoint after every round and an audit log. If it holds this run, the run is resumed.
+        dry_run
+            Train nothing and send nothing: list in :attr:`payload` what would leave each site, from one local epoch of
+            each. The model stays as it is.
 
         Raises
         ------
         ValueError
             If an argument, the key or the data cannot be used; before any training.
         """
+        if dry_run:
+            self._rehearse(locals())
+            return
+        self._open_payload()
         check_run(
             n_rounds=n_rounds,
             local_epochs=local_epochs,
@@ -297,10 +305,10 @@ class Classifier(FederatedModel):
         target = resolve_device(device)
         data: dict[str, tuple[Cells, Cells]] = {}
         loss_options = {}
-        for number, (name, rows) in enumerate(sites.items()):
+        for number, (name, rows) in enumerate(sites.items(), 0 if self._seat is None else self._seat.number):
             train, validation = _split(rows, codes, groups, validation_size, np.random.default_rng([rng, number]))
             data[name] = (
-                Cells(matrix, train, codes[train], target),
+                Cells(matrix, train, codes[train], target, None if groups is None else groups[train]),
                 Cells(matrix, validation, codes[validation], target),
             )
             if class_weight == "balanced":
@@ -440,8 +448,11 @@ class Classifier(FederatedModel):
         """Rows to train on, by site; sites with too few are reported and left out."""
         adata = self._adata
         labelled = self._codes() < len(self.labels)
-        sites = sites_of(adata, self.site_key).astype(str).to_numpy()
-        rows = {name: np.flatnonzero((sites == name) & labelled) for name in np.unique(sites)}
+        if self._seat is None:
+            sites = sites_of(adata, self.site_key).astype(str).to_numpy()
+        else:
+            sites = np.full(adata.n_obs, self._seat.site)
+        rows = {str(name): np.flatnonzero((sites == name) & labelled) for name in np.unique(sites)}
         few = {name: len(index) for name, index in rows.items() if len(index) < min_cells}
         kept = {name: index for name, index in rows.items() if name not in few}
         if not kept:
@@ -485,7 +496,9 @@ def _check_data(adata: AnnData, layer: str | None, missing: str) -> None:
         )
 
 
-def _check_labels(labels: pd.Series, sites: pd.Series, labels_key: str, unlabeled_category: str | None) -> None:
+def _check_labels(
+    labels: pd.Series, sites: pd.Series, labels_key: str, unlabeled_category: str | None, *, at_least: int
+) -> None:
     if labels.isna().any():
         by_site = labels.isna().groupby(sites.astype(str).to_numpy()).sum()
         where = first_of([f"{int(n)} at site '{site}'" for site, n in by_site.items() if n])
@@ -495,8 +508,9 @@ def _check_labels(labels: pd.Series, sites: pd.Series, labels_key: str, unlabele
         )
         raise ValueError(msg)
     classes = set(labels.astype(str)) - {str(unlabeled_category)}
-    if len(classes) < 2:
-        msg = f"Expected at least 2 labels in adata.obs['{labels_key}'], found {len(classes)}: {sorted(classes)}."
+    if len(classes) < at_least:
+        found = sorted(classes)
+        msg = f"Expected at least {at_least} labels in adata.obs['{labels_key}'], found {len(found)}: {found}."
         raise ValueError(msg)
 
 

@@ -31,8 +31,8 @@ from scinfl._checks import (
     whole_number,
 )
 from scinfl._conditions import CONTROL
-from scinfl.federation import FedAvg, Protection, Run, State, Strategy
-from scinfl.model._base import default_protections, resolve_device
+from scinfl.federation import FedAvg, Journal, Protection, Run, State, Strategy
+from scinfl.model._base import resolve_device
 from scinfl.model._cell_gears import read_cell_gears
 from scinfl.model._cells import Matrix, owned, sites_of, values_of
 from scinfl.model._coexpression import strongest_edges
@@ -49,6 +49,7 @@ from scinfl.model._gears_data import (
 )
 from scinfl.model._gears_graphs import Edges, Ontology, Vocabulary
 from scinfl.model._gears_prediction import EVERYWHERE, PerturbationPredictor
+from scinfl.model._gears_private import alone, check_private, released
 from scinfl.model._gears_sums import (
     own_second_moments,
     pooled_changes,
@@ -57,11 +58,15 @@ from scinfl.model._gears_sums import (
     warn_of_few,
 )
 from scinfl.model._moments import Moments
+from scinfl.model._noise_checks import check_noise_of_perturbations
 from scinfl.model._prior import PRIORS, Prior, pack_priors, unpack_priors
 from scinfl.model._shrinkage import ORDERS, order_of, shrunk
 from scinfl.model._site import LocalTraining, check_run
 from scinfl.module import Conditions, GEARSModule
 from scinfl.privacy import Key, Seal
+from scinfl.privacy._default_protections import default_protections
+from scinfl.privacy._noisy_sums import Released
+from scinfl.privacy._sample_dp import SampleDP
 
 logger = logging.getLogger(__name__)
 
@@ -323,6 +328,7 @@ class GEARS(PerturbationPredictor):
         device: str = "auto",
         progress: bool = True,
         journal: str | os.PathLike[str] | None = None,
+        dry_run: bool = False,
     ) -> None:
         """Train over the sites; call it again to go on.
 
@@ -376,12 +382,19 @@ class GEARS(PerturbationPredictor):
             Show a progress bar with round, loss and monitored value.
         journal
             Folder for a checkpoint after every round and an audit log. If it holds this run, the run is resumed.
+        dry_run
+            Train nothing and send nothing: list in :attr:`payload` what would leave each site, from one local epoch of
+            each. The model stays as it is.
 
         Raises
         ------
         ValueError
             If an argument, the key or the data cannot be used; before any training.
         """
+        if dry_run:
+            self._rehearse(locals())
+            return
+        payload = self._open_payload()
         check_run(
             n_rounds=n_rounds,
             local_epochs=local_epochs,
@@ -414,12 +427,20 @@ class GEARS(PerturbationPredictor):
         if protections == "default":
             protections = default_protections(key, len(sites), stacklevel=3)
         self._check_share(share, key)
+        check_noise_of_perturbations(protections, local=share == "meta")
+        private = next((protection for protection in protections if isinstance(protection, SampleDP)), None)
+        if private is not None:
+            check_private(private, loss, self.uncertainty, self._ontology, sites)
+            log = None if journal is None else Journal(journal, None if key is None else Seal(key))
+            private.open_account(n_sites=len(sites), n_rounds=n_rounds, journal=log)
+            sites, held_out = released(private, matrix, sites, held_out, spend=not self._is_rehearsal)
+            protections, loss = [Released(p) if p is private else p for p in protections], "squared"
         moments = {name: cells.moments(matrix) for name, cells in sites.items()}
         validated = sorted({condition for cells in held_out.values() for condition in cells.conditions})
         self.module.n_validated = len(validated)
-        self._agree(matrix, sites, moments, protections, local=share == "meta")
-        shares = shares_of(sites, protections if share != "meta" else None, "training cells")
-        held_shares = shares_of(held_out, protections if share != "meta" else None, "validation cells")
+        self._agree(matrix, sites, moments, protections, local=share == "meta", looks_at_cells=private is None)
+        shares = shares_of(sites, protections if share != "meta" else None, "training cells", payload)
+        held_shares = shares_of(held_out, protections if share != "meta" else None, "validation cells", payload)
         target = resolve_device(device)
         batches = partial(self._batches, device=target, local=share == "meta")
         data = {
@@ -507,23 +528,26 @@ class GEARS(PerturbationPredictor):
         protections: Sequence[Protection],
         *,
         local: bool,
+        looks_at_cells: bool,
     ) -> None:
         """Conditions, co-expression graph and prior of all sites; with ``local`` a graph and prior for each."""
         self._agreed = sorted({condition for cells in sites.values() for condition in cells.conditions})
         known = {name: (cells.conditions, moments[name]) for name, cells in sites.items()}
-        if local:
+        groups = {name: {name: known[name]} for name in sites} if local else {EVERYWHERE: known}
+        if not looks_at_cells:
+            self._coexpression = dict.fromkeys(groups, alone(len(self._genes)))
+        elif local:
             sums = {name: own_second_moments(matrix, cells) for name, cells in sites.items()}
-            groups = {name: {name: known[name]} for name in sites}
-            protections = ()
+            self._coexpression = {name: self._edges_of(second) for name, second in sums.items()}
         else:
-            sums = {EVERYWHERE: pooled_second_moments(matrix, sites, protections)}
-            groups = {EVERYWHERE: known}
-        self._coexpression = {name: self._edges_of(second) for name, second in sums.items()}
+            second = pooled_second_moments(matrix, sites, protections, self._payload)
+            self._coexpression = {EVERYWHERE: self._edges_of(second)}
+        protections = () if local else protections
         for name, members in groups.items():
             sets = sorted({c.genes for conditions, _ in members.values() for c in conditions if c.genes})
             changes = np.zeros((len(sets), len(self._genes)))
             if self._prior_kind is not None:
-                changes = pooled_changes(sets, members, protections)
+                changes = pooled_changes(sets, members, protections, None if local else self._payload)
             self._priors[name] = Prior(self._prior_kind, tuple(sets), changes, dict.fromkeys(ORDERS, 1.0))
         self._statistics_stored = False
         self._put_agreed()
@@ -588,6 +612,10 @@ class GEARS(PerturbationPredictor):
         if self._sealed_priors is not None:
             self._priors = unpack_priors(Seal(key).unseal(self._sealed_priors, name="priors")) if right else {}
         self._refresh()
+
+    def _reseal(self, key: Key) -> None:
+        if self._sealed_priors is not None:
+            self._sealed_priors = Seal(key).seal(pack_priors(self._priors), name="priors")
 
     def lock(self) -> None:
         """Forget the key, the prior and the running statistics."""

@@ -9,13 +9,19 @@ import numpy as np
 
 from scinfl._checks import first_of
 from scinfl.federation import Protection, State, Update, mean_of
+from scinfl.federation._payload import Payload
 from scinfl.model._cells import Matrix
 from scinfl.model._coexpression import second_moments
 from scinfl.model._gears_data import Condition, SiteCells
 from scinfl.model._moments import Moments
 
 
-def pooled_second_moments(matrix: Matrix, sites: Mapping[str, SiteCells], protections: Sequence[Protection]) -> State:
+def pooled_second_moments(
+    matrix: Matrix,
+    sites: Mapping[str, SiteCells],
+    protections: Sequence[Protection],
+    payload: Payload | None = None,
+) -> State:
     """Second moments over the control cells and single perturbations of all sites, as published."""
     updates = []
     for name, cells in sites.items():
@@ -23,7 +29,7 @@ def pooled_second_moments(matrix: Matrix, sites: Mapping[str, SiteCells], protec
         updates.append(
             Update(name, 0, second_moments(matrix, rows), len(rows), float(len(rows)), purpose="coexpression")
         )
-    return mean_of(updates, protections).state
+    return mean_of(updates, protections, payload=payload).state
 
 
 def own_second_moments(matrix: Matrix, cells: SiteCells) -> State:
@@ -45,13 +51,14 @@ def pooled_counts(
     sites: Mapping[str, Mapping[Condition, int]],
     protections: Sequence[Protection],
     purpose: str,
+    payload: Payload | None = None,
 ) -> dict[Condition, float]:
     """Cells of each condition over all sites."""
     updates = [
         Update(name, 0, {"counts": np.array([counts.get(c, 0) for c in conditions], np.float64)}, 1, purpose=purpose)
         for name, counts in sites.items()
     ]
-    totals = mean_of(updates, protections).state["counts"] * len(updates)
+    totals = mean_of(updates, protections, payload=payload).state["counts"] * len(updates)
     return dict(zip(conditions, totals.tolist(), strict=True))
 
 
@@ -59,6 +66,7 @@ def pooled_changes(
     sets: Sequence[tuple[str, ...]],
     sites: Mapping[str, tuple[Sequence[Condition], Moments]],
     protections: Sequence[Protection],
+    payload: Payload | None = None,
 ) -> np.ndarray:
     """Mean change of each set of perturbed genes over the cells of all sites (sets × genes)."""
     rows = {genes: row for row, genes in enumerate(sets)}
@@ -70,7 +78,7 @@ def pooled_changes(
                 sums[rows[condition.genes]] += n_cells * mean
                 counts[rows[condition.genes]] += n_cells
         updates.append(Update(name, 0, {"sums": sums, "counts": counts}, 1, purpose="changes"))
-    mean = mean_of(updates, protections).state
+    mean = mean_of(updates, protections, payload=payload).state
     return mean["sums"] / np.maximum(mean["counts"], 1e-12)[:, None]
 
 
@@ -86,14 +94,17 @@ def warn_of_few(left_out: Mapping[str, int], min_cells: int) -> None:
 
 
 def shares_of(
-    sites: Mapping[str, SiteCells], protections: Sequence[Protection] | None, purpose: str
+    sites: Mapping[str, SiteCells],
+    protections: Sequence[Protection] | None,
+    purpose: str,
+    payload: Payload | None = None,
 ) -> dict[str, np.ndarray]:
     """Share of the cells of each condition that a site has; all of them where sites do not count together."""
     conditions = sorted({condition for cells in sites.values() for condition in cells.conditions})
     if protections is None or not conditions:
         return {name: np.ones(len(cells.conditions)) for name, cells in sites.items()}
     counts = {name: cells.counts() for name, cells in sites.items()}
-    totals = pooled_counts(conditions, counts, protections, purpose)
+    totals = pooled_counts(conditions, counts, protections, purpose, payload)
     return {
         name: np.array([counts[name][condition] / totals[condition] for condition in cells.conditions], np.float64)
         for name, cells in sites.items()

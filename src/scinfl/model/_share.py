@@ -30,7 +30,7 @@ def shared_names(network: nn.Module, share: Share) -> set[str]:
     Raises
     ------
     ValueError
-        If nothing would be shared.
+        If nothing would be shared, or one of the weight and bias of a layer without the other.
     """
     trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     if share in ("all", "projected"):
@@ -52,4 +52,17 @@ def shared_names(network: nn.Module, share: Share) -> set[str]:
             msg = f"Expected `share` to name trained layers, found '{layer}'. Layers are {first_of(layers, 20)}."
             raise ValueError(msg)
         shared |= own
+    _check_whole(shared, trained)
     return shared
+
+
+def _check_whole(shared: set[str], trained: Sequence[str]) -> None:
+    """Refuse half a layer: the key turns its weight and bias over together."""
+    layers = {name.rpartition(".")[0] for name in shared}
+    if left_out := [name for name in trained if name.rpartition(".")[0] in layers and name not in shared]:
+        layer = left_out[0].rpartition(".")[0]
+        msg = (
+            f"Expected `share` to name whole layers, found a part of '{layer}' without {first_of(left_out)}: a layer's "
+            f"weight and bias go together. Name '{layer}'."
+        )
+        raise ValueError(msg)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from scinfl._checks import number_between, whole_number
 from scinfl.federation import Protection, State, Strategy, Update
+from scinfl.federation._protection import DrawsBatches, SpendsPrivacy, StartsRounds
 
 Lock = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 Open = Callable[[State], Mapping[str, Tensor]]
@@ -171,11 +172,13 @@ class LocalSite:
     prepare
         Called before the network is used for this site, for example to put in what only the site knows.
     protections
-        May take over the gradient of a step.
+        May draw the batches and take over the gradient of a step, and refuse what they cannot guard.
     key_version
         Version of the key that ``lock`` uses.
     loss_options
         Passed to ``loss``, for example class weights of the site.
+    describe
+        Numbers that go along with every update as metrics, for a strategy that asks for them.
     """
 
     def __init__(
@@ -193,6 +196,7 @@ class LocalSite:
         protections: Sequence[Protection] = (),
         key_version: int | None = None,
         loss_options: Mapping[str, Any] | None = None,
+        describe: Mapping[str, float] | None = None,
     ) -> None:
         self.name = name
         self.n_obs, self.n_validation = (getattr(part, "n_effective", len(part)) for part in (train, validation))
@@ -201,9 +205,15 @@ class LocalSite:
         self._training, self._strategy, self._protections = training, strategy, protections
         self._lock, self._prepare, self._key_version = lock, prepare, key_version
         self._loss_options = dict(loss_options or {})
+        self._describe = dict(describe or {})
         self._proximal = float(getattr(strategy, "proximal", 0.0))
         self._shared = set(shared)
         self._local = self._local_tensors()
+        for protection in protections:
+            if isinstance(protection, SpendsPrivacy):
+                protection.check_site(name, self._network, train, self.n_validation, self._loss_options)
+        drawing = [protection for protection in protections if isinstance(protection, DrawsBatches)]
+        self._draws = drawing[0] if drawing else None
 
     def _local_tensors(self) -> dict[str, Tensor]:
         """What stays here: persistent buffers and personal parameters."""
@@ -217,6 +227,9 @@ class LocalSite:
     def fit(self, round: int, state: State) -> Update:
         """Train for the round's epochs and return the locked parameters and the mean loss."""
         network, training = self._network, self._training
+        for protection in self._protections:
+            if isinstance(protection, StartsRounds):
+                protection.begin_round(self.name, round, state)
         seed = _seed(training.rng, round, self.name)
         shuffle = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=_cuda_devices(network)):
@@ -228,25 +241,34 @@ class LocalSite:
             optimizer = training.make_optimizer(trained)
             shared = [p.detach().clone() for p in trained] if self._proximal else []
             losses, sizes, n_seen = [], [], 0
-            for _ in range(training.epochs):
-                for batch in self._train.batches(training.batch_size, shuffle):
-                    done = n_seen / (training.epochs * len(self._train))
-                    optimizer.param_groups[0]["lr"] = training.rate(round, done)
-                    losses.append(self._step(batch, optimizer, trained, shared))
-                    sizes.append(len(batch[0]))
-                    n_seen += sizes[-1]
+            for batch in self._batches(shuffle):
+                done = n_seen / (training.epochs * len(self._train))
+                optimizer.param_groups[0]["lr"] = training.rate(round, done)
+                losses.append(self._step(batch, optimizer, trained, shared))
+                sizes.append(len(batch[0]))
+                n_seen += sizes[-1]
         self._local = self._local_tensors()
         parameters = {name: p for name, p in network.named_parameters() if name in self._shared}
         locked = self._lock(parameters)
+        loss = {} if self._draws is not None else {"loss": float(np.average(losses, weights=sizes))}
         return Update(
             site=self.name,
             round=round,
             state={name: _own_array(tensor, parameters[name]) for name, tensor in locked.items()},
             n_obs=self.n_obs,
             weight=self._strategy.weight(self.n_obs),
-            metrics={"loss": float(np.average(losses, weights=sizes))},
+            metrics={**loss, **self._describe},
             key_version=self._key_version,
         )
+
+    def _batches(self, shuffle: torch.Generator) -> Iterator[Any]:
+        """Batches of one round, as the protection draws them that must, else in a new order each epoch."""
+        training = self._training
+        if self._draws is not None:
+            yield from self._draws.batches(self.name, self._train, training.batch_size, training.epochs)
+            return
+        for _ in range(training.epochs):
+            yield from self._train.batches(training.batch_size, shuffle)
 
     def _step(
         self, batch: Any, optimizer: torch.optim.Optimizer, trained: Sequence[Tensor], shared: Sequence[Tensor]
@@ -261,7 +283,8 @@ class LocalSite:
             value.backward()
             loss = value.item()
         for parameter, anchor in zip(trained, shared, strict=False):  # none without a proximal term
-            parameter.grad.add_(parameter.detach() - anchor, alpha=self._proximal)  # type: ignore[union-attr]
+            if parameter.grad is not None:  # of a part that this site does not train
+                parameter.grad.add_(parameter.detach() - anchor, alpha=self._proximal)
         if self._training.clip_value is not None:
             nn.utils.clip_grad_value_(trained, self._training.clip_value)
         optimizer.step()

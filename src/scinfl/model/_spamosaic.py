@@ -59,7 +59,7 @@ class SpaMosaic(FederatedModel):
         Most directions of a modality that are aligned and reconstructed. Those that do not follow the tissue (a
         neighbourhood explains less than a fifth of their variance) are left out by themselves.
     n_latent
-        Length of a code. Short codes mix sections better, long ones keep more.
+        Length of a code. Short codes mix sections better, long ones keep more of what several modalities see.
     n_hidden
         Hidden units.
     n_neighbours
@@ -109,7 +109,7 @@ class SpaMosaic(FederatedModel):
         n_components: int = 30,
         n_features: int = 2000,
         n_target: int = 10,
-        n_latent: int = 8,
+        n_latent: int = 16,
         n_hidden: int = 64,
         n_neighbours: int | None = None,
         n_hops: int = 2,
@@ -347,7 +347,8 @@ class SpaMosaic(FederatedModel):
 
         Before the first round the sites agree, by sums that the server cannot read where there is a key, on the
         directions of each modality and on the prototypes that align their sections. Encoders and decoders of a
-        modality are averaged over the sites that measured it.
+        modality are averaged over the sites that measured it. With several modalities the training loss also counts
+        how well single spots are told; the validation loss counts neighbourhoods alone.
 
         Parameters
         ----------

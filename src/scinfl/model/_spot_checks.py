@@ -145,7 +145,7 @@ def linked(found: Mapping[str, Measured]) -> None:
     if len(groups) < 2:
         return
     said = [
-        f"{sorted(group)} (section {first_of(sorted(set().union(*(sections[m] for m in group))))})" for group in groups
+        f"{sorted(group)} (of {first_of(sorted(set().union(*(sections[m] for m in group))))})" for group in groups
     ]
     one, other = sorted(groups[0])[0], sorted(groups[1])[0]
     msg = (

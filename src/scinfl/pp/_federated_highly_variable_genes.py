@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -10,6 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scinfl._checks import one_of, whole_number
+from scinfl.federation import Protection
 from scinfl.pp._federated_moments import pooled_moments
 from scinfl.pp._federated_seurat_v3 import normalised_variances
 from scinfl.pp._site_sums import Matrix, SiteSums, matrix_of
@@ -25,6 +26,7 @@ def federated_highly_variable_genes(
     *,
     site_key: str,
     key: Key | None = None,
+    protections: Sequence[Protection] | None = None,
     layer: str | None = None,
     flavor: Literal["seurat", "cell_ranger", "seurat_v3"] = "seurat",
     min_cells: int = 10,
@@ -68,6 +70,8 @@ def federated_highly_variable_genes(
         Column of ``adata.obs`` with the site of each cell.
     key
         Secret key of the sites for keyed sums; ``None`` for plain sums.
+    protections
+        What guards the sums in place of keyed ones, for example a :class:`~scinfl.privacy.PairwiseSum`.
     layer
         Layer to use in place of X.
     flavor
@@ -95,7 +99,14 @@ def federated_highly_variable_genes(
     """
     one_of("flavor", flavor, ["seurat", "cell_ranger", "seurat_v3"])
     whole_number("n_top_genes", n_top_genes, 1)
-    sites = SiteSums(adata, "federated_highly_variable_genes", site_key=site_key, key=key, min_cells=min_cells)
+    sites = SiteSums(
+        adata,
+        "federated_highly_variable_genes",
+        site_key=site_key,
+        key=key,
+        min_cells=min_cells,
+        protections=protections,
+    )
     matrix = matrix_of(adata, layer, sites.rows)
     if flavor == "seurat_v3":
         table = normalised_variances(sites, matrix, n_top_genes)

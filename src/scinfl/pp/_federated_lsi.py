@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
+from scinfl.federation import Protection
 from scinfl.pp._federated_features import check_n_comps, chosen_features
 from scinfl.pp._federated_gram import Gram, full, leading_eigenvectors
 from scinfl.pp._site_sums import Matrix, SiteSums, blocks, column_sums, matrix_of
@@ -21,6 +24,7 @@ def federated_lsi(
     *,
     site_key: str,
     key: Key | None = None,
+    protections: Sequence[Protection] | None = None,
     layer: str | None = None,
     mask_var: str | np.ndarray | None = "auto",
     drop_first: bool = True,
@@ -64,6 +68,8 @@ def federated_lsi(
         Column of ``adata.obs`` with the site of each cell.
     key
         Secret key of the sites for keyed sums; ``None`` for plain sums.
+    protections
+        What guards the sums in place of keyed ones, for example a :class:`~scinfl.privacy.PairwiseSum`.
     layer
         Layer to use in place of X.
     mask_var
@@ -91,7 +97,7 @@ def federated_lsi(
     >>> adata.obsm["X_lsi"].shape
     (700, 20)
     """
-    sites = SiteSums(adata, "federated_lsi", site_key=site_key, key=key, min_cells=min_cells)
+    sites = SiteSums(adata, "federated_lsi", site_key=site_key, key=key, min_cells=min_cells, protections=protections)
     matrix = matrix_of(adata, layer, sites.rows)
     columns, mask_name = chosen_features(adata, mask_var)
     _check_features(len(columns))

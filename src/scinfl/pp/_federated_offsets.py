@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from anndata import AnnData
 
 from scinfl import _names
 from scinfl._checks import number_between, obs_column, whole_number
+from scinfl.federation import Protection
 from scinfl.pp._federated_assignment import Rule, SiteCells
 from scinfl.pp._federated_prototypes import find_prototypes, unit
 from scinfl.pp._site_sums import SiteSums, check_finite
@@ -23,6 +24,7 @@ def federated_offsets(
     *,
     site_key: str,
     key: Key | None = None,
+    protections: Sequence[Protection] | None = None,
     batch_key: str | None = None,
     use_rep: str = "X_pca",
     key_added: str = "X_pca_aligned",
@@ -78,6 +80,8 @@ def federated_offsets(
         Column of ``adata.obs`` with the site of each cell.
     key
         Secret key of the sites for keyed sums; ``None`` for plain sums.
+    protections
+        What guards the sums in place of keyed ones, for example a :class:`~scinfl.privacy.PairwiseSum`.
     batch_key
         Column of ``adata.obs`` with batches within sites (sections, for example), each with offsets of its own. By
         default a site is one batch.
@@ -123,7 +127,9 @@ def federated_offsets(
     number_between("shrinkage", shrinkage, 0, 1e9, open_low=True)
     number_between("width", width, 0, 100, open_low=True)
     whole_number("max_rounds", max_rounds, 1)
-    sites = SiteSums(adata, "federated_offsets", site_key=site_key, key=key, min_cells=min_cells)
+    sites = SiteSums(
+        adata, "federated_offsets", site_key=site_key, key=key, min_cells=min_cells, protections=protections
+    )
     points = _points(adata, use_rep, sites.rows)
     if n_prototypes is None:
         n_prototypes = min(max(round(sites.n_cells / 30), 1), 100)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
 from scinfl._checks import number_between
+from scinfl.federation import Protection
 from scinfl.pp._federated_moments import pooled_moments
 from scinfl.pp._site_sums import Matrix, SiteSums, matrix_of
 from scinfl.privacy import Key
@@ -19,6 +21,7 @@ def federated_scale(
     *,
     site_key: str,
     key: Key | None = None,
+    protections: Sequence[Protection] | None = None,
     zero_mean: bool = True,
     max_value: float | None = None,
     layer: str | None = None,
@@ -51,6 +54,8 @@ def federated_scale(
         Column of ``adata.obs`` with the site of each cell.
     key
         Secret key of the sites for keyed sums; ``None`` for plain sums.
+    protections
+        What guards the sums in place of keyed ones, for example a :class:`~scinfl.privacy.PairwiseSum`.
     zero_mean
         Subtract the mean, which makes sparse values dense (with a warning). Without, sparse values stay sparse.
     max_value
@@ -78,7 +83,7 @@ def federated_scale(
     """
     if max_value is not None:
         number_between("max_value", max_value, 0, float(np.finfo(np.float32).max), open_low=True)
-    sites = SiteSums(adata, "federated_scale", site_key=site_key, key=key, min_cells=min_cells)
+    sites = SiteSums(adata, "federated_scale", site_key=site_key, key=key, min_cells=min_cells, protections=protections)
     matrix = matrix_of(adata, layer, sites.rows)
     mean, variance, _ = pooled_moments(sites, matrix, "scaling")
     deviation = np.sqrt(variance)

@@ -94,15 +94,27 @@ class Shuffle(UpdateDP):
         return nameless
 
     def combine(self, encoded: Sequence[Any]) -> Any | None:
-        """Shuffle, and take the plain mean at the server; other sums than those of training are left to others.
+        """Shuffle, and take the plain mean at the server; validation metrics are left to others.
 
         Parameters
         ----------
         encoded
             Updates as the sites sent them.
+
+        Raises
+        ------
+        ValueError
+            If it is neither training nor validation: there is no noise on such sums, and they come from named sites.
         """
-        if encoded[0].purpose != "training":
+        purpose = encoded[0].purpose
+        if purpose == "evaluation":
             return None
+        if purpose != "training":
+            msg = (
+                f"Expected updates of training to shuffle, found '{purpose}': sums before training leave named and "
+                "without noise. Guard them with a `KeyedSum`, which hides them from the server."
+            )
+            raise ValueError(msg)
         nameless = self.shuffle(encoded)
         state = {
             name: np.mean([update.state[name] for update in nameless], axis=0, dtype=np.float64).astype(array.dtype)
