@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test test-all lint types docs clean
+.PHONY: demo demo-federation test test-all lint types docs clean
 .DEFAULT_GOAL := demo
 
 # torch comes first, so that what depends on it does not fetch a build for GPUs
@@ -22,6 +22,9 @@ $(BIN)/.scinfl-%: $(BIN)/.scinfl
 
 demo: $(BIN)/.scinfl
 	$(BIN)/scinfl demo --out demo --overwrite
+
+demo-federation: $(BIN)/.scinfl-flower
+	$(BIN)/python benchmarks/flower.py --out demo_federation
 
 test: $(BIN)/.scinfl-test
 	$(BIN)/python -m pytest
@@ -40,4 +43,4 @@ docs: $(BIN)/.scinfl-doc
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 clean:
-	rm -rf $(VENV) demo docs/_build .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) demo demo_federation docs/_build .pytest_cache .ruff_cache .mypy_cache

@@ -29,7 +29,9 @@ ALLOWED = {
     "tl": {"model", "metrics", "federation", "privacy", "privacy.attacks", "nn"},
     "pl": {"model"},  # for types only, checked below
     "_demo": {"datasets", "pp", "model", "tl", "pl", "metrics", "privacy", "privacy.attacks", "nn"},
-    "cli": {"_demo", "datasets", "pp", "model", "tl", "pl", "privacy"},
+    "flower": {"model", "federation", "privacy"},
+    "_cli_federation": {"flower"},
+    "cli": {"_demo", "_cli_federation", "datasets", "pp", "model", "tl", "pl", "privacy"},
     "": set(),
 }
 MAY_IMPORT_SCVI = {"model", "tl"}

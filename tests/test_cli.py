@@ -63,6 +63,16 @@ def test_train_then_predict_with_the_right_the_wrong_and_no_key(files, capsys):
     assert "labels: type_0, type_1" in out
 
 
+def test_a_dry_run_lists_what_would_leave_and_writes_no_model(files, capsys):
+    train = ["train", "data.h5ad", "--labels", "label", "--site", "site", "--rounds", 3, "--hidden", 16]
+    code, out, _ = run(*train, "--key", "a.key", "--out", "run", "--dry-run", capsys=capsys)
+    assert code == 0
+    assert "encoder.1.weight" in out
+    assert out.count("hospital_1") > 10
+    assert "Nothing was trained, sent or written to 'run'" in out
+    assert not (files / "run").exists()
+
+
 def test_keys_are_made_once_and_shown_without_their_secret(files, capsys):
     capsys.readouterr()
     assert stat.S_IMODE((files / "a.key").stat().st_mode) == 0o600
@@ -141,3 +151,69 @@ def test_the_demo_shows_the_lock(tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     with pytest.raises(FileExistsError, match="something else"):
         demo(tmp_path / "mine", overwrite=True)
+
+
+def test_three_sites_rotate_revoke_and_rekey(cells, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for site in "abc":
+        (tmp_path / site).mkdir()
+        assert main(["key", "identity", f"{site}.identity", "--site", site]) == 0
+    assert main(["key", "new", "a/first.key", "--federation", "lung"]) == 0
+    for site in "bc":
+        Key.load("a/first.key").save(f"{site}/first.key")
+
+    def key(site, action, *arguments):
+        others = [f"{other}.identity.pub" for other in "abc" if other != site]
+        who = ["--identity", f"{site}.identity", "--pinned", *others]
+        return run("key", action, site, *arguments, *who, capsys=capsys)
+
+    capsys.readouterr()
+    code, out, _ = key("a", "rotate", "--out", "letters")
+    assert code == 0
+    assert "is version 2 now" in out
+    code, out, _ = key("b", "unwrap", "letters/b.key.json")
+    assert code == 0
+    assert "is version 2 now" in out
+    code, _, err = key("c", "unwrap", "letters/b.key.json")
+    assert code == 1
+    assert "found one for site 'b'" in err
+    assert key("c", "unwrap", "letters/c.key.json")[0] == 0
+    code, out, _ = key("a", "revoke", "c", "--out", "letters")
+    assert code == 0
+    assert "Site 'c' keeps the keys and models that it had" in out
+    assert key("b", "unwrap", "letters/b.key.json", "letters/c.revocation.json")[0] == 0
+    code, out, _ = key("c", "unwrap", "letters/c.revocation.json")
+    assert code == 0
+    assert "Expected a key from version 3" in out
+    code, _, err = key("b", "wrap", "c", "--out", "letters")
+    assert code == 1
+    assert "pinned sites ['a', 'b']" in err
+    assert key("b", "wrap", "a", "--out", "more")[0] == 0
+
+    cells.write_h5ad("data.h5ad")
+    first, last = "a/first.key", sorted(str(path) for path in (tmp_path / "b").glob("*.key"))[-1]
+    train = ["train", "data.h5ad", "--labels", "label", "--site", "site", "--rounds", 3, "--hidden", 16]
+    assert run(*train, "--key", first, "--out", "old", capsys=capsys)[0] == 0
+    code, out, _ = run("key", "rekey", "old", "--old", first, "--new", last, "--out", "new", capsys=capsys)
+    assert code == 0
+    assert "Copies of the old model open with the old key as before" in out
+    for model, opener, name in (("old", first, "one.csv"), ("new", last, "two.csv")):
+        assert run("predict", model, "data.h5ad", "--key", opener, "--out", name, capsys=capsys)[0] == 0
+    one, two = (pd.read_csv(name, index_col=0) for name in ("one.csv", "two.csv"))
+    pd.testing.assert_frame_equal(one, two, atol=1e-6, rtol=0)
+    code, _, err = run("predict", "new", "data.h5ad", "--key", first, "--out", "three.csv", capsys=capsys)
+    assert code == 1
+    assert "before it was rekeyed" in err
+    files = [*tmp_path.glob("*/*.key"), *tmp_path.glob("*.identity"), *tmp_path.glob("letters/*")]
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files)
+    code, _, err = run("key", "identity", "a.identity", "--site", "a", capsys=capsys)
+    assert code == 1
+    assert "Expected nothing at 'a.identity.pub'" in err
+
+
+def test_help_shows_the_life_of_a_key_by_example(capsys):
+    with pytest.raises(SystemExit):
+        main(["key", "--help"])
+    out = capsys.readouterr().out
+    for action in ("identity", "rotate", "unwrap", "revoke", "wrap", "rekey"):
+        assert f"scinfl key {action}" in out

@@ -7,8 +7,9 @@ The submodules load on first use, so that ``import scinfl`` stays quick:
 :mod:`scinfl.model`       train one model over sites that do not pool cells
 :mod:`scinfl.tl`          write predictions and embeddings back into AnnData
 :mod:`scinfl.pl`          draw what happened
-:mod:`scinfl.privacy`     the secret key
+:mod:`scinfl.privacy`     the secret key, sums that nobody reads, noise, attacks
 :mod:`scinfl.federation`  who talks to whom: updates, strategies, journal
+:mod:`scinfl.flower`      the same across machines, over Flower
 :mod:`scinfl.nn`          keyed modules for any torch network
 :mod:`scinfl.module`      the local learners
 :mod:`scinfl.metrics`     arrays in, pandas out
@@ -22,7 +23,20 @@ from types import ModuleType
 
 __version__ = version("scinfl")
 
-__all__ = ["__version__", "datasets", "federation", "metrics", "model", "module", "nn", "pl", "pp", "privacy", "tl"]
+__all__ = [
+    "__version__",
+    "datasets",
+    "federation",
+    "flower",
+    "metrics",
+    "model",
+    "module",
+    "nn",
+    "pl",
+    "pp",
+    "privacy",
+    "tl",
+]
 
 
 def __getattr__(name: str) -> ModuleType:

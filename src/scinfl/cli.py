@@ -5,12 +5,29 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scinfl._cli_federation import add_federation
+
 if TYPE_CHECKING:
     from anndata import AnnData
+
+    from scinfl.privacy._key_ring import KeyRing
+    from scinfl.privacy._revocation import Revocation
+    from scinfl.privacy._rotation import WrappedKey
+
+_LIFE_OF_A_KEY = """examples (each site has a folder of its own; send *.pub and letters over any channel):
+  mkdir -m 700 ring && scinfl key new ring/first.key --federation lung      at one site; copy it to the others
+  scinfl key identity me.identity --site hospital_a                         at every site; send me.identity.pub
+  scinfl key rotate ring --identity me.identity --pinned b.pub c.pub --out letters
+  scinfl key unwrap ring hospital_b.key.json --identity me.identity --pinned a.pub c.pub
+  scinfl key revoke ring hospital_c --identity me.identity --pinned b.pub c.pub --out letters
+  scinfl key unwrap ring hospital_c.revocation.json hospital_b.key.json --identity me.identity --pinned a.pub c.pub
+  scinfl key wrap ring hospital_d --identity me.identity --pinned b.pub d.pub --out letters
+  scinfl key rekey model --old ring/first.key --new ring/version-0002-5ac1f0e2.key --out model_2
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +60,13 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--rng", type=int, default=0, help="seed (default 0)")
     demo.set_defaults(run=_demo)
 
-    key = commands.add_parser("key", help="make or show a key").add_subparsers(required=True, metavar="action")
+    keys = commands.add_parser(
+        "key",
+        help="make, show, rotate and revoke keys; change the key of a model",
+        epilog=_LIFE_OF_A_KEY,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    key = keys.add_subparsers(required=True, metavar="action")
     new = key.add_parser("new", help="write a new key that only you may read")
     new.add_argument("path", type=Path)
     new.add_argument("--federation", help="name of the federation (a random one by default)")
@@ -51,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     show = key.add_parser("show", help="show fingerprint, version and federation of a key")
     show.add_argument("path", type=Path)
     show.set_defaults(run=_key_show)
+    _add_life_of_a_key(key)
 
     train = commands.add_parser("train", help="train a classifier over the sites of an h5ad file")
     train.add_argument("data", type=Path, help="h5ad file")
@@ -67,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--rng", type=int, default=0, help="seed (default 0)")
     train.add_argument("--device", default="auto")
     train.add_argument("--overwrite", action="store_true", help="replace a model that is there")
+    train.add_argument("--dry-run", action="store_true", help="list what would leave each site, and stop")
     train.set_defaults(run=_train)
 
     predict = commands.add_parser("predict", help="label the cells of an h5ad file with a trained model")
@@ -78,10 +103,43 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     predict.set_defaults(run=_predict)
 
+    add_federation(commands, print)
+
     info = commands.add_parser("info", help="versions, and what is known about a saved model without its key")
     info.add_argument("model", type=Path, nargs="?", help="folder of a model")
     info.set_defaults(run=_info)
     return parser
+
+
+def _add_life_of_a_key(key: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    identity = key.add_parser("identity", help="write a new identity of a site, and what the others pin of it")
+    identity.add_argument("path", type=Path, help="secret file; its public half goes to PATH.pub")
+    identity.add_argument("--site", required=True, help="name of the site")
+    identity.set_defaults(run=_key_identity)
+
+    rotate = key.add_parser("rotate", help="draw the next version of the key, and wrap it for every other site")
+    revoke = key.add_parser("revoke", help="rotate without one site, with a signed statement that old keys are refused")
+    wrap = key.add_parser("wrap", help="wrap the present key for a site that joins or lost its own")
+    unwrap = key.add_parser("unwrap", help="check and take in wrapped keys and revocations from other sites")
+    for parser, run in ((rotate, _key_rotate), (revoke, _key_revoke), (wrap, _key_wrap), (unwrap, _key_unwrap)):
+        parser.add_argument("ring", type=Path, help="folder with the keys of this site (*.key)")
+        parser.add_argument("--identity", type=Path, required=True, help="identity of this site")
+        parser.add_argument("--pinned", type=Path, nargs="+", required=True, help="public identities of other sites")
+        parser.set_defaults(run=run)
+    for parser in (revoke, wrap):
+        parser.add_argument("site", help="name of the site")
+    for parser in (rotate, revoke, wrap):
+        parser.add_argument("--out", type=Path, required=True, help="folder for the letters, one a site")
+    unwrap.add_argument("letters", type=Path, nargs="+", help="files that other sites sent")
+
+    rekey = key.add_parser("rekey", help="lock a saved model with another key: the same predictions")
+    rekey.add_argument("model", type=Path, help="folder of the model")
+    rekey.add_argument("--old", type=Path, required=True, help="key file that the model is locked with")
+    rekey.add_argument("--new", type=Path, required=True, help="key file of a later version")
+    rekey.add_argument("--out", type=Path, required=True, help="folder to write the model to")
+    rekey.add_argument("--force", action="store_true", help="take a key of another federation or an earlier version")
+    rekey.add_argument("--overwrite", action="store_true", help="replace a model that is there")
+    rekey.set_defaults(run=_key_rekey)
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -108,6 +166,83 @@ def _key_show(options: argparse.Namespace) -> None:
     print(f"fingerprint  {key.fingerprint}\nversion      {key.version}\nfederation   {key.federation}")
 
 
+def _key_identity(options: argparse.Namespace) -> None:
+    from scinfl._checks import new_path
+    from scinfl.privacy._identity import Identity
+
+    public = new_path(options.path.with_name(f"{options.path.name}.pub"), overwrite=False)
+    identity = Identity.generate(options.site)
+    identity.save(options.path)
+    public.write_text(identity.public.to_text() + "\n")
+    print(f"Wrote '{options.path}' (secret, mode 0600) and '{public}' (for the other sites to pin).")
+    print(f"Tell them the fingerprint over another channel: {identity.public.fingerprint}")
+
+
+def _key_rotate(options: argparse.Namespace) -> None:
+    ring = _ring(options)
+    _send(options.out, ring.rotate().values())
+    _show_current(ring)
+
+
+def _key_revoke(options: argparse.Namespace) -> None:
+    ring = _ring(options)
+    letters, statement = ring.revoke(options.site)
+    _send(options.out, [*letters.values(), statement])
+    _show_current(ring)
+    print(f"Site '{options.site}' keeps the keys and models that it had. Earlier versions are refused from now on.")
+
+
+def _key_wrap(options: argparse.Namespace) -> None:
+    _send(options.out, [_ring(options).wrap(options.site)])
+
+
+def _key_unwrap(options: argparse.Namespace) -> None:
+    from scinfl.privacy._revocation import read_letters
+
+    ring = _ring(options)
+    for letter in read_letters(options.letters):
+        ring.accept(letter)
+    _show_current(ring)
+
+
+def _key_rekey(options: argparse.Namespace) -> None:
+    import scinfl as si
+    from scinfl._checks import new_path
+    from scinfl.model._io import read_document
+
+    old, new = (si.privacy.Key.load(path) for path in (options.old, options.new))
+    new_path(options.out, overwrite=options.overwrite)
+    model = getattr(si.model, read_document(options.model)["class"]).load(options.model)
+    model.rekey(old, new, force=options.force)
+    model.save(options.out, overwrite=options.overwrite)
+    print(f"{model}\nSaved to '{options.out}'. Copies of the old model open with the old key as before.")
+
+
+def _ring(options: argparse.Namespace) -> KeyRing:
+    from scinfl.privacy._identity import Identity, PublicIdentity
+    from scinfl.privacy._key_ring import KeyRing
+
+    pinned = [PublicIdentity.from_text(path.read_text()) for path in options.pinned]
+    return KeyRing(options.ring, Identity.load(options.identity), pinned)
+
+
+def _send(folder: Path, letters: Iterable[WrappedKey | Revocation]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for letter in letters:
+        path = folder / letter.file_name
+        letter.save(path, overwrite=True)
+        print(f"Wrote '{path}': {letter}.")
+
+
+def _show_current(ring: KeyRing) -> None:
+    try:
+        key = ring.current
+    except ValueError as error:
+        print(error)
+        return
+    print(f"The key in '{ring.path}' is version {key.version} now, fingerprint {key.fingerprint}.")
+
+
 def _train(options: argparse.Namespace) -> None:
     from scinfl._checks import new_path
     from scinfl.model import Classifier
@@ -125,7 +260,17 @@ def _train(options: argparse.Namespace) -> None:
         missing=options.missing,
     )
     model = Classifier(adata, n_hidden=options.hidden, rng=options.rng)
-    model.train(options.rounds, key=key, journal=options.journal, rng=options.rng, device=options.device)
+    model.train(
+        options.rounds,
+        key=key,
+        journal=options.journal,
+        rng=options.rng,
+        device=options.device,
+        dry_run=options.dry_run,
+    )
+    if options.dry_run and model.payload is not None:
+        print(f"{model.payload.to_string(index=False)}\nNothing was trained, sent or written to '{options.out}'.")
+        return
     model.save(options.out, overwrite=options.overwrite)
     print(f"{model}\nSaved to '{options.out}'.")
 

@@ -1,0 +1,27 @@
+"""Flower is an extra."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+
+TESTED = "1.41"
+
+
+def require_flower() -> None:
+    """Refuse to go on without the Flower that this was tested with; see that it calls nobody.
+
+    Raises
+    ------
+    ImportError
+        If it is missing, or another version.
+    """
+    try:
+        found = version("flwr")
+    except PackageNotFoundError:
+        found = "none"
+    if not found.startswith(f"{TESTED}."):
+        msg = f"Expected Flower {TESTED}, found {found}. Install it with `pip install 'scinfl[flower]'`."
+        raise ImportError(msg)
+    os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+    os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"

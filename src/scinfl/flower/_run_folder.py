@@ -1,0 +1,96 @@
+"""What the server keeps of a run: its name, sealed facts, masked sums, history and audit log."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scinfl.federation import Journal, write_atomically
+from scinfl.flower._job import Job
+from scinfl.flower._letter import Letter
+
+_RUN = "run.json"
+_HISTORY = "history.csv"
+_SUMS = "sums"
+_COLUMNS = ["round", "sites", "left_out", "seconds", "bytes"]
+
+
+class RunFolder:
+    """A run on disk. Every file appears whole or not at all, so a server that is killed resumes from the last sum.
+
+    Parameters
+    ----------
+    path
+        Folder.
+    job
+        Job of the run.
+    resume
+        Go on with the run that is there.
+
+    Raises
+    ------
+    ValueError
+        If there is no run to resume, one that should not be overwritten, or one of another job.
+    """
+
+    def __init__(self, path: Path, job: Job, *, resume: bool) -> None:
+        self.journal = Journal(path)
+        self.run = secrets.token_hex(16)
+        self.facts: dict[str, str] = {}
+        self.checks: dict[str, dict[str, Any]] = {}
+        self.sums: list[Letter] = []
+        self._path, self._job = path, job
+        (path / _SUMS).mkdir(exist_ok=True)
+        found = (path / _RUN).exists()
+        if found != resume:
+            msg = (
+                f"Expected a run to resume in '{path}', found none. Leave `--resume` out."
+                if resume
+                else f"Expected no run in '{path}', found one. Go on with it with `--resume`, or move the folder away."
+            )
+            raise ValueError(msg)
+        if resume:
+            self._load()
+            self.journal.log("resume", run=self.run, step=len(self.sums))
+        else:
+            self.journal.log("start", run=self.run, job=job.digest, sites=job.sites)
+
+    def _load(self) -> None:
+        kept = json.loads((self._path / _RUN).read_text())
+        if kept["job"] != self._job.digest:
+            msg = f"Expected the job of the run in '{self._path}', found another. Resume with the job as it was."
+            raise ValueError(msg)
+        self.run, self.facts, self.checks = str(kept["run"]), kept["facts"], kept["checks"]
+        for number, file in enumerate(sorted((self._path / _SUMS).glob("step-*.safetensors"))):
+            letter = Letter.read(file)
+            if letter.fields["step"] != number:
+                msg = f"Expected the sum of step {number} in '{self._path}', found none. Restore it from a copy."
+                raise ValueError(msg)
+            self.sums.append(letter)
+
+    def write(self) -> None:
+        """Keep what sites agreed on."""
+        content = {"run": self.run, "job": self._job.digest, "facts": self.facts, "checks": self.checks}
+        write_atomically(self._path / _RUN, json.dumps(content, indent=1).encode())
+
+    def add(self, sums: Letter) -> None:
+        """Keep the sums of a step."""
+        sums.write(self._path / _SUMS / f"step-{len(self.sums):05d}.safetensors")
+        self.sums.append(sums)
+
+    def add_to_history(self, row: Sequence[object]) -> None:
+        """Keep one line a round: round, sites, who was left out, seconds, bytes."""
+        path = self._path / _HISTORY
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        if path.exists():
+            text.write(path.read_text())
+        else:
+            writer.writerow(_COLUMNS)
+        writer.writerow(row)
+        write_atomically(path, text.getvalue().encode())

@@ -1,0 +1,366 @@
+"""The run at the server: asks sites for steps, adds what it cannot read, and keeps the sums."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+
+from scinfl._checks import first_of
+from scinfl.federation import Update
+from scinfl.flower._job import Job
+from scinfl.flower._letter import Letter, sums_letter
+from scinfl.flower._node import Courier, Node, checks_of, compare_sites, named
+from scinfl.flower._preflight import check_hello
+from scinfl.flower._run_folder import RunFolder
+from scinfl.privacy import BlindServer, PublicIdentity
+from scinfl.privacy._blind_server import MASKED
+
+_REMIND = 30.0
+_GONE = 30.0  # seconds to wait for a site that left without saying that it has the model
+_MAX_REFUSALS = 3
+_SECONDS_TO_LISTEN = 15.0
+_MAX_BOUND = 2.0**40
+
+
+class Serve:
+    """Runs a job over sites; holds no key, reads no number.
+
+    Parameters
+    ----------
+    folder
+        Where run, sums, history and audit log are kept.
+    job
+        What is trained.
+    identities
+        Pinned identity of every site: what they did not sign is refused.
+    tell
+        Called with lines for the operator.
+    resume
+        Go on with the run in the folder.
+    expected
+        Sites that may take part; all of the job by default.
+    poll
+        Seconds between two looks for answers.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds another run.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        job: Job,
+        identities: Mapping[str, PublicIdentity],
+        tell: Callable[[str], None],
+        *,
+        resume: bool = False,
+        expected: Collection[str] | None = None,
+        poll: float = 0.1,
+    ) -> None:
+        self._expected = set(job.sites if expected is None else expected)
+        self._job, self._identities, self._tell, self._poll = job, identities, tell, poll
+        missing = sorted(set(job.sites) - identities.keys())
+        if missing:
+            msg = f"Expected the identity of every site of the job, found none of {first_of(missing)}. Pin them."
+            raise ValueError(msg)
+        self._server = BlindServer(identities)
+        self._kept = RunFolder(folder, job, resume=resume)
+        self._journal = self._kept.journal
+        self._nodes: dict[int, Node] = {}
+        self._tickets: dict[str, tuple[Node, tuple[int, int]]] = {}  # of nodes that left since, too
+        self._finished: set[str] = set()
+        self._answers: dict[str, list[Update]] = {}
+        self._bounds: dict[str, float] = {}
+        self._labels: dict[str, str] = {}
+        self._attempt = 0
+        self._started = self._reminded = self._heard = time.monotonic()
+        self._enough: float | None = None
+        self._slow: set[str | None] = set()
+        self._n_bytes = 0
+        self._last: set[str | None] = set(self._expected) if self._kept.sums else set()
+
+    # ---- the loop
+
+    def run(self, courier: Courier) -> None:
+        """Train until all sites have the model.
+
+        Raises
+        ------
+        ValueError
+            If sites differ in what must be the same.
+        RuntimeError
+            If too few sites answer.
+        """
+        try:
+            while not self._is_finished():
+                self._look_around(courier)
+                self._ask(courier)
+                for ticket, letter in courier.receive(self._tickets.keys()):
+                    self._take(*self._tickets.pop(ticket), letter)
+                self._advance()
+                time.sleep(self._poll)
+        except (ValueError, RuntimeError) as error:
+            self._journal.log("stopped", reason=str(error))
+            self._dismiss(courier, str(error))
+            raise
+        self._journal.log("finished", rounds=self._job.n_rounds)
+
+    def _look_around(self, courier: Courier) -> None:
+        found = courier.nodes()
+        for number in list(self._nodes):
+            if number not in found or found[number] != self._nodes[number].started:
+                node = self._nodes.pop(number)
+                if node.site is not None and node.stage != "refused" and node.site not in self._finished:
+                    self._tell(f"site '{node.site}' is gone" if number not in found else f"site '{node.site}' is back")
+        for number, started in found.items():
+            self._nodes.setdefault(number, Node(started))
+
+    def _ask(self, courier: Courier) -> None:
+        for number, node in self._nodes.items():
+            if not node.is_asked and (letter := self._letter_for(node)) is not None:
+                ticket = courier.send(number, letter, seconds=self._job.deadline + 60)
+                self._tickets[ticket] = (node, (len(self._kept.sums), self._attempt))
+                node.is_asked = True
+
+    def _letter_for(self, node: Node) -> Letter | None:
+        if node.reason:
+            reason, node.reason = node.reason, ""
+            return Letter("end", {"run": self._kept.run, "reason": reason})
+        if node.stage == "new":
+            return Letter("hello", {"run": self._kept.run, "job": self._job.text})
+        if node.stage == "greeted" and self._kept.facts:
+            return Letter("agree", {"run": self._kept.run, "facts": self._kept.facts})
+        if node.stage == "ready" and node.site not in self._answers and node.site is not None:
+            sums = self._kept.sums[node.position :]
+            heads = [{"step": own.fields["step"], "members": own.fields["members"]} for own in sums]
+            updates = tuple(update for own in sums for update in own.updates)
+            fields = {"run": self._kept.run, "step": len(self._kept.sums), "sums": heads, "bounds": self._bounds}
+            return Letter("step", fields, updates)
+        return None
+
+    def _dismiss(self, courier: Courier, reason: str) -> None:
+        """Tell sites that the run stopped, and give them time to listen."""
+        letter = Letter("end", {"run": self._kept.run, "reason": reason})
+        listening = [n for n, node in self._nodes.items() if node.stage not in ("finished", "refused")]
+        tickets = {courier.send(number, letter, seconds=60) for number in listening}
+        until = time.monotonic() + _SECONDS_TO_LISTEN
+        while tickets and time.monotonic() < until:
+            tickets -= {ticket for ticket, _ in courier.receive(tickets)}
+            time.sleep(self._poll)
+
+    # ---- answers
+
+    def _take(self, node: Node, asked: tuple[int, int], letter: Letter | None) -> None:
+        node.is_asked = False
+        if letter is None:
+            return
+        self._heard = time.monotonic()
+        self._slow.discard(node.site)
+        try:
+            if asked != (len(self._kept.sums), self._attempt) and letter.kind in ("step", "repeat"):
+                node.position = int(letter.fields["position"])
+                self._journal.log("late", site=node.site, step=letter.fields.get("step"))
+                return
+            {
+                "hello": self._take_hello,
+                "ready": self._take_ready,
+                "step": self._take_step,
+                "behind": self._take_behind,
+                "repeat": self._take_repeat,
+                "finished": self._take_finished,
+                "failed": self._take_failed,
+                "bye": self._take_failed,
+            }[letter.kind](node, letter)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            node.n_refused += 1
+            if node.n_refused >= _MAX_REFUSALS:
+                node.stage = "refused"
+            node.reason = str(error) if node.stage == "refused" else ""
+            self._journal.log("refused", site=node.site, kind=letter.kind, reason=str(error))
+            self._tell(f"refused an answer of {named(node)}: {error}")
+
+    def _take_hello(self, node: Node, letter: Letter) -> None:
+        hello = dict(letter.fields)
+        signature = bytes.fromhex(hello.pop("signature"))
+        site = str(hello["site"])
+        if site not in self._expected:
+            msg = f"site '{site}' is not in the job, or revoked. Name it in `sites`, and send the job to all sites"
+            raise ValueError(msg)
+        check_hello(self._identities[site], signature, hello)
+        for other in self._nodes.values():
+            if other is not node and other.site == site and other.stage != "refused":
+                msg = f"site '{site}' is here twice. Stop one of the two"
+                raise ValueError(msg)
+        node.site, node.hello, node.stage = site, hello, "greeted"
+        if self._kept.facts:
+            self._admit(node, site)
+        self._tell(f"site '{site}' is here ({len(self._here())} of {len(self._expected)})")
+
+    def _admit(self, node: Node, site: str) -> None:
+        """Compare a site that comes late, or again, with those that began."""
+        checks = {**self._kept.checks, site: checks_of(node.hello)}
+        try:
+            compare_sites(checks)
+        except ValueError:
+            node.stage = "refused"
+            raise
+        self._kept.checks[site] = checks[site]
+        self._kept.write()  # not its labels: the network has those that the run began with
+
+    def _take_ready(self, node: Node, letter: Letter) -> None:
+        self._labels[str(node.site)] = str(letter.fields["labels"])
+        if len(set(self._labels.values())) > 1 and not self._kept.sums:
+            msg = "Expected all sites to agree on the labels, found that they do not. Start the server again."
+            raise RuntimeError(msg)
+        if self._labels[str(node.site)] != next(iter(self._labels.values())):
+            node.stage = "refused"
+            msg = "it knows other labels than those that the run began with"
+            raise ValueError(msg)
+        node.position, node.stage = int(letter.fields["position"]), "ready"
+
+    def _take_behind(self, node: Node, letter: Letter) -> None:
+        position = int(letter.fields["position"])
+        if position == node.position or position > len(self._kept.sums):
+            msg = f"it is at step {position}, the run at step {len(self._kept.sums)}"
+            raise ValueError(msg)
+        node.position = position
+
+    def _take_repeat(self, node: Node, letter: Letter) -> None:
+        """A number exceeds the bound: all sites send the step again, with a wider one."""
+        bounds = {str(purpose): float(bound) for purpose, bound in dict(letter.fields["bounds"]).items()}
+        if not bounds or not all(0 < bound <= _MAX_BOUND for bound in bounds.values()):
+            msg = f"Expected bounds of up to {_MAX_BOUND:g}, found {bounds}. Nothing of it was used."
+            raise ValueError(msg)
+        node.position = int(letter.fields["position"])
+        for purpose, bound in bounds.items():
+            self._bounds[purpose] = max(self._bounds.get(purpose, 0.0), bound)
+        self._answers.clear()
+        self._attempt += 1
+        self._journal.log("repeat", step=len(self._kept.sums), bounds=self._bounds)
+
+    def _take_step(self, node: Node, letter: Letter) -> None:
+        self._check_terms(str(node.site), letter.updates)
+        node.position = int(letter.fields["position"])
+        self._answers[str(node.site)] = list(letter.updates)
+        self._n_bytes += sum(update.n_bytes for update in letter.updates)
+
+    def _check_terms(self, site: str, updates: Sequence[Update]) -> None:
+        """Refuse anything but fresh terms of this site for this step, that the site signed."""
+        found = [(update.purpose, update.round) for update in updates]
+        expected = self._job.terms(len(self._kept.sums))
+        if sorted(found) != sorted(expected):
+            msg = f"Expected terms of {expected}, found {found}: an old answer, or another job. Nothing of it was used."
+            raise ValueError(msg)
+        for update in updates:
+            if update.site != site or set(update.state) != {MASKED}:
+                msg = f"Expected masked terms of site '{site}', found others. Nothing of them was used."
+                raise ValueError(msg)
+            self._server.verify(update)
+
+    def _take_finished(self, node: Node, letter: Letter) -> None:
+        del letter
+        node.stage = "finished"
+        self._finished.add(str(node.site))
+        self._tell(f"site '{node.site}' has the model")
+
+    def _take_failed(self, node: Node, letter: Letter) -> None:
+        node.stage = "refused"
+        reason = str(letter.fields.get("message", "it stopped"))[:500]
+        self._journal.log("failed", site=node.site, reason=reason)
+        self._tell(f"site '{node.site}' stopped: {reason}")
+
+    # ---- steps
+
+    def _advance(self) -> None:
+        now = time.monotonic()
+        if not self._kept.facts:
+            self._greet(now)
+        elif not self._is_closing():
+            self._maybe_add(now)
+        self._remind(now)
+
+    def _greet(self, now: float) -> None:
+        greeted = {node.site: node for node in self._nodes.values() if node.stage == "greeted"}
+        late = self._job.wait and now - self._started > self._job.wait and len(greeted) >= self._job.min_sites
+        if set(greeted) != self._expected and not late:
+            return
+        self._kept.checks = {str(site): checks_of(node.hello) for site, node in greeted.items()}
+        compare_sites(self._kept.checks)
+        self._kept.facts = {str(site): node.hello["facts"] for site, node in greeted.items()}
+        self._kept.write()
+        self._journal.log("preflight", sites=sorted(self._kept.facts))
+        self._tell(f"preflight passed: {first_of(sorted(self._kept.facts), 20)}")
+        self._started = self._heard = now
+
+    def _maybe_add(self, now: float) -> None:
+        if len(self._answers) < self._job.min_sites:
+            self._enough = None
+            return
+        self._enough = self._enough or now
+        coming = {node.site for node in self._nodes.values() if node.stage in ("new", "greeted", "ready")}
+        missing = coming - self._answers.keys() - self._slow
+        if missing and now - self._enough < self._job.deadline:
+            return
+        self._add(now)
+
+    def _add(self, now: float) -> None:
+        step = len(self._kept.sums)
+        sums = []
+        for purpose, _ in self._job.terms(step):
+            terms = [update for own in self._answers.values() for update in own if update.purpose == purpose]
+            combined = self._server.combine(terms)
+            sums.append((combined, [(term.site, term.header["nonce"].hex()) for term in terms]))
+        self._kept.add(sums_letter(step, sums))
+        left_out = sorted(self._expected - self._answers.keys())
+        seconds = now - self._started
+        self._journal.log(
+            "step",
+            step=step,
+            sites=sorted(self._answers),
+            left_out=left_out,
+            sums=[hashlib.sha256(combined.state[MASKED].data).hexdigest() for combined, _ in sums],
+        )
+        if 1 <= step <= self._job.n_rounds:
+            row = [step, len(self._answers), " ".join(left_out), f"{seconds:.3f}", self._n_bytes]
+            self._kept.add_to_history(row)
+            without = f", without {', '.join(left_out)}" if left_out else ""
+            self._tell(
+                f"round {step}/{self._job.n_rounds}: {len(self._answers)} sites{without}, loss -, {seconds:.1f} s, "
+                f"{self._n_bytes} bytes"
+            )
+        self._last = set(self._answers)
+        self._slow |= self._expected - self._answers.keys()  # nobody waits twice for a site that does not answer
+        self._answers.clear()
+        self._attempt, self._n_bytes, self._enough, self._started = 0, 0, None, now
+
+    def _is_closing(self) -> bool:
+        return bool(self._finished) or len(self._kept.sums) >= self._job.n_steps
+
+    def _is_finished(self) -> bool:
+        """Whether all sites that took part to the end have the model, or had time enough to fetch it."""
+        if not self._kept.facts or not self._is_closing():
+            return False
+        here = {node.site for node in self._nodes.values() if node.stage in ("new", "greeted", "ready")}
+        waited = time.monotonic() - self._started
+        waiting = ((here | self._last) if waited < _GONE else here) - self._finished
+        return not waiting or waited > self._job.deadline
+
+    def _remind(self, now: float) -> None:
+        waiting = sorted(self._expected - self._answers.keys() - {n.site for n in self._nodes.values() if n.site})
+        if now - self._reminded > _REMIND and waiting and not self._is_closing():
+            self._tell(f"waiting for site {first_of(waiting, 20)}")
+            self._reminded = now
+        if now - self._heard > self._job.give_up:
+            msg = (
+                f"Expected answers of at least {self._job.min_sites} sites, found none for {self._job.give_up:g} s "
+                f"in step {len(self._kept.sums)}; missing are {first_of(waiting or sorted(self._expected), 20)}. Let "
+                "them start `scinfl federation site` again, and resume with `--resume`."
+            )
+            raise RuntimeError(msg)
+
+    def _here(self) -> set[str]:
+        return {node.site for node in self._nodes.values() if node.site is not None and node.stage != "refused"}

@@ -1,0 +1,81 @@
+"""Files that a new federation starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def job_template(sites: Sequence[str]) -> str:
+    """Job to edit, and to hand to every site."""
+    names = ", ".join(f'"{site}"' for site in sites)
+    return f"""# What the federation trains. Every site reads this file and agrees to it:
+# after a change, send it to all of them.
+
+[federation]
+sites = [{names}]
+min_sites = {min(3, len(sites))}    # least number of sites in a sum; a sum of few shows them to each other
+deadline = 600   # seconds to wait for slow sites once min_sites have answered
+
+[model]
+class = "Classifier"
+n_hidden = 256
+
+[setup]
+labels_key = "label"   # column of obs
+
+[train]
+n_rounds = 50
+local_epochs = 2
+lr = 0.006
+validation_size = 0.1
+
+[strategy]
+class = "FedAvg"
+"""
+
+
+def site_template(site: str) -> str:
+    """Settings of one site."""
+    return f"""# How this site reads its own data. Lines that start with # say what the job says.
+site = "{site}"
+# labels_key = "cell_type"
+# layer = "log1p"
+# group_key = "donor"
+device = "cpu"
+min_cells_per_label = 1   # refuse to take part where a label has fewer cells here
+"""
+
+
+def site_guide(site: str) -> str:
+    """Instructions for one site."""
+    return f"""# Site {site}
+
+This folder is for site {site} alone. It holds private keys (`link.key`, `identity.json`).
+
+1. Install: `pip install 'scinfl[flower]'`.
+2. Get the key of the federation from another site, over a channel that the operator does not see, or make it once for
+   all sites: `scinfl key new consortium.key`. Compare `scinfl key show consortium.key` by telephone.
+3. Compare the fingerprints of the identities by telephone: `scinfl federation show .`
+4. Read `job.toml`: that is what will be trained.
+5. See what would leave, without any network: `scinfl federation site . --data my.h5ad --key consortium.key --dry-run`
+6. Take part: `scinfl federation site . --data my.h5ad --key consortium.key`
+
+The command waits for the server, survives its restarts, and writes the model to `model/` at the end.
+"""
+
+
+def operator_guide(sites: Sequence[str]) -> str:
+    """Instructions for the operator."""
+    folders = ", ".join(f"`site_{site}/`" for site in sites)
+    return f"""# A federation of {len(sites)} sites
+
+1. Edit `server/job.toml`, and copy it into every site folder.
+2. Send {folders} to the sites, each over a channel that others do not read: they hold private keys. Delete your copies.
+3. Keep `authority/` away from the server: with `ca.key` anybody can pass for the server.
+4. Start the server: `scinfl federation server server --job server/job.toml`
+5. After a crash: the same with `--resume`.
+6. A site that must not come back: `scinfl federation revoke server SITE`, and let the sites change the key
+   (`scinfl key revoke`).
+
+You never need the key of the federation. Do not accept it.
+"""

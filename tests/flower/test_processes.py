@@ -1,0 +1,185 @@
+"""Server and sites as real processes over Flower, with TLS, on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+pytest.importorskip("flwr")
+
+from flwr.clientapp import ClientApp
+from tests.flower.conftest import SITES, job_text, load, make_cells, parameters, processes, same, trained_in_process
+
+from scinfl.federation import Journal
+from scinfl.flower._kit import CA, LINK_KEY, _openssh, make_kit
+from scinfl.flower._link import Link, RefusedError
+from scinfl.flower._search import needles_of, search_files, search_memory
+from scinfl.privacy import Key
+
+COORDINATES = ["encoder.1/permutation", "encoder.1/inputs", "head/inputs"]
+
+
+def children(pid):
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(path.parent.name))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_federation_of_processes_from_start_to_end(tmp_path, monkeypatch):
+    """One long story, because every process takes seconds to start."""
+    adata, fresh_key = make_cells(), Key.generate("test-federation")
+    job = job_text(n_rounds=6, deadline=60, more="local_epochs = 4")
+    with processes(tmp_path, job, adata, fresh_key) as running:
+        running.start_server()
+        for site in SITES:
+            running.start_site(site)
+
+        kit, address = running.kit(SITES[0]), f"127.0.0.1:{running.port}"
+        stranger = tmp_path / "stranger.key"
+        stranger.write_bytes(_openssh(ec.generate_private_key(ec.SECP384R1())))
+        make_kit(tmp_path / "other", SITES, address=f"127.0.0.1:{running.port}", job=tmp_path / "job.toml")
+
+        running.wait_for("server", r"round 2/6")
+        server = running.running["server"].pid
+        (superlink,) = children(server)
+        for pid in (server, superlink):
+            os.kill(pid, signal.SIGSTOP)
+        expected = trained_in_process(adata, fresh_key, n_rounds=6, local_epochs=4)
+        so_far = trained_in_process(adata, fresh_key, n_rounds=2, local_epochs=4, smoothing=0.0)  # a mean that was sent
+        needles = needles_of(fresh_key, parameters(so_far), COORDINATES)
+        needles |= {name: name.encode() for name in ("type_2", "gene_17")}
+        assert len(needles) > 12
+        assert [*search_memory(server, needles), *search_memory(superlink, needles)] == []
+        assert search_memory(server, {"its own job": b"n_hidden = 16"})  # the search does find what is there
+        assert search_files(tmp_path / "kit" / "server", needles) == []
+        for pid in (superlink, server):
+            os.kill(pid, signal.SIGCONT)
+
+        monkeypatch.setattr("scinfl.flower._link._SECONDS_TO_DOUBT", 1.0)
+        with pytest.raises(RefusedError, match="it was never registered, or revoked"):
+            Link(address, kit / CA, stranger, site="hospital_0", poll=0.1).serve(ClientApp())
+        with pytest.raises(RefusedError, match="somebody may be between you and the server"):
+            Link(address, tmp_path / "other" / "server" / CA, kit / LINK_KEY, site="hospital_0").serve(ClientApp())
+
+        running.kill("server")
+        time.sleep(2)
+        assert not is_alive(superlink)
+
+        running.start_server("--resume")
+        assert running.wait("server") == 0
+        for site in SITES:
+            assert running.wait(site) == 0
+            assert same(load(running.kit(site) / "model", fresh_key), expected)
+        journal = Journal(tmp_path / "kit" / "server" / "run")
+        assert journal.verify()
+        assert {"start", "preflight", "step", "resume", "finished"} <= {event["event"] for event in journal.events()}
+        history = (tmp_path / "kit" / "server" / "run" / "history.csv").read_text().splitlines()
+        assert [line.split(",")[0] for line in history] == ["round", *map(str, range(1, 7))]
+        text = "".join(running.text(name) for name in running.running)
+        assert "Traceback" not in text
+
+
+def test_a_site_that_is_killed_is_missed_by_nobody_and_catches_up(tmp_path, fresh_key):
+    sites = [*SITES, "hospital_3"]
+    adata = make_cells(n_sites=4)
+    job = job_text(sites, n_rounds=8, deadline=10, more="local_epochs = 4")
+    with processes(tmp_path, job, adata, fresh_key, sites) as running:
+        running.start_server()
+        for site in sites:
+            running.start_site(site)
+        running.wait_for("hospital_3", r"round 1/8")
+        running.kill("hospital_3")  # while it trains for round 2 or 3
+        running.wait_for("server", r"round \d+/8: 3 sites, without hospital_3")
+        server = running.running["server"].pid
+        os.kill(server, signal.SIGSTOP)  # rounds are shorter than the start of a process
+        running.start_site("hospital_3", name="hospital_3 again")
+        running.wait_for("hospital_3 again", "waits for the server")
+        os.kill(server, signal.SIGCONT)
+        assert running.wait("server", 150) == 0
+        assert running.wait("hospital_3 again") == 0
+        models = [load(running.kit(site) / "model", fresh_key) for site in sites]
+        assert all(same(model, models[0]) for model in models)
+        counts = {line.split(",")[1] for line in (tmp_path / "kit/server/run/history.csv").read_text().splitlines()[1:]}
+        assert "3" in counts
+
+
+@pytest.mark.slow
+def test_sites_that_differ_end_with_the_cure_on_both_sides(tmp_path, fresh_key):
+    adata = make_cells()
+    with processes(tmp_path, job_text(), adata, fresh_key) as running:
+        adata[adata.obs["site"] == SITES[1]][:, ::-1].copy().write_h5ad(tmp_path / f"{SITES[1]}.h5ad")
+        running.start_server()
+        for site in SITES:
+            running.start_site(site)
+        assert running.wait("server") == 1
+        for name in ("server", *SITES):
+            assert running.wait(name) == 1
+            last = running.text(name).splitlines()[-1]
+            assert "the order of features of site 'hospital_1' differs from the others" in last
+            assert "scinfl.pp.align_genes" in last
+            assert "gene_" not in last
+        assert not list((tmp_path / "kit" / "server" / "run" / "sums").iterdir())
+
+
+@pytest.mark.slow
+def test_a_server_whose_superlink_died_says_so_and_goes_on(tmp_path, fresh_key):
+    adata = make_cells()
+    with processes(tmp_path, job_text(n_rounds=6), adata, fresh_key) as running:
+        running.start_server()
+        for site in SITES:
+            running.start_site(site)
+        running.wait_for("server", r"round 2/6")
+        (superlink,) = children(running.running["server"].pid)
+        os.kill(superlink, signal.SIGKILL)
+        assert running.wait("server", 150) == 1
+        assert "Go on with `--resume`" in running.text("server")
+        running.start_server("--resume")
+        assert running.wait("server") == 0
+        for site in SITES:
+            assert running.wait(site) == 0
+            assert same(load(running.kit(site) / "model", fresh_key), trained_in_process(adata, fresh_key, n_rounds=6))
+
+
+def test_what_is_not_loopback_reaches_the_sites_calls_only():
+    import asyncio
+
+    from scinfl.flower._superlink import LoopbackOnly
+
+    async def status(path, client):
+        sent = []
+
+        async def app(scope, receive, send):
+            await send({"type": "http.response.start", "status": 200})
+
+        async def send(message):
+            sent.append(message)
+
+        await LoopbackOnly(app)({"type": "http", "path": path, "client": (client, 1)}, None, send)
+        return sent[0]["status"]
+
+    for path, client, expected in (
+        ("/v1/control/start-run", "203.0.113.7", 403),
+        ("/v1/control/start-run", "127.0.0.1", 200),
+        ("/v1/control/start-run", "::1", 200),
+        ("/v1/runtime/acquire-task", "203.0.113.7", 403),
+        ("/v1/fleet/pull-messages", "203.0.113.7", 200),
+        ("/v1/fleet/../control/start-run", "203.0.113.7", 403),
+    ):
+        assert asyncio.run(status(path, client)) == expected
