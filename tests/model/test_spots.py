@@ -152,7 +152,7 @@ def test_modalities_that_no_section_links_are_named_with_what_would_link_them(md
     mods = {name: adata[adata.obs["section"] != "section_1"].copy() for name, adata in mdata.mod.items()}
     with pytest.raises(
         ValueError,
-        match=r"none that links \['rna'\] \(section section_2\) with \['adt'\] \(section section_3\). Add a section "
+        match=r"none that links \['rna'\] \(of section_2\) with \['adt'\] \(of section_3\). Add a section "
         "that measured both 'rna' and 'adt', or integrate these groups one by one",
     ):
         set_up(joined(mods, mdata))
@@ -165,7 +165,7 @@ def test_modalities_are_linked_through_others_too():
     mdata = make_mosaic(modalities=("rna", "adt", "atac"), missing=missing)
     with pytest.raises(
         ValueError,
-        match=r"links \['adt', 'rna'\] \(section section_1\) with \['atac'\] \(section section_2, section_3\)",
+        match=r"links \['adt', 'rna'\] \(of section_1\) with \['atac'\] \(of section_2, section_3\)",
     ):
         set_up(mdata)
 

@@ -192,7 +192,8 @@ def test_neighbours_are_those_of_the_embedding_and_never_of_another_site(pooled)
     rows = mdata["adt"].obs_names.get_indexer(mdata.obs_names[measured])
     values = model.normalised("adt")[rows][nearest]
     np.testing.assert_allclose(imputed.X, values.mean(1), atol=1e-5)
-    np.testing.assert_allclose(imputed.layers["std"], values.std(1), atol=1e-5)
+    of_a_new_spot = np.sqrt(1 + 1 / 7) * values.std(1, ddof=1)
+    np.testing.assert_allclose(imputed.layers["std"], of_a_new_spot, atol=1e-5)
 
 
 def test_sites_decide_who_may_be_a_neighbour(mosaic):

@@ -144,9 +144,7 @@ def linked(found: Mapping[str, Measured]) -> None:
         groups = [group for group in groups if group not in near] + [set().union({modality}, *near)]
     if len(groups) < 2:
         return
-    said = [
-        f"{sorted(group)} (of {first_of(sorted(set().union(*(sections[m] for m in group))))})" for group in groups
-    ]
+    said = [f"{sorted(group)} (of {first_of(sorted(set().union(*(sections[m] for m in group))))})" for group in groups]
     one, other = sorted(groups[0])[0], sorted(groups[1])[0]
     msg = (
         f"Expected sections that link all modalities, found none that links {' with '.join(said)}. Add a section that "

@@ -5,20 +5,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import json
 import os
 import re
 import secrets
-import stat
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from scinfl.privacy._secret_file import damaged, read_secret_file, write_secret_file
 
 _FORMAT = "scinfl-key-1"
 _N_BYTES = 32
@@ -178,10 +176,6 @@ class Key:
         FileExistsError
             If there is a file and ``overwrite`` is not set.
         """
-        path = Path(path)
-        if not path.parent.is_dir():
-            msg = f"Expected an existing folder for the key, found none at '{path.parent}'. Create it first."
-            raise FileNotFoundError(msg)
         content = {
             "format": _FORMAT,
             "federation": self.federation,
@@ -189,24 +183,7 @@ class Key:
             "fingerprint": self.fingerprint,
             "secret": base64.b64encode(self._secret).decode(),
         }
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # created with mode 0600
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump(content, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            if overwrite:
-                Path(temporary).replace(path)
-            else:
-                os.link(temporary, path)  # fails if the path exists, also in a race
-        except FileExistsError:
-            msg = (
-                f"Expected no file at '{path}', found one. A lost key cannot be recovered: "
-                "save under another name, or pass `overwrite=True`."
-            )
-            raise FileExistsError(msg) from None
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        write_secret_file(path, content, "key", overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Key:
@@ -224,29 +201,15 @@ class Key:
         ValueError
             If the file holds no key, or a damaged one.
         """
-        path = Path(path)
-        if not path.is_file():
-            msg = f"Expected a key file at '{path}', found none. Make one with `scinfl key new {path}`."
-            raise FileNotFoundError(msg)
-        mode = stat.S_IMODE(path.stat().st_mode)
-        if mode & 0o077:
-            msg = (
-                f"Expected key file '{path}' to be readable by its owner only (0600), found {mode:04o}. "
-                f"Run `chmod 600 {path}`; if others could read it, make a new key."
-            )
-            raise PermissionError(msg)
+        content = read_secret_file(path, _FORMAT, "key", f"Make one with `scinfl key new {path}`.")
         try:
-            content = json.loads(path.read_text())
-            if content["format"] != _FORMAT:
-                raise ValueError  # noqa: TRY301
             key = cls(
                 base64.b64decode(content["secret"], validate=True),
                 federation=content["federation"],
                 version=content["version"],
             )
         except (ValueError, KeyError, TypeError):
-            msg = f"Expected a scinfl key in '{path}', found something else or a damaged file. Restore it from a copy."
-            raise ValueError(msg) from None
+            raise ValueError(damaged(path, "key")) from None
         if not hmac.compare_digest(key.fingerprint, str(content.get("fingerprint"))):
             msg = f"Expected the key in '{path}' to match its fingerprint, it does not. Restore it from a copy."
             raise ValueError(msg)

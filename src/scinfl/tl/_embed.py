@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from anndata import AnnData
+from mudata import MuData
 
 from scinfl import _names
 from scinfl.model import Classifier, SpaMosaic
 
 
-def embed(adata: AnnData, model: Classifier | SpaMosaic) -> None:
+def embed(adata: AnnData | MuData, model: Classifier | SpaMosaic) -> None:
     """Embed cells with a trained and unlocked model, ready for ``sc.pp.neighbors(adata, use_rep="X_infl")``.
 
     Sets the following fields:
@@ -21,7 +22,7 @@ def embed(adata: AnnData, model: Classifier | SpaMosaic) -> None:
     Parameters
     ----------
     adata
-        Data with the model's features in the model's order.
+        Data with the model's features in the model's order; of a MuData its own ``.obsm``.
     model
         Trained model.
     """

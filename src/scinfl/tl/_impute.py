@@ -141,4 +141,5 @@ def _of_neighbours(
         return np.empty((0, measured.shape[1])), np.empty((0, measured.shape[1]))
     nearest = NearestNeighbors(n_neighbors=n_neighbours).fit(measured_codes).kneighbors(codes)[1]
     found = measured[nearest.ravel()].reshape(len(codes), n_neighbours, -1)
-    return found.mean(1), found.std(1)
+    # of a new value around a mean that was estimated itself
+    return found.mean(1), found.std(1, ddof=min(1, n_neighbours - 1)) * np.sqrt(1 + 1 / n_neighbours)
