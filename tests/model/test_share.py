@@ -133,6 +133,9 @@ def test_rules_that_do_not_exist_or_change_are_refused(cells, key):
         fit(cells, 1, key=key, share=[])
     with pytest.raises(ValueError, match="found 'decoder'"):
         fit(cells, 1, key=key, share=["decoder"])
+    for part, other in (("head.weight", "head.bias"), ("head.bias", "head.weight")):
+        with pytest.raises(ValueError, match=f"a part of 'head' without {other}.*Name 'head'"):
+            fit(cells, 1, key=key, share=["encoder", part])
     model = fit(cells, 1, key=key)
     with pytest.raises(ValueError, match="Make a new model"):
         model.train(1, key=key, share="projected", progress=False)

@@ -9,6 +9,7 @@ from tests.model.test_classifier import fit
 
 from scinfl import pl, tl
 from scinfl.model import Classifier
+from scinfl.privacy import SampleDP
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +30,21 @@ def test_history_draws_losses_sites_and_the_best_round(cells):
     assert ax.get_ylabel() == "validation accuracy"
     with pytest.raises(ValueError, match="train_loss"):
         pl.history(model, "elbo")
+
+
+@pytest.mark.parametrize("validation_size", [0.0, 0.2])
+def test_a_private_run_tells_no_loss_and_shows_what_was_spent(cells, validation_size):
+    private = SampleDP(noise_multiplier=1.0, delta=1e-3, unnoised_validation=True)
+    model = fit(cells, 3, protections=[private], validation_size=validation_size)
+    ax = pl.history(model, sites=True)
+    assert ax.get_ylabel() == "epsilon"
+    assert len(ax.lines) == 3 + 2
+    np.testing.assert_array_equal(ax.lines[3].get_ydata(), model.history["epsilon"])
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), model.site_history["epsilon"].unstack().iloc[:, 0])
+    names = [line.get_label() for line in pl.history(model).lines]
+    assert names == ["validation loss" if validation_size else "epsilon", "best round"]
+    with pytest.raises(ValueError, match="no loss is told"):
+        pl.history(model, "n_sites", sites=True)
 
 
 def test_sites_are_stacked_bars_in_the_colours_of_the_labels(cells):

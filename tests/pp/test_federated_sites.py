@@ -11,13 +11,13 @@ import pytest
 from scipy import sparse
 
 from scinfl.pp import (
-    _site_sums,
     federated_highly_variable_genes,
     federated_lsi,
     federated_offsets,
     federated_pca,
     federated_scale,
 )
+from scinfl.privacy import KeyedSum, PairwiseSum, SampleDP
 
 
 def offsets(adata, **options):
@@ -148,17 +148,17 @@ def test_what_left_each_site_is_kept_logged_and_survives_a_file(positive, key, f
 
 def test_the_record_counts_the_bytes_that_a_keyed_sum_sends(positive, key, monkeypatch):
     sent = []
-    verify = _site_sums.KeyedSum.combine
+    verify = KeyedSum.combine
 
     def combine(self, encoded):
         sent.extend(update.n_bytes for update in encoded)
         return verify(self, encoded)
 
     totals = []
-    agree = _site_sums.KeyedSum.agree
-    monkeypatch.setattr(_site_sums.KeyedSum, "combine", combine)
+    agree = KeyedSum.agree
+    monkeypatch.setattr(KeyedSum, "combine", combine)
     monkeypatch.setattr(
-        _site_sums.KeyedSum,
+        KeyedSum,
         "agree",
         lambda self, purpose, weights: totals.append(len(weights)) or agree(self, purpose, weights),
     )
@@ -169,10 +169,8 @@ def test_the_record_counts_the_bytes_that_a_keyed_sum_sends(positive, key, monke
 
 def test_the_server_never_sees_a_plain_number(positive, key, monkeypatch):
     seen = []
-    combine = _site_sums.KeyedSum.combine
-    monkeypatch.setattr(
-        _site_sums.KeyedSum, "combine", lambda self, encoded: seen.extend(encoded) or combine(self, encoded)
-    )
+    combine = KeyedSum.combine
+    monkeypatch.setattr(KeyedSum, "combine", lambda self, encoded: seen.extend(encoded) or combine(self, encoded))
     for function in FUNCTIONS.values():
         function(positive.copy(), site_key="site", key=key)
     assert seen
@@ -181,3 +179,25 @@ def test_the_server_never_sees_a_plain_number(positive, key, monkeypatch):
         assert (update.n_obs, update.weight, dict(update.metrics)) == (0, 0.0, {})
         if len(update.state["masked"]) > 20:
             assert abs(np.log2(update.state["masked"].astype(np.float64)) - 62.5).mean() < 2  # evenly over 64 bits
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_other_sums_may_stand_in_place_of_keyed_ones(name, positive, key, monkeypatch):
+    seen = []
+    combine = PairwiseSum.combine
+    monkeypatch.setattr(PairwiseSum, "combine", lambda self, encoded: seen.extend(encoded) or combine(self, encoded))
+    plain = positive.copy()
+    FUNCTIONS[name](plain, site_key="site")
+    FUNCTIONS[name](positive, site_key="site", protections=[PairwiseSum(key)])
+    assert seen
+    assert positive.uns["infl"]["payload"][name]["masked"].all()
+    for place, array in plain.varm.items():
+        np.testing.assert_allclose(np.abs(array), np.abs(positive.varm[place]), atol=1e-6)
+    one = positive.copy()
+    one.obs["site"] = "alone"
+    FUNCTIONS[name](one, site_key="site", protections=[PairwiseSum(key)])  # there is nothing to add
+
+
+def test_noise_on_training_is_no_guard_of_sums_over_cells(positive):
+    with pytest.raises(ValueError, match=r"protections that sum, found SampleDP.*Use a `KeyedSum` or a `PairwiseSum`"):
+        federated_scale(positive, site_key="site", protections=[SampleDP(noise_multiplier=1.0)])

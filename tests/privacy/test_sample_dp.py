@@ -131,20 +131,21 @@ def test_every_row_has_its_own_dropout_and_no_seed_repeats_it():
     x, codes = make_rows(1)
     rows = PoissonBatch(x.expand(2, -1), codes.expand(2), np.arange(2), 2.0, 0.0)
     gradients = []
-    for _ in range(2):
+    for _ in range(6):
         torch.manual_seed(0)
         state = torch.get_rng_state()
         protection.on_step(network, rows)
         assert torch.equal(torch.get_rng_state(), state)
         gradients.append(network.head.weight.grad.clone())
-    assert not torch.allclose(*gradients)
+    assert not all(torch.allclose(gradients[0], other) for other in gradients[1:])  # any two may be alike by chance
     alone = PoissonBatch(x, codes, np.arange(1), 1.0, 0.0)
     norms = []
-    for _ in range(20):
+    for _ in range(40):
         protection.on_step(network, rows)
-        norms.append(network.head.weight.grad.norm())
+        both = network.head.weight.grad.norm()
         protection.on_step(network, alone)
-        norms[-1] /= network.head.weight.grad.norm()
+        if network.head.weight.grad.any():  # dropout may take all units
+            norms.append(both / network.head.weight.grad.norm())
     assert np.std(norms) > 1e-3  # two copies of a row do not move together
 
 

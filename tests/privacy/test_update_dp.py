@@ -181,7 +181,8 @@ def test_spots_take_it_with_a_warning():
 
     model = make_model(make_sections(60), key_scheme=None)
     private = UpdateDP(max_norm=1.0, noise_multiplier=2.0)
-    model.train(1, protections=[private], validation_size=0, progress=False)
+    with pytest.warns(UserWarning, match="agreed on before training without noise"):
+        model.train(1, protections=[private], validation_size=0, progress=False)
     assert model.history["epsilon"].iloc[-1] == pytest.approx(gaussian_epsilon(1.0, 1e-5))
 
 

@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from scinfl._checks import one_of
 from scinfl.pl._axes import axes, polar_axes
 
+_MARKERS = "os^Dv"
+
 
 def compare(table: pd.DataFrame, metrics: Sequence[str] | str = "balanced_accuracy", *, ax: Axes | None = None) -> Axes:
     """Mean of one or more metrics by method as bars, with seeds as points.
@@ -71,7 +73,8 @@ def tradeoff(
     table
         What :func:`scinfl.tl.compare` returned.
     privacy
-        Metric of an attacker, for example ``"thief, 200"`` or ``"wrong key, mean"``; further left is better.
+        Metric of an attacker, for example ``"thief, 200"`` or ``"membership advantage"``, or the ``"epsilon"`` that was
+        spent; further left is better. Methods without it are left out.
     utility
         Metric of the right key; further up is better.
     cost
@@ -88,9 +91,16 @@ def tradeoff(
     largest = max(means[cost].max(), 1e-12)
     for number, (method, row) in enumerate(means.iterrows()):
         ax.scatter(
-            row[privacy], row[utility], 30 + 270 * row[cost] / largest, color=f"C{number}", alpha=0.7, label=method
+            row[privacy],
+            row[utility],
+            30 + 270 * row[cost] / largest,
+            color=f"C{number}",
+            marker=_MARKERS[number // 10 % len(_MARKERS)],  # colours come again after ten
+            alpha=0.7,
+            label=method,
         )
-    ax.set(xlabel=f"attacker: {privacy.replace('_', ' ')}", ylabel=utility.replace("_", " "))
+    who = "" if privacy == "epsilon" else "attacker: "
+    ax.set(xlabel=f"{who}{privacy.replace('_', ' ')}", ylabel=utility.replace("_", " "))
     legend = ax.legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left", title=f"area: {cost}", fontsize="small")
     for handle in legend.legend_handles:
         handle.set_sizes([40])  # type: ignore[union-attr]

@@ -11,6 +11,8 @@ from scinfl._checks import one_of
 from scinfl.pl._axes import axes
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from scinfl.model import Classifier
 
 
@@ -22,9 +24,11 @@ def history(model: Classifier, metric: str | None = None, *, sites: bool = False
     model
         Trained model.
     metric
-        Column of ``model.history``; training and validation loss by default.
+        Column of ``model.history``; training and validation loss by default, or where noise keeps the loss at the sites
+        the ``epsilon`` that was spent.
     sites
-        Draw the training loss of every site behind the means (only in the process that trained).
+        Draw what is known of every site behind the means: its training loss, or its ``epsilon`` (only in the process
+        that trained).
     ax
         Axes to draw on.
     """
@@ -34,15 +38,29 @@ def history(model: Classifier, metric: str | None = None, *, sites: bool = False
         raise RuntimeError(msg)
     if metric is not None:
         one_of("metric", metric, table.columns)
-    columns = [metric] if metric else [name for name in ("train_loss", "validation_loss") if name in table]
+    own = model.site_history if sites else None
+    columns = [name for name in ("train_loss", "validation_loss") if name in table]
+    if metric is None and (not columns or (own is not None and "loss" not in own)):
+        metric = "epsilon"
     ax = axes(ax)
-    if sites and model.site_history is not None:
-        for _, losses in model.site_history["loss"].groupby("site", observed=True):
-            ax.plot(losses.index.get_level_values("round"), losses, color="0.8", linewidth=0.8, zorder=0)
-    for name in columns:
+    if own is not None:
+        _draw_sites(own, metric, ax)
+    for name in [metric] if metric else columns:
         ax.plot(table.index, table[name], label=name.replace("_", " "))
     ax.axvline(table.attrs["best_round"], color="0.4", linestyle=":", label="best round")
     ax.set(xlabel="round", ylabel=metric.replace("_", " ") if metric else "loss")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(frameon=False)
     return ax
+
+
+def _draw_sites(table: pd.DataFrame, metric: str | None, ax: Axes) -> None:
+    name = "epsilon" if metric == "epsilon" else "loss"
+    if name not in table:
+        msg = (
+            f"Expected the {name} of every site to draw behind '{metric}', found none: under noise for privacy no loss "
+            "is told. Draw 'epsilon', or leave out `sites`."
+        )
+        raise ValueError(msg)
+    for _, values in table[name].groupby("site", observed=True):
+        ax.plot(values.index.get_level_values("round"), values, color="0.8", linewidth=0.8, zorder=0)

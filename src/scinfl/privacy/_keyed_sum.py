@@ -11,7 +11,7 @@ import numpy as np
 
 from scinfl._checks import first_of
 from scinfl._errors import TamperedSumError
-from scinfl.privacy._blind_server import MASKED, BlindServer
+from scinfl.privacy._blind_server import MASKED
 from scinfl.privacy._derivation import key_stream
 from scinfl.privacy._identity import Identity
 from scinfl.privacy._key import Key
