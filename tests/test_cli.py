@@ -18,7 +18,7 @@ from scinfl.privacy import Key
 def files(cells, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cells.write_h5ad("data.h5ad")
-    assert main(["key", "new", "a.key"]) == 0
+    Key(bytes(range(32)), federation="lung").save("a.key")
     return tmp_path
 
 
@@ -217,3 +217,17 @@ def test_help_shows_the_life_of_a_key_by_example(capsys):
     out = capsys.readouterr().out
     for action in ("identity", "rotate", "unwrap", "revoke", "wrap", "rekey"):
         assert f"scinfl key {action}" in out
+
+
+def test_a_trained_model_is_audited(files, capsys):
+    train = ["train", "data.h5ad", "--labels", "label", "--site", "site", "--rounds", 2, "--hidden", 16]
+    assert run(*train, "--key", "a.key", "--out", "run", capsys=capsys)[0] == 0
+    code, _, err = run("audit", "run", "data.h5ad", "--quick", capsys=capsys)
+    assert code == 1
+    assert err.startswith("scinfl: error: Expected")
+    code, out, err = run("audit", "run", "data.h5ad", "--key", "a.key", "--quick", "--out", "a.md", capsys=capsys)
+    assert code == 0, err
+    assert "thief" in out
+    assert (files / "a.md").read_text().startswith("# ")
+    assert Key.load("a.key")._secret.hex() not in (files / "a.md").read_text()
+    assert run("audit", "run", "data.h5ad", "--key", "a.key", "--quick", "--out", "a.md", capsys=capsys)[0] == 1

@@ -103,12 +103,31 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     predict.set_defaults(run=_predict)
 
+    _add_audit(commands)
     add_federation(commands, print)
 
     info = commands.add_parser("info", help="versions, and what is known about a saved model without its key")
     info.add_argument("model", type=Path, nargs="?", help="folder of a model")
     info.set_defaults(run=_info)
     return parser
+
+
+def _add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    audit = commands.add_parser(
+        "audit",
+        help="attack a trained classifier and what its sites send; a report with verdicts",
+        epilog="example: scinfl audit run data.h5ad --key lung.key --held-out new.h5ad --out audit.html",
+    )
+    audit.add_argument("model", type=Path, help="folder of the model")
+    audit.add_argument("data", type=Path, help="h5ad file that it was trained on, with labels and sites")
+    audit.add_argument("--key", type=Path, help="key file of a keyed model")
+    audit.add_argument("--held-out", type=Path, help="h5ad file of cells that took no part; else a twin is trained")
+    audit.add_argument("--attributes", nargs="+", default=(), help="columns somebody might want to infer, such as sex")
+    audit.add_argument("--quick", action="store_true", help="a tenth of the effort")
+    audit.add_argument("--rng", type=int, default=0, help="seed of the attacks (default 0)")
+    audit.add_argument("--out", type=Path, default=Path("audit.html"), help="html or md file (default: audit.html)")
+    audit.add_argument("--overwrite", action="store_true", help="replace a report that is there")
+    audit.set_defaults(run=_audit)
 
 
 def _add_life_of_a_key(key: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -302,6 +321,32 @@ def _predict(options: argparse.Namespace) -> None:
         temporary.unlink(missing_ok=True)
     print(adata.obs["infl_label"].value_counts().to_string())
     print(f"Wrote '{out}'.")
+
+
+def _audit(options: argparse.Namespace) -> None:
+    import scinfl as si
+    from scinfl._checks import new_path
+
+    new_path(options.out, overwrite=options.overwrite)
+    adata = _read(options.data)
+    held_out = None if options.held_out is None else _read(options.held_out)
+    model = si.model.Classifier.load(options.model, adata)
+    key = None if options.key is None else si.privacy.Key.load(options.key)
+    if key is not None:
+        model.unlock(key)
+    si.tl.audit(
+        adata,
+        model,
+        held_out=held_out,
+        key=key,
+        attributes=options.attributes,
+        quick=options.quick,
+        rng=options.rng,
+    )
+    si.tl.audit_report(adata, options.out, overwrite=options.overwrite)
+    for adversary, verdict in adata.uns["infl"]["audit"]["verdicts"].items():
+        print(f"{adversary}: {verdict}")
+    print(f"Wrote '{options.out}'.")
 
 
 def _info(options: argparse.Namespace) -> None:
