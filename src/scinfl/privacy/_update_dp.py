@@ -35,9 +35,10 @@ class UpdateDP:
     large as what they learnt together. Guard rows or patients with :class:`SampleDP` where the model allows it; for
     :class:`~scinfl.model.SpaMosaic` there is nothing else.
 
-    Covered are the updates of training. Not covered: sums before the first round (components, scales, prototypes,
-    co-expression, mean changes), numbers of observations, and metrics of validation rows, which are refused unless you
-    say otherwise. The training loss is not sent.
+    Covered are the updates of training. Not covered: sums before the first round (components, scales and prototypes of
+    SpaMosaic, which warns; :class:`~scinfl.model.GEARS` refuses noise on updates for its sums, but with
+    ``share="meta"``), numbers of observations, and metrics of validation rows, which are refused unless you say
+    otherwise. The training loss is not sent.
 
     Put it before the protection that masks: ``protections=[UpdateDP(...), KeyedSum(key)]``. A repeated upload carries
     the same noise; a round that is done again is charged again, and noted in the journal. Noise comes from the
