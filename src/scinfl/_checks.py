@@ -103,14 +103,28 @@ def first_of(names: Sequence[str], n: int = 5) -> str:
     return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
 
 
-def looks_like_counts(matrix: Any) -> bool:
+def looks_like_counts(matrix: Any, *, n_rows: int = 500, above: float = 30) -> bool:
     """Whether the first rows hold non-negative whole numbers up to more than 30 (logs of counts stay below)."""
-    head = matrix[:500]
+    head = matrix[:n_rows]
     values = np.asarray(head.data if sparse.issparse(head) else head)
-    return bool(values.size and values.max() > 30 and values.min() >= 0 and np.array_equal(values, np.floor(values)))
+    return bool(values.size and values.max() > above and values.min() >= 0 and np.array_equal(values, np.floor(values)))
 
 
 def _count_by_column(matrix: Any, test: Any) -> np.ndarray:
     if sparse.issparse(matrix):
         return np.bincount(matrix.indices[test(matrix.data)], minlength=matrix.shape[1])
     return test(matrix).sum(0)
+
+
+def read_h5ad(path: Path) -> AnnData:
+    """Read an h5ad file, or say what is wrong with it."""
+    import anndata as ad
+
+    if not path.is_file():
+        msg = f"Expected an h5ad file at '{path}', found none. Check the path."
+        raise FileNotFoundError(msg)
+    try:
+        return ad.read_h5ad(path)
+    except (OSError, ValueError, KeyError) as error:
+        msg = f"Expected an h5ad file at '{path}', found one that cannot be read ({error})."
+        raise ValueError(msg) from error

@@ -26,3 +26,9 @@ SPLIT = "infl_split"
 
 DOMAIN = "infl_domain"
 """``obs``: spatial domain."""
+
+MEASURED = "infl_measured"
+"""``varm``: whether each section measured a feature (features × sections)."""
+
+IMPUTED_BY = "infl_imputed_by"
+"""``obs``: what imputed the values of a spot."""

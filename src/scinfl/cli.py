@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scinfl import _names
+from scinfl._checks import read_h5ad
 from scinfl._cli_federation import add_federation
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-
     from scinfl.privacy._key_ring import KeyRing
     from scinfl.privacy._revocation import Revocation
     from scinfl.privacy._rotation import WrappedKey
@@ -269,7 +269,7 @@ def _train(options: argparse.Namespace) -> None:
 
     key = Key.load(options.key) if options.key else None
     new_path(options.out, overwrite=options.overwrite)
-    adata = _read(options.data)
+    adata = read_h5ad(options.data)
     Classifier.setup_anndata(
         adata,
         labels_key=options.labels,
@@ -306,7 +306,7 @@ def _predict(options: argparse.Namespace) -> None:
     model = si.model.Classifier.load(options.model)
     if options.key:
         model.unlock(si.privacy.Key.load(options.key))
-    adata = _read(options.data)
+    adata = read_h5ad(options.data)
     si.tl.annotate(adata, model, min_confidence=options.min_confidence)
     temporary = out.with_name(f".{out.name}.part{out.suffix}")
     try:
@@ -328,8 +328,8 @@ def _audit(options: argparse.Namespace) -> None:
     from scinfl._checks import new_path
 
     new_path(options.out, overwrite=options.overwrite)
-    adata = _read(options.data)
-    held_out = None if options.held_out is None else _read(options.held_out)
+    adata = read_h5ad(options.data)
+    held_out = None if options.held_out is None else read_h5ad(options.held_out)
     model = si.model.Classifier.load(options.model, adata)
     key = None if options.key is None else si.privacy.Key.load(options.key)
     if key is not None:
@@ -344,7 +344,7 @@ def _audit(options: argparse.Namespace) -> None:
         rng=options.rng,
     )
     si.tl.audit_report(adata, options.out, overwrite=options.overwrite)
-    for adversary, verdict in adata.uns["infl"]["audit"]["verdicts"].items():
+    for adversary, verdict in adata.uns[_names.UNS]["audit"]["verdicts"].items():
         print(f"{adversary}: {verdict}")
     print(f"Wrote '{options.out}'.")
 
@@ -364,19 +364,6 @@ def _info(options: argparse.Namespace) -> None:
     print(model)
     if kind == "Classifier":
         print(f"  labels: {', '.join(model.labels)}")
-
-
-def _read(path: Path) -> AnnData:
-    import anndata as ad
-
-    if not path.is_file():
-        msg = f"Expected an h5ad file at '{path}', found none. Check the path."
-        raise FileNotFoundError(msg)
-    try:
-        return ad.read_h5ad(path)
-    except (OSError, ValueError, KeyError) as error:
-        msg = f"Expected an h5ad file at '{path}', found one that cannot be read ({error})."
-        raise ValueError(msg) from error
 
 
 if __name__ == "__main__":

@@ -11,22 +11,12 @@ from pathlib import Path
 import pandas as pd
 from anndata import AnnData
 
+from scinfl._checks import read_h5ad
+
 
 def read_data(data: str | os.PathLike[str] | AnnData) -> AnnData:
     """A copy of data in memory, or those of a file."""
-    import anndata as ad
-
-    if isinstance(data, AnnData):
-        return data.copy()
-    path = Path(data)
-    if not path.is_file():
-        msg = f"Expected an h5ad file at '{path}', found none. Check the path."
-        raise FileNotFoundError(msg)
-    try:
-        return ad.read_h5ad(path)
-    except (OSError, ValueError, KeyError) as error:
-        msg = f"Expected an h5ad file at '{path}', found one that cannot be read ({error})."
-        raise ValueError(msg) from error
+    return data.copy() if isinstance(data, AnnData) else read_h5ad(Path(data))
 
 
 def as_text(adata: AnnData, column: str | None) -> AnnData:

@@ -110,10 +110,11 @@ def sites_of(adata: AnnData, site_key: str | None, *, at_least: int = 2) -> pd.S
     return sites
 
 
-def owned(adata: AnnData) -> None:
+def owned(adata: AnnData, kind: str = "AnnData") -> None:
     """Refuse views, and feature names that occur twice."""
     if adata.is_view:
-        msg = "Expected an AnnData that owns its data, found a view. Run `adata = adata.copy()` first."
+        article, name = ("an", "adata") if kind == "AnnData" else ("a", "mdata")
+        msg = f"Expected {article} {kind} that owns its data, found a view. Run `{name} = {name}.copy()` first."
         raise ValueError(msg)
     if not adata.var_names.is_unique:
         twice = adata.var_names[adata.var_names.duplicated()].unique()

@@ -6,6 +6,8 @@ import numpy as np
 from scipy import sparse
 
 from scinfl.model._cells import Matrix
+from scinfl.pp._clr import centred_log_ratios
+from scinfl.pp._federated_lsi import weighted_logarithms
 
 NORMALISATIONS = ("clr", "lognorm", "log1p", "tfidf", "none")
 
@@ -37,20 +39,14 @@ def normalised(matrix: Matrix, how: str, weights: np.ndarray | None = None) -> M
     """
     if how == "none":
         return matrix
-    if how == "tfidf" and weights is not None:
-        matrix = matrix @ sparse.diags(weights) if sparse.issparse(matrix) else matrix * weights
     if how == "clr":
-        totals = _row_sums(matrix.log1p() if sparse.issparse(matrix) else np.log1p(matrix))
-        factor = np.exp(-totals / matrix.shape[1])
-    elif how == "log1p":
-        factor = np.ones(matrix.shape[0])
-    else:
-        totals = _row_sums(matrix)
+        return centred_log_ratios(matrix).astype(np.float32)
+    if how == "tfidf" and weights is not None:
+        return weighted_logarithms(matrix, weights).astype(np.float32)
+    factor = np.ones(matrix.shape[0])
+    if how != "log1p":
+        totals = np.asarray(matrix.sum(1), dtype=np.float64).ravel()
         factor = 1e4 / np.where(totals > 0, totals, 1)
     if sparse.issparse(matrix):
         return (sparse.diags(factor) @ matrix).log1p().astype(np.float32).tocsr()
     return np.log1p(matrix * factor[:, None]).astype(np.float32)
-
-
-def _row_sums(matrix: Matrix) -> np.ndarray:
-    return np.asarray(matrix.sum(1), dtype=np.float64).ravel()

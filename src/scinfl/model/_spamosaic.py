@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -30,8 +29,6 @@ from scinfl.model._spots import Data, Measured, column_of, modalities_of, read_s
 from scinfl.module import SpaMosaicModule
 from scinfl.privacy import Key
 from scinfl.privacy._default_protections import default_protections
-
-logger = logging.getLogger(__name__)
 
 _X = "X"
 _JUDGED = ("shrinkage", "error")

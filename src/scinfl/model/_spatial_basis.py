@@ -13,7 +13,7 @@ from anndata import AnnData
 from scipy import sparse
 from scipy.linalg import eigh
 
-from scinfl import pp
+from scinfl import _names, pp
 from scinfl.federation import Payload, Protection, State
 from scinfl.model._cells import Matrix
 from scinfl.model._mutual_neighbours import section_pairs
@@ -24,7 +24,7 @@ from scinfl.model._spots import Measured
 from scinfl.pp._site_sums import SiteSums
 from scinfl.privacy import Key
 
-_SITE, _SECTION, _ALIGNED, _UNS = "site", "section", "X_aligned", "infl"
+_SITE, _SECTION, _ALIGNED = "site", "section", "X_aligned"
 _NEAREST = 12  # neighbours that tell whether a direction follows the tissue
 _WIDTHS = (6, 8, 12, 20, 30)
 _TOLERANCE = 0.03
@@ -385,7 +385,7 @@ class BasisFit:
     def _list(self, work: AnnData) -> None:
         """Add to the payload what functions of ``pp`` noted of their sums."""
         prefix = "" if self._measured.modality is None else f"{self._measured.modality}: "
-        for table in work.uns[_UNS]["payload"].values():
+        for table in work.uns[_names.UNS]["payload"].values():
             self._payload.extend(table.assign(purpose=prefix + table["purpose"]))
 
 

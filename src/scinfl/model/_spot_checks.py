@@ -11,13 +11,13 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
+from scinfl import _names
 from scinfl._checks import first_of
 from scinfl.model._cells import Matrix
 
 if TYPE_CHECKING:
     from scinfl.model._spots import Measured
 
-_MEASURED = "infl_measured"
 _LEAST_SPOTS = 10  # what sums of a site are taken over at least
 
 
@@ -42,21 +42,6 @@ def one_site_a_section(section: np.ndarray, site: np.ndarray) -> None:
         raise ValueError(msg)
 
 
-def owned(adata: AnnData, kind: str) -> None:
-    """Refuse a view, and names of features that occur twice."""
-    if adata.is_view:
-        article, name = ("an", "adata") if kind == "AnnData" else ("a", "mdata")
-        msg = f"Expected {article} {kind} that owns its data, found a view. Run `{name} = {name}.copy()` first."
-        raise ValueError(msg)
-    if not adata.var_names.is_unique:
-        twice = adata.var_names[adata.var_names.duplicated()].unique()
-        msg = (
-            f"Expected unique feature names, found {len(twice)} that occur more than once: {first_of(twice)}. Merge "
-            "them, or run `adata.var_names_make_unique()`."
-        )
-        raise ValueError(msg)
-
-
 def known_values(matrix: Matrix, adata: AnnData, of: str) -> None:
     """Refuse missing and infinite values."""
     odd = ~np.isfinite(matrix.data if sparse.issparse(matrix) else matrix)
@@ -71,9 +56,9 @@ def known_values(matrix: Matrix, adata: AnnData, of: str) -> None:
 
 def same_features(adata: AnnData, of: str, section_key: str) -> None:
     """Refuse a modality of which some sections measured other features."""
-    if _MEASURED not in adata.varm:
+    if _names.MEASURED not in adata.varm:
         return
-    lacking = ~np.asarray(adata.varm[_MEASURED], dtype=bool)
+    lacking = ~np.asarray(adata.varm[_names.MEASURED], dtype=bool)
     if lacking.any():
         sections = adata.obs[section_key].astype("category").cat.categories if section_key in adata.obs else []
         names = [str(section) for section, lacks in zip(sections, lacking.sum(0).tolist(), strict=False) if lacks]

@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from mudata import MuData
-from scipy import sparse
 
-from scinfl._checks import first_of, obs_column
+from scinfl._checks import first_of, looks_like_counts, obs_column
 from scinfl.model import _spot_checks as check
-from scinfl.model._cells import Matrix, values_of
+from scinfl.model._cells import Matrix, owned, values_of
 
 Data: TypeAlias = AnnData | MuData
 
@@ -136,7 +135,7 @@ def read_spots(
         if not train and modality and not adata.n_obs:
             continue  # left over in a part of a MuData
         if train:
-            check.owned(adata, "AnnData" if isinstance(data, AnnData) else "MuData")
+            owned(adata, "AnnData" if isinstance(data, AnnData) else "MuData")
         rows = _rows(data, name, adata)
         matrix = _values(data, name, adata, layers.get(name))
         check.known_values(matrix, adata, of)
@@ -167,9 +166,7 @@ def normalisation_of(modality: str, matrix: Matrix) -> str:
 
     Any whole numbers are counts: those of accessibility, or of few genes, may well stay small.
     """
-    head = matrix[:_HEAD]
-    values = np.asarray(head.data if sparse.issparse(head) else head)
-    if not values.size or values.min() < 0 or not np.array_equal(values, np.floor(values)):
+    if not looks_like_counts(matrix, n_rows=_HEAD, above=-1):
         return "none"
     return "tfidf" if any(part in modality.lower() for part in _ACCESSIBILITY) else "clr"
 

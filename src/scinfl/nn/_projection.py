@@ -59,7 +59,8 @@ class SecretProjection(KeyedLayer):
             if self._coordinates is None:
                 return x.new_zeros((*x.shape[:-1], self.out_features))  # what is left without the module
             scale = math.sqrt(3 / self.in_features)
-            self._projection = (self._coordinates["projection"] * scale).to(self._like)
+            with torch.inference_mode(mode=False):  # it is kept, and training may read it later
+                self._projection = (self._coordinates["projection"] * scale).to(self._like)
         return F.linear(x, self._projection)
 
     def extra_repr(self) -> str:

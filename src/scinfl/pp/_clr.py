@@ -61,13 +61,18 @@ def clr(adata: AnnData, *, layer: str | None = None, key_added: str | None = Non
     """
     _check_own(adata, "clr")
     counts = _counts(adata, layer)
-    ratios = _sparse_ratios(counts) if sparse.issparse(counts) else _dense_ratios(counts)
+    ratios = centred_log_ratios(counts)
     if key_added is not None:
         adata.layers[key_added] = ratios
     elif layer is not None:
         adata.layers[layer] = ratios
     else:
         adata.X = ratios
+
+
+def centred_log_ratios(counts: Any) -> Any:
+    """Centred log ratios of counts (cells × proteins), dense or compressed sparse rows."""
+    return _sparse_ratios(counts) if sparse.issparse(counts) else _dense_ratios(counts)
 
 
 def _counts(adata: AnnData, layer: str | None) -> Any:

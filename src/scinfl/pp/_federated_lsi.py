@@ -110,7 +110,7 @@ def federated_lsi(
     coordinates = np.empty((adata.n_obs, n_comps), np.float32)
     for rows in sites.rows.values():
         for own, block in blocks(matrix, rows, columns):
-            found = _standardised(_weighted_logarithms(block, weights) @ loadings)
+            found = _standardised(weighted_logarithms(block, weights) @ loadings)
             coordinates[own] = found[:, int(drop_first) :]
     adata.obsm["X_lsi"] = coordinates
     adata.varm["LSI"] = _at(columns, loadings, adata.n_vars)
@@ -153,11 +153,11 @@ def _counts(matrix: Matrix, rows: np.ndarray, columns: np.ndarray, site: str) ->
 def _products(matrix: Matrix, rows: np.ndarray, columns: np.ndarray, weights: np.ndarray) -> np.ndarray:
     gram = Gram(len(columns))
     for _, block in blocks(matrix, rows, columns):
-        gram.add(_weighted_logarithms(block, weights))
+        gram.add(weighted_logarithms(block, weights))
     return gram.products()
 
 
-def _weighted_logarithms(block: Matrix, weights: np.ndarray) -> Matrix:
+def weighted_logarithms(block: Matrix, weights: np.ndarray) -> Matrix:
     """Logarithms of weighted counts as shares of their cell, times 10,000; dividing by the depth before is no use."""
     if sparse.issparse(block):
         weighted = block.multiply(weights).tocsr()

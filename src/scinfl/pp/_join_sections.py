@@ -15,8 +15,6 @@ from scinfl import _names
 from scinfl._checks import first_of, one_of
 from scinfl.pp._align_genes import align_genes
 
-_MEASURED = "infl_measured"
-
 
 def join_sections(
     adatas: Mapping[str, AnnData] | Sequence[AnnData],
@@ -107,7 +105,7 @@ def join_sections(
             for one, names in zip(every, sections, strict=True)
             for _ in dict.fromkeys(names)
         ]
-        joined.varm[_MEASURED] = np.stack(measured, axis=1)
+        joined.varm[_names.MEASURED] = np.stack(measured, axis=1)
     return joined
 
 

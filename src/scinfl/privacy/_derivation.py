@@ -1,4 +1,4 @@
-"""Bytes derived from secrets that are not the shared key."""
+"""Bytes derived from secrets."""
 
 from __future__ import annotations
 

@@ -12,10 +12,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from scinfl.privacy._derivation import derive, key_stream
 from scinfl.privacy._secret_file import damaged, read_secret_file, write_secret_file
 
 _FORMAT = "scinfl-key-1"
@@ -114,14 +112,11 @@ class Key:
         n_bytes
             How many bytes.
         """
-        derived = self._derive("scinfl stream", purpose, *labels)
-        return Cipher(algorithms.ChaCha20(derived, bytes(16)), mode=None).encryptor().update(bytes(n_bytes))
+        return key_stream(self._derive("scinfl stream", purpose, *labels), n_bytes, np.dtype(np.uint8)).tobytes()
 
     def _derive(self, *labels: str | int) -> bytes:
-        head, *tail = map(str, labels)
-        parts = [part.encode() for part in (head, self.federation, str(self.version), *tail)]
-        info = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
-        return HKDF(algorithm=SHA256(), length=_N_BYTES, salt=None, info=info).derive(self._secret)
+        head, *tail = labels
+        return derive(self._secret, head, self.federation, self.version, *tail)
 
     def coordinates(self, label: str, shape: tuple[int, ...], names: Sequence[str] | None = None) -> np.ndarray:
         """Secret coordinates: uniform on [−1, 1), reproducible, one stream a label.

@@ -50,6 +50,11 @@ def read_secret_file(path: str | os.PathLike[str], kind: str, what: str, cure: s
             f"Run `chmod 600 {path}`; if others could read it, make a new {what}."
         )
         raise PermissionError(msg)
+    return parse_file(path, kind, what)
+
+
+def parse_file(path: Path, kind: str, what: str) -> dict[str, Any]:
+    """Content of a json file of one kind."""
     try:
         content = json.loads(path.read_text())
         if content["format"] != kind:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -14,7 +13,7 @@ from cryptography.exceptions import InvalidSignature
 
 from scinfl._checks import first_of
 from scinfl.privacy._identity import PublicIdentity
-from scinfl.privacy._secret_file import damaged, write_secret_file
+from scinfl.privacy._secret_file import parse_file, write_secret_file
 
 
 def by_name(sites: Iterable[PublicIdentity]) -> dict[str, PublicIdentity]:
@@ -62,13 +61,7 @@ def read_document(path: str | os.PathLike[str], kind: str, what: str) -> Mapping
     if not path.is_file():
         msg = f"Expected a {what} at '{path}', found none. Check the path, or ask its sender."
         raise FileNotFoundError(msg)
-    try:
-        content = json.loads(path.read_text())
-        if content["format"] != kind:
-            raise ValueError  # noqa: TRY301
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(damaged(path, what)) from None
-    return content
+    return parse_file(path, kind, what)
 
 
 def as_file_name(site: str) -> str:

@@ -126,7 +126,7 @@ def impute(
         raise ValueError(msg)
     obs = mdata.obs.iloc[chosen].copy()
     obs["section"], obs["site"] = pd.Categorical(section[chosen]), pd.Categorical(site[chosen])
-    obs["infl_imputed_by"] = pd.Categorical(by[chosen])
+    obs[_names.IMPUTED_BY] = pd.Categorical(by[chosen])
     imputed = AnnData(values[chosen], obs, pd.DataFrame(index=names), layers={"std": std[chosen]})
     imputed.obsm["spatial"] = np.stack(spots["spatial"].to_numpy()[chosen])
     imputed.uns[_names.UNS] = {"impute": {"modality": modality, "method": method, "n_neighbours": n_neighbours}}

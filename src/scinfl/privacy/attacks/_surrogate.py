@@ -18,6 +18,7 @@ from scinfl.privacy.attacks._reconstruction import recover_input
 from scinfl.privacy.attacks._server import match_features
 from scinfl.privacy.attacks._thief import (
     _copied,
+    _forget,
     _freeze_but,
     _put,
     _stripped,
@@ -102,9 +103,7 @@ def match_surrogate(
     own = copy.deepcopy(thief)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng)
-        for module in own.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()  # type: ignore[operator]
+        _forget(own)
     _train(own, own.parameters(), x, y, score, n_steps, lr, rng)
     stolen = thief.get_submodule(name).weight.detach().double().numpy()  # type: ignore[operator]
     surrogate = own.get_submodule(name).weight.detach().double().numpy()  # type: ignore[operator]
@@ -149,9 +148,7 @@ def distil(
     answers = answers.clone()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng)
-        for module in pupil.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()  # type: ignore[operator]
+        _forget(pupil)
         optimizer = torch.optim.AdamW(pupil.parameters(), lr)
         for _ in range(n_steps):
             rows = torch.randint(len(public), (min(64, len(public)),), generator=generator)

@@ -37,10 +37,7 @@ def train_from_scratch(
     thief = _stripped(network, rng)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng)
-        for module in thief.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if reset is not None:
-                reset()
+        _forget(thief)
     return _train(thief, thief.parameters(), x, y, score, n_steps, lr, rng)
 
 
@@ -206,6 +203,13 @@ def _stripped(network: nn.Module, rng: int) -> nn.Module:
     for parameter in thief.parameters():
         parameter.requires_grad_(True)
     return thief
+
+
+def _forget(network: nn.Module) -> None:
+    """Draw all weights anew."""
+    for module in network.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()  # type: ignore[operator]
 
 
 def _freeze_but(network: nn.Module, *kinds: type[nn.Module]) -> list[nn.Parameter]:
