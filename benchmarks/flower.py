@@ -116,7 +116,7 @@ def overhead(out: Path, sites: list[str], n_rounds: int) -> str:
         events = si.federation.Journal(journal).events()
         local[site] = [event["local_seconds"] for event in events if event["event"] == "step"]
     history = (out / "kit/server/run/history.csv").read_text().splitlines()[1:]
-    seconds = np.array([float(line.split(",")[3]) for line in history])
+    seconds = np.array([float(line.split(",")[4]) for line in history])
     slowest = np.array([max(own[number] for own in local.values()) for number in range(1, n_rounds + 1)])
     beside = seconds - slowest
     return (

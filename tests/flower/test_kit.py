@@ -88,14 +88,15 @@ def test_the_template_is_a_job():
     job = Job.parse(job_template(SITES))
     job.check_sites(SITES)
     job.check_options()
-    assert (job.min_sites, job.n_rounds, job.validates) == (3, 50, True)
+    assert (job.min_sites, job.n_rounds, job.features) == (3, 50, "same")
 
 
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (("[model]", '[model]\nclass = "GEARS"'), "do not travel over Flower yet"),
-        (("[model]", '[model]\nclass = "SpaMosaic"'), "do not travel over Flower yet"),
+        (("[setup]", '[setup]\nsite_key = "site"'), "no `site_key`"),
+        (("[train]", '[[protections]]\nclass = "Shuffle"\n[train]'), "class in \\[\\[protections\\]\\]"),
+        (("min_sites = 3", 'min_sites = 3\nfeatures = "some"'), "features in"),
         (("[model]", '[model]\nclass = "Oracle"'), "class in \\[model\\]"),
         (("min_sites = 3", "min_sites = 1"), "whole number from 2"),
         (("min_sites = 3", "min_sites = 4"), "at least 4 sites"),

@@ -91,7 +91,7 @@ def test_a_federation_of_processes_from_start_to_end(tmp_path, monkeypatch):
         assert journal.verify()
         assert {"start", "preflight", "step", "resume", "finished"} <= {event["event"] for event in journal.events()}
         history = (tmp_path / "kit" / "server" / "run" / "history.csv").read_text().splitlines()
-        assert [line.split(",")[0] for line in history] == ["round", *map(str, range(1, 7))]
+        assert [line.split(",")[1] for line in history] == ["round", *map(str, range(1, 7))]
         text = "".join(running.text(name) for name in running.running)
         assert "Traceback" not in text
 
@@ -116,7 +116,7 @@ def test_a_site_that_is_killed_is_missed_by_nobody_and_catches_up(tmp_path, fres
         assert running.wait("hospital_3 again") == 0
         models = [load(running.kit(site) / "model", fresh_key) for site in sites]
         assert all(same(model, models[0]) for model in models)
-        counts = {line.split(",")[1] for line in (tmp_path / "kit/server/run/history.csv").read_text().splitlines()[1:]}
+        counts = {line.split(",")[2] for line in (tmp_path / "kit/server/run/history.csv").read_text().splitlines()[1:]}
         assert "3" in counts
 
 

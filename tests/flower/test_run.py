@@ -111,10 +111,10 @@ def test_a_slow_site_is_waited_for_once_and_counted_again_when_it_answers(make_f
     federation.run()
     history = (federation.folder / "kit/server/run/history.csv").read_text().splitlines()[1:]
     rows = [line.split(",") for line in history]
-    assert [row[1] for row in rows[:3]] == ["4", "3", "3"]
-    assert rows[-1][1] == "4"
-    assert float(rows[1][3]) > 0.5
-    assert float(rows[2][3]) < 0.5
+    assert [row[2] for row in rows[:3]] == ["4", "3", "3"]
+    assert rows[-1][2] == "4"
+    assert float(rows[1][4]) > 0.5
+    assert float(rows[2][4]) < 0.5
     assert same(federation.model("hospital_3"), federation.model(SITES[0]))
     journal = federation.server(resume=True)._journal
     assert "late" in {event["event"] for event in journal.events()}
@@ -315,7 +315,7 @@ def test_a_number_beyond_the_bound_repeats_the_step_at_all_sites(make_federation
     adata = make_cells()
     federation = make_federation(job_text(more="").replace("deadline", "bits = 32\ndeadline"))
     for site in federation.sites.values():
-        site._protection = lambda run, usual=site._protection: _narrow(usual(run))
+        site._sum = lambda run, usual=site._sum: _narrow(usual(run))
     federation.run()
     assert any(letter.kind == "repeat" for _, _, letter in federation.hand.log)
     from scinfl.privacy import KeyedSum

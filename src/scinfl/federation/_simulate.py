@@ -202,7 +202,11 @@ def simulate(
 
 
 def mean_of(
-    updates: Sequence[Update], protections: Sequence[Protection] = (), *, payload: Payload | None = None
+    updates: Sequence[Update],
+    protections: Sequence[Protection] = (),
+    *,
+    payload: Payload | None = None,
+    agree: bool = True,
 ) -> Update:
     """Mean of what sites know before training (moments, counts), under the same protections as their updates.
 
@@ -215,6 +219,8 @@ def mean_of(
     payload
         Takes down what leaves each site; a planned one also keeps it from leaving, and the mean is that of the plain
         updates at hand.
+    agree
+        Agree on the total weight first. Not needed again for a purpose whose weights are those of the last time.
 
     Examples
     --------
@@ -228,7 +234,8 @@ def mean_of(
     purpose = updates[0].purpose
     check_order(protections)
     payload = payload or Payload()
-    _agree(protections, purpose, {update.site: update.weight for update in updates}, payload)
+    if agree:
+        _agree(protections, purpose, {update.site: update.weight for update in updates}, payload)
     return replace(_sum(protections, FedAvg(), updates, payload)[0], purpose=purpose)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from scinfl.federation._update import State, Update
@@ -17,6 +18,11 @@ class Site(Protocol):
     name: str
     n_obs: int
     n_validation: int
+
+    @property
+    def metric_names(self) -> Sequence[str]:
+        """Names of what :meth:`evaluate` tells; needed where the sites are on machines of their own."""
+        ...
 
     def fit(self, round: int, state: State) -> Update:
         """Start from the shared state, train locally, return the new state."""

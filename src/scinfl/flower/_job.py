@@ -16,11 +16,11 @@ from scinfl._checks import first_of, number_between, one_of, whole_number
 
 JOB = "job.toml"
 SITE_SETTINGS = "site.toml"
-_MODELS = ("Classifier",)
-_LATER = ("GEARS", "SpaMosaic")
+_MODELS = ("Classifier", "GEARS", "SpaMosaic")
+_NOISE = ("SampleDP", "UpdateDP")
 _BY_US = {  # what the federation itself decides
     "key": "every site passes its own with `--key`",
-    "protections": "updates travel as keyed sums; for other protections train in one process",
+    "protections": "write `sum` in [federation], and [[protections]]",
     "min_sites": "write it in [federation]",
     "fraction": "all sites take part in every round; name `min_sites` in [federation]",
     "strategy": "write [strategy]",
@@ -29,6 +29,7 @@ _BY_US = {  # what the federation itself decides
     "dry_run": "start the site with `--dry-run`",
     "device": "every site names its own in site.toml",
 }
+_NOT_IN_A_JOB = {"self", "adata", "mdata", "data", "registry", "facts", "gene_ontology", "kwargs"}
 _STRATEGIES = ("FedAvg", "FedAvgM", "FedAdam", "FedProx")
 
 
@@ -51,13 +52,21 @@ class Job:
     wait
         Seconds after which the run starts without the sites that are missing then; 0 waits for all.
     bits
-        Bits of the numbers in keyed sums: 64 or 32.
+        Bits of the numbers in masked sums: 64 or 32.
+    features
+        ``"same"`` refuses sites whose features differ; ``"intersection"`` and ``"union"`` let the sites tell each other
+        theirs, sealed under the key, and bring all to the shared ones (of a union, those a site lacks are 0).
+    continues
+        Go on from the model in the folder of each site, for example when a new hospital joins: it gets that folder
+        (sealed) from another site. Otherwise a new model is trained.
     model
         Name of the model class.
     model_options, setup_options, train_options
         Arguments of the class, of its ``setup_anndata`` and of its ``train``.
     strategy, strategy_options
         Name and arguments of the strategy.
+    noise
+        Names and arguments of protections by noise, which act at each site before its term is masked.
     """
 
     text: str
@@ -67,12 +76,15 @@ class Job:
     give_up: float = 86400.0
     wait: float = 0.0
     bits: Literal[64, 32] = 64
+    features: Literal["same", "intersection", "union"] = "same"
+    continues: bool = False
     model: str = "Classifier"
     model_options: Mapping[str, Any] = field(default_factory=dict)
     setup_options: Mapping[str, Any] = field(default_factory=dict)
     train_options: Mapping[str, Any] = field(default_factory=dict)
     strategy: str = "FedAvg"
     strategy_options: Mapping[str, Any] = field(default_factory=dict)
+    noise: tuple[tuple[str, Mapping[str, Any]], ...] = ()
 
     @classmethod
     def read(cls, path: str | PathLike[str]) -> Job:
@@ -97,11 +109,11 @@ class Job:
         except tomllib.TOMLDecodeError as error:
             msg = f"Expected a job in TOML, found a mistake: {error}. Compare it with the template."
             raise ValueError(msg) from error
-        known = ("federation", "model", "setup", "train", "strategy")
+        known = ("federation", "model", "setup", "train", "strategy", "protections")
         for section in content:
             one_of("section of the job", section, known)
         federation = dict(content.get("federation", {}))
-        allowed = {"sites", "min_sites", "deadline", "give_up", "wait", "bits"}
+        allowed = {"sites", "min_sites", "deadline", "give_up", "wait", "bits", "features", "continues"}
         _refuse_unknown("federation", federation, allowed)
         model = dict(content.get("model", {}))
         strategy = dict(content.get("strategy", {}))
@@ -115,18 +127,23 @@ class Job:
             train_options=dict(content.get("train", {})),
             strategy=str(strategy.pop("class", "FedAvg")),
             strategy_options=strategy,
+            noise=tuple((str(own.pop("class", "")), own) for own in map(dict, content.get("protections", ()))),
         )
 
     def __post_init__(self) -> None:
-        if self.model in _LATER:
-            msg = (
-                f"Expected a Classifier in the job, found a {self.model}: its sums before training do not travel over "
-                f"Flower yet. Train it in one process with `scinfl.model.{self.model}`."
-            )
-            raise ValueError(msg)
         one_of("class in [model]", self.model, _MODELS)
         one_of("class in [strategy]", self.strategy, _STRATEGIES)
         one_of("bits in [federation]", self.bits, [64, 32])
+        one_of("features in [federation]", self.features, ["same", "intersection", "union"])
+        if self.continues and (self.model_options or self.model == "SpaMosaic" or self.features != "same"):
+            msg = (
+                "Expected `continues = true` with a Classifier or a GEARS, the features and the options that it has, "
+                f'found it with class = "{self.model}", features = "{self.features}" and the options '
+                f"{sorted(self.model_options)} in [model]. Leave these out, or train a new model."
+            )
+            raise ValueError(msg)
+        for name, _ in self.noise:
+            one_of("class in [[protections]]", name, _NOISE)
         number_between("deadline in [federation]", self.deadline, 0, 1e7, open_low=True)
         number_between("give_up in [federation]", self.give_up, 0, 1e8, open_low=True)
         number_between("wait in [federation]", self.wait, 0, 1e8)
@@ -136,6 +153,9 @@ class Job:
                 f"Expected at least {self.min_sites} sites with different names in [federation], as `min_sites` asks "
                 f"for, found {list(self.sites)}. Name them all in `sites`."
             )
+            raise ValueError(msg)
+        if "site_key" in self.setup_options:
+            msg = "Expected no `site_key` in [setup], found one: every site has a file of its own. Drop it."
             raise ValueError(msg)
         for name, why in _BY_US.items():
             if name in self.train_options:
@@ -153,24 +173,6 @@ class Job:
         """Rounds of training."""
         return int(self.train_options.get("n_rounds", 50))
 
-    @property
-    def validates(self) -> bool:
-        """Whether sites set rows aside."""
-        return float(self.train_options.get("validation_size", 0.1)) > 0
-
-    @property
-    def n_steps(self) -> int:
-        """Sums of a whole run: of weights, of every round, and of the metrics of the last round."""
-        return self.n_rounds + (2 if self.validates else 1)
-
-    def terms(self, step: int) -> list[tuple[str, int]]:
-        """Purpose and round of what is summed in a step, in the order in which sites read it."""
-        if step == 0:
-            terms = [("total of evaluation", 0)] if self.validates else []
-            return [*terms, ("total of training", 0)]
-        terms = [("evaluation", step - 1)] if self.validates and step > 1 else []
-        return terms + ([("training", step)] if step <= self.n_rounds else [])
-
     def check_sites(self, sites: Sequence[str]) -> None:
         """Refuse a job for other sites."""
         if set(sites) != set(self.sites):
@@ -179,15 +181,18 @@ class Job:
 
     def check_options(self) -> None:
         """Refuse options that model, setup and training do not have; needs the model, hence a few seconds."""
-        from scinfl import model
+        from scinfl import model, privacy
 
         kind = getattr(model, self.model)
-        for section, function, options in (
-            ("model", kind.__init__, self.model_options),
-            ("setup", kind.setup_anndata, self.setup_options),
-            ("train", kind.train, self.train_options),
+        setups = [kind.setup_anndata, *([kind.setup_mudata] if self.model == "SpaMosaic" else [])]
+        for section, functions, options in (
+            ("model", [kind.__init__], self.model_options),
+            ("setup", setups, self.setup_options),
+            ("train", [kind.train], self.train_options),
+            *(("[protections]", [getattr(privacy, name)], own) for name, own in self.noise),
         ):
-            _refuse_unknown(section, options, set(inspect.signature(function).parameters) - {"self", "adata"})
+            known = {name for function in functions for name in inspect.signature(function).parameters}
+            _refuse_unknown(section, options, known - _NOT_IN_A_JOB)
 
     def differences(self, other: Job) -> list[str]:
         """Entries in which two jobs differ, as ``section.name``."""
@@ -195,9 +200,12 @@ class Job:
         return sorted(
             f"{section}.{name}"
             for section in ours.keys() | theirs.keys()
-            for name in ours.get(section, {}).keys() | theirs.get(section, {}).keys()
-            if ours.get(section, {}).get(name) != theirs.get(section, {}).get(name)
+            for name in _entries(ours, section).keys() | _entries(theirs, section).keys()
+            if _entries(ours, section).get(name) != _entries(theirs, section).get(name)
         )
+
+
+_COLUMNS = ("labels_key", "layer", "group_key", "condition_key", "section_key", "spatial_key")
 
 
 @dataclass(frozen=True)
@@ -208,8 +216,11 @@ class SiteSettings:
     ----------
     site
         Name of the site.
-    labels_key, layer, group_key
-        Where this site has labels, values and donors, where that differs from the job.
+    labels_key, layer, group_key, condition_key, section_key, spatial_key
+        Where this site has labels, values, donors, perturbations, sections and coordinates, where that differs from the
+        job.
+    gene_ontology
+        File of the gene ontology at this site, as seen from the folder of the kit; the same at all sites.
     device
         Where to compute.
     min_cells_per_label
@@ -220,6 +231,10 @@ class SiteSettings:
     labels_key: str | None = None
     layer: str | None = None
     group_key: str | None = None
+    condition_key: str | None = None
+    section_key: str | None = None
+    spatial_key: str | None = None
+    gene_ontology: str | None = None
     device: str = "cpu"
     min_cells_per_label: int = 1
 
@@ -235,11 +250,13 @@ class SiteSettings:
         if "site" not in content:
             msg = f"Expected `site` in '{path}', found none. Write for example `site = \"north\"`."
             raise ValueError(msg)
+        if "gene_ontology" in content:
+            content["gene_ontology"] = str(path.parent / content["gene_ontology"])
         return cls(**content)
 
     def setup_options(self, job: Job) -> dict[str, Any]:
         """Arguments of ``setup_anndata`` at this site."""
-        own = {"labels_key": self.labels_key, "layer": self.layer, "group_key": self.group_key}
+        own = {name: getattr(self, name) for name in _COLUMNS}
         return {**job.setup_options, **{name: value for name, value in own.items() if value is not None}}
 
 
@@ -248,3 +265,9 @@ def _refuse_unknown(section: str, options: Mapping[str, Any], allowed: set[str])
     if odd:
         msg = f"Expected entries of [{section}] among {sorted(allowed)}, found {first_of(odd)}."
         raise ValueError(msg)
+
+
+def _entries(content: Mapping[str, Any], section: str) -> Mapping[str, Any]:
+    """Entries of a section; of a list of sections, each under its number."""
+    found = content.get(section, {})
+    return found if isinstance(found, Mapping) else {str(number): own for number, own in enumerate(found)}

@@ -47,6 +47,7 @@ _LONGEST_WAIT = 10.0
 _SECONDS_TO_FETCH = 600.0
 _SECONDS_TO_LINGER = 3.0
 _SECONDS_TO_DOUBT = 8.0
+_SOON = 0.05
 
 
 class RefusedError(RuntimeError):
@@ -111,11 +112,13 @@ class Link:
             self._leave()
 
     def _serve(self, app: ClientApp) -> None:
-        wait = self._poll
+        wait, busy = self._poll, 0.0
         while not self._stop.is_set():
             try:
                 handled = self._handle_one(app, self._node or self._activate())
-                wait = 0.0 if handled else self._poll
+                now = time.monotonic()
+                busy = now if handled else busy
+                wait = 0.0 if handled else min(self._poll, _SOON + (now - busy) / 10)  # messages come in bursts
             except (httpx.TransportError, httpx.HTTPStatusError) as error:
                 self._refuse_or_note(error)
                 wait = min(max(2 * wait, self._poll), _LONGEST_WAIT)

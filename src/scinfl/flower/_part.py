@@ -1,55 +1,74 @@
-"""Where the run of one site stands: it reads the sums that the server cannot, and makes the next state of them."""
+"""One training at one site: it reads the sums that the server cannot, and makes the next state of them."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-from scinfl._errors import RepeatRoundError
-from scinfl.federation import Journal, Payload, Run, Site, State, Strategy, Update
-from scinfl.federation._simulate import _best_round, _smoothed, _stalled
-from scinfl.flower._letter import Letter, members_of
-from scinfl.privacy import KeyedSum
+from scinfl.federation import Journal, Payload, Protection, Run, Site, State, Strategy, Update
+from scinfl.federation._protection import SpendsPrivacy, encode
+from scinfl.federation._simulate import _best_round, _smoothed, _spending, _stalled
+from scinfl.flower._letter import Letter
+from scinfl.flower._steps import Steps, as_update, terms
+from scinfl.flower._travelling_sum import TravellingSum
+from scinfl.privacy._blind_sum import total_of
 
 logger = logging.getLogger(__name__)
 
-_TOTAL = "total of "
+_JUDGES = "sites that validate"
+_TOTALS = ("training", "evaluation", _JUDGES)
 
 
 class Part:
-    """The run of one site.
+    r"""Trains at one site, in the steps that the server asks for.
+
+    The first step sums the weights of all sites. Step :math:`r` after it sums the updates of round :math:`r`, and the
+    validation metrics of round :math:`r - 1`, so that a round takes one message each way. A last step sums the metrics
+    of the last round. Every site applies every sum in order, and so all come to the same model.
 
     Parameters
     ----------
-    site, strategy, protection, state, n_rounds, smoothing, monitor, patience, derive, payload
-        See :func:`scinfl.federation.simulate`.
+    site, strategy, protections, state, n_rounds, smoothing, monitor, patience, derive, payload, journal, settings
+        See :func:`scinfl.federation.simulate`; the last protection is a :class:`TravellingSum`.
+    steps
+        Steps of the run.
+    tell
+        Called with the record of every finished round.
     """
 
     def __init__(
         self,
         site: Site,
         strategy: Strategy,
-        protection: KeyedSum,
+        protections: Sequence[Protection],
         state: State,
+        *,
+        steps: Steps,
         n_rounds: int,
         smoothing: float,
         monitor: str,
         patience: int | None,
         derive: Callable[[Mapping[str, float], float], Mapping[str, float]] | None,
         payload: Payload | None,
+        journal: Journal | None,
+        settings: Mapping[str, Any],
+        tell: Callable[[Mapping[str, Any]], None],
     ) -> None:
-        self.run = Run(state=state, smooth=state, best_state=state)
-        self.is_done = False
-        self._site, self._strategy, self._protection = site, strategy, protection
+        *opened, summing = protections
+        if not isinstance(summing, TravellingSum):
+            msg = f"Expected a sum that travels as the last protection, found {summing!r}."
+            raise TypeError(msg)
+        self._site, self._strategy, self._opened, self._protection = site, strategy, opened, summing.protection
+        self._steps, self._tell = steps, tell
         self._n_rounds, self._smoothing, self._monitor, self._patience = n_rounds, smoothing, monitor, patience
         self._derive, self._payload = derive, payload or Payload()
-        self._journal: Journal | None = None
-        self._settings: dict[str, Any] = {}
-        self._step = 0
-        self._validates = site.n_validation > 0
+        self._journal, self._settings = journal, dict(settings)
+        self._run = Run(state=state, smooth=state, best_state=state)
+        self._spending: SpendsPrivacy | None = _spending(protections)
+        self._start = 0  # step of the whole run at which this training begins
+        self._is_done = False
         self._record: dict[str, Any] | None = None  # of the round whose metrics are still to come
         self._local: State = {}  # what stayed here in that round
         self._metrics: dict[str, list[str]] = {}  # names, by purpose
@@ -58,46 +77,60 @@ class Part:
         self._started = time.perf_counter()
         self._worked = 0.0
 
+    def __call__(self) -> Run:
+        """Take part in the whole training."""
+        self._open()
+        if self._spending is not None:
+            self._spending.open_account(n_sites=1, n_rounds=self._n_rounds, journal=self._journal)
+        while not self._is_done:
+            for combined, members in self._steps.sums(self._answer):
+                self._take_sum(combined, members)
+                if self._is_done:
+                    break
+            self._made = None
+            self._keep()
+        return self._run
+
+    @property
+    def _step(self) -> int:
+        """Number of the step within this training."""
+        return self._steps.position - self._start
+
+    @property
+    def _validates(self) -> bool:
+        """Whether any site sets rows aside."""
+        return self._totals["evaluation"] > 0
+
     # ---- sums that come back
 
-    def take(self, asked: Letter) -> None:
-        """Apply the sums that a question brings, in order."""
-        start = 0
-        for sums in asked.fields["sums"]:
-            updates = asked.updates[start : start + len(sums["members"])]
-            start += len(updates)
-            if sums["step"] != self._step or self.is_done:
-                continue
-            for combined, members in sorted(
-                zip(updates, sums["members"], strict=True), key=lambda pair: pair[0].purpose
-            ):  # metrics of the last round come before the parameters of this one
-                self._take_sum(combined, members)
-                if self.is_done:
-                    break
-            self._step += 1
-            self._made = None
-            if not self.is_done:
-                self._keep()
-        if self.is_done:
-            self._keep()
-
-    def _take_sum(self, combined: Update, names: Sequence[Sequence[str]]) -> None:
-        members = members_of(names, combined)
+    def _take_sum(self, combined: Update, members: Sequence[Update]) -> None:
         counted = self._site.name in {member.site for member in members}
         if not counted:
             self._was_left_out(combined)
-        if combined.purpose.startswith(_TOTAL):
-            purpose = combined.purpose.removeprefix(_TOTAL)
-            self._totals[purpose] = self._protection.decode_weights(purpose, combined, members)
+        purpose = combined.purpose
+        if purpose.startswith(total_of("")):
+            of = purpose.removeprefix(total_of(""))
+            self._totals[of] = self._protection.decode_weights(of, combined, members)
+            if len(self._totals) == len(_TOTALS):
+                self._check_judges()
             return
         mean = self._protection.decode(combined, members)
-        if mean.purpose == "training":
+        if purpose == "training":
             self._take_round(mean, len(members), combined.n_bytes * len(members), counted=counted)
         else:
             self._take_metrics(mean)
 
+    def _check_judges(self) -> None:
+        n, least = round(self._totals[_JUDGES]), self._protection.min_sites
+        if 0 < n < least:
+            msg = (
+                f"Expected validation rows at {least} sites at least, as `min_sites` asks for, found them at {n}: the "
+                "mean of few would show their metrics to the others. Raise `validation_size` in the job, or make it 0."
+            )
+            raise ValueError(msg)
+
     def _take_round(self, mean: Update, n_sites: int, n_bytes: int, *, counted: bool) -> None:
-        run, number = self.run, mean.round
+        run, number = self._run, mean.round
         run.state, run.memory = self._strategy.apply(run.state, mean, run.memory)
         run.smooth = _smoothed(run.smooth, run.state, min(self._smoothing, (number - 1) / (number + 9)))
         now = time.perf_counter()
@@ -108,29 +141,35 @@ class Part:
             "bytes_sent": n_bytes,
             "seconds": now - self._started,
         }
+        spent = {} if self._spending is None else {"epsilon": self._spending.epsilon(self._site.name)}
+        self._record |= spent
         self._started, self._local = now, self._site.local_state()
         if counted and self._made is not None:
             own = next(update for update in self._made[1] if update.purpose == "training")
-            run.site_history.append({"round": number, "site": own.site, "n_obs": own.n_obs, **own.metrics})
+            run.site_history.append({"round": number, "site": own.site, "n_obs": own.n_obs, **own.metrics, **spent})
         if not self._validates:
             self._finish_round({})
 
     def _take_metrics(self, mean: Update) -> None:
-        values = dict(mean.metrics) if self._derive is None else dict(self._derive(mean.metrics, mean.weight))
+        values = dict(mean.metrics)
+        if self._derive is not None:
+            values = dict(self._derive(mean.metrics, mean.weight))
         self._finish_round({f"validation_{name}": value for name, value in values.items()})
 
     def _finish_round(self, validation: Mapping[str, float]) -> None:
-        run, record = self.run, self._record
+        run, record = self._run, self._record
         if record is None:
             msg = "Expected metrics of a finished round, found them before. Do not trust this server."
             raise ValueError(msg)
-        tail = {name: record.pop(name) for name in ("n_sites", "bytes_sent", "seconds")}
+        last = ("n_sites", "bytes_sent", "seconds", "epsilon")
+        tail = {name: record.pop(name) for name in last if name in record}
         run.history.append({**record, **validation, **tail})
         self._record = None
         if _best_round(run.history, self._monitor) == record["round"]:
             run.best_round, run.best_state = record["round"], run.smooth
             run.best_local = {self._site.name: self._local}
-        self.is_done = run.n_rounds >= self._n_rounds or _stalled(run, self._patience)
+        self._is_done = run.n_rounds >= self._n_rounds or _stalled(run, self._patience)
+        self._tell(run.history[-1])
 
     def _was_left_out(self, combined: Update) -> None:
         """Read a sum without a term of this site, which was away or late."""
@@ -138,76 +177,89 @@ class Part:
         logger.warning("%s of round %d went on without this site.", combined.purpose.capitalize(), combined.round)
         if self._journal is not None:
             self._journal.log("left out", purpose=combined.purpose, round=combined.round)
-        if not combined.purpose.startswith(_TOTAL):
+        if not combined.purpose.startswith(total_of("")):
             self._expect(combined.purpose)
-            self._protection.widen(
-                combined.purpose, 2.0 ** int.from_bytes(combined.header["bound"], "big", signed=True)
-            )
+            bound = 2.0 ** int.from_bytes(combined.header["bound"], "big", signed=True)
+            self._protection.widen(combined.purpose, bound)
 
     def _expect(self, purpose: str) -> None:
         """Tell the protection what a sum holds that this process has sent nothing for."""
-        if purpose not in self._metrics:
-            local = self._site.local_state()
-            sample = (
-                self._site.fit(1, self.run.state) if purpose == "training" else self._site.evaluate(1, self.run.state)
-            )
-            self._site.load_local_state(local)
-            self._metrics[purpose] = sorted(sample.metrics)  # type: ignore[union-attr]
-        state = self.run.state if purpose == "training" else {}
-        metrics = dict.fromkeys(self._metrics[purpose], 0.0)
+        state = self._run.state if purpose == "training" else {}
+        metrics = dict.fromkeys(self._names_of(purpose), 0.0)
         self._protection.expect(
             self._totals[purpose], Update(self._site.name, 0, state, 0, metrics=metrics, purpose=purpose)
         )
 
+    def _names_of(self, purpose: str) -> list[str]:
+        """Names of the metrics that all sites send for a purpose."""
+        if purpose not in self._metrics:
+            self._metrics[purpose] = self._find_names(purpose)
+        return self._metrics[purpose]
+
+    def _find_names(self, purpose: str) -> list[str]:
+        if purpose == "evaluation":
+            return sorted(self._site.metric_names)
+        if self._spending is not None:
+            return []  # of single rows; nor may another round be spent to find that out
+        local = self._site.local_state()
+        sample = self._site.fit(1, self._run.state)
+        self._site.load_local_state(local)
+        return sorted(sample.metrics)
+
     # ---- terms that leave
 
-    def answer(self, asked: Letter) -> Letter:
-        """Terms of this site for the step that was asked for."""
-        position = {"position": self._step}
-        if asked.fields["step"] != self._step:
-            return Letter("behind", position)
-        for purpose, bound in asked.fields.get("bounds", {}).items():
-            self._protection.widen(purpose, float(bound))
-        try:
-            return Letter("step", {**position, "step": self._step}, tuple(self._terms()))
-        except RepeatRoundError as error:
-            logger.info("%s", error)
-            bounds = {p: self._protection.bound_of(p) for p in ("training", "evaluation")}
-            return Letter("repeat", {**position, "step": self._step, "bounds": bounds})
-
-    def _terms(self) -> list[Update]:
+    def _answer(self, bounds: Mapping[str, float]) -> Letter:
+        """Terms of this site for the next step."""
         if self._step == 0:
-            weights = {"training": self._strategy.weight(self._site.n_obs)}
-            if self._validates:
-                weights["evaluation"] = float(self._site.n_validation)
-            self._payload.add_totals([self._protection], "training", {self._site.name: weights["training"]})
-            return [_as_update(self._protection.encode_weight(p, self._site.name, w)) for p, w in weights.items()]
+            return Letter("step", {}, tuple(self._weights()))
         if self._made is None or self._made[0] != self._step:
             self._made = (self._step, self._work())
         updates = self._made[1]
+        return terms(self._protection, [update.purpose for update in updates], bounds, self._encode)
+
+    def _encode(self) -> list[Update]:
+        updates = self._made[1]  # type: ignore[index]
         self._payload.check(updates)
-        encoded = [self._protection.encode(update) for update in updates]
-        self._payload.add(updates, encoded)
+        opened = [encode(self._opened, update) for update in updates]
+        encoded = [self._protection.encode(update) for update in opened]
+        self._payload.add(opened, encoded)
         return encoded
+
+    def _weights(self) -> list[Update]:
+        n_validation = float(self._site.n_validation)
+        values = (self._strategy.weight(self._site.n_obs), n_validation, float(n_validation > 0))
+        weights = dict(zip(_TOTALS, values, strict=True))
+        for purpose, weight in weights.items():
+            self._payload.add_totals([self._protection], purpose, {self._site.name: weight})
+        name = self._site.name
+        return [as_update(self._protection.encode_weight(purpose, name, w)) for purpose, w in weights.items()]
 
     def _work(self) -> list[Update]:
         """Metrics of the last round and parameters of the next."""
         updates, started = [], time.perf_counter()
         if self._record is not None:
-            validation = self._site.evaluate(self._record["round"], self.run.smooth)
-            updates += [] if validation is None else [validation]
+            updates.append(self._evaluate(self._record["round"]))
         if self._step <= self._n_rounds:
-            updates.append(self._site.fit(self._step, self.run.state))
+            updates.append(self._site.fit(self._step, self._run.state))
         for update in updates:
-            self._metrics[update.purpose] = sorted(update.metrics)
+            self._metrics[update.purpose] = sorted(encode(self._opened, update).metrics)
         self._worked = time.perf_counter() - started
         return updates
 
+    def _evaluate(self, number: int) -> Update:
+        """Metrics of this site; without rows to validate on, a term of weight 0, so that all sites send alike."""
+        found = self._site.evaluate(number, self._run.smooth)
+        if found is not None:
+            return found
+        metrics = dict.fromkeys(self._names_of("evaluation"), 0.0)
+        return Update(self._site.name, number, {}, 0, 0.0, metrics=metrics, purpose="evaluation")
+
     # ---- what is kept
 
-    def open(self, journal: Journal | None, settings: dict[str, Any]) -> None:
-        """Take up the run where a journal left it."""
-        self._journal, self._settings = journal, settings
+    def _open(self) -> None:
+        """Take up the training where a journal left it."""
+        self._start = self._steps.position
+        journal, settings = self._journal, self._settings
         kept = None if journal is None else journal.load()
         if journal is None or kept is None:
             if journal is not None:
@@ -221,28 +273,25 @@ class Part:
                 "job or the key changed since: take them as they were, or let the operator start a new run."
             )
             raise ValueError(msg)
-        run = self.run
+        run = self._run
         run.state, run.smooth, run.best_state, run.memory = (groups[n] for n in ("state", "smooth", "best", "memory"))
         run.best_round, run.history, run.site_history = record["best_round"], record["history"], record["site_history"]
         run.best_local = {self._site.name: groups["best local"]}
-        self._step, self._record, self._metrics = record["step"], record["record"], record["metrics"]
-        self._totals, self._local, self.is_done = record["totals"], groups["local"], record["done"]
+        self._steps.go_to(record["position"])
+        self._start, self._record, self._metrics = record["start"], record["record"], record["metrics"]
+        self._totals, self._local, self._is_done = record["totals"], groups["local"], record["done"]
         self._site.load_local_state(groups["local"])
-        for purpose in self._totals:
-            self._expect(purpose)
+        for purpose in ("training", "evaluation") if not self._is_done else ():
+            if self._totals.get(purpose):
+                self._expect(purpose)
         for purpose, bound in record["bounds"].items():
             self._protection.widen(purpose, bound)
         journal.log("resume", step=self._step)
 
-    @property
-    def position(self) -> int:
-        """Steps whose sums were applied."""
-        return self._step
-
     def _keep(self) -> None:
         if self._journal is None:
             return
-        run = self.run
+        run = self._run
         self._journal.log("step", step=self._step, rounds=run.n_rounds, local_seconds=round(self._worked, 3))
         self._journal.save(
             {
@@ -258,20 +307,52 @@ class Part:
                 "best_round": run.best_round,
                 "history": run.history,
                 "site_history": run.site_history,
-                "step": self._step,
+                "start": self._start,
+                "position": self._steps.position,
                 "record": self._record,
                 "metrics": self._metrics,
                 "totals": self._totals,
-                "bounds": {p: self._protection.bound_of(p) for p in self._totals},
-                "done": self.is_done,
+                "bounds": {purpose: self._protection.bound_of(purpose) for purpose in ("training", "evaluation")},
+                "done": self._is_done,
             },
         )
 
 
-def _as_update(upload: Any) -> Update:
-    """A hidden weight, which has a form of its own, as an update."""
-    return replace(
-        Update(upload.site, upload.round, dict(upload.state), 0, 0.0, purpose=upload.purpose),
-        key_version=upload.key_version,
-        header=upload.header,
+def take_part(
+    sites: Sequence[Site],
+    state: State,
+    strategy: Strategy,
+    protections: Sequence[Protection],
+    *,
+    steps: Steps,
+    tell: Callable[[Mapping[str, Any]], None],
+    n_rounds: int,
+    smoothing: float = 0.0,
+    monitor: str = "validation_loss",
+    patience: int | None = None,
+    journal: Journal | None = None,
+    settings: Mapping[str, Any] | None = None,
+    derive: Callable[[Mapping[str, float], float], Mapping[str, float]] | None = None,
+    payload: Payload | None = None,
+    **others: Any,
+) -> Run:
+    """Take part in a training with one site; in place of :func:`scinfl.federation.simulate`."""
+    del others
+    (site,) = sites
+    part = Part(
+        site,
+        strategy,
+        protections,
+        state,
+        steps=steps,
+        n_rounds=n_rounds,
+        smoothing=smoothing,
+        monitor=monitor,
+        patience=patience,
+        derive=derive,
+        payload=payload,
+        journal=journal,
+        settings=settings or {},
+        tell=tell,
     )
+    return part()

@@ -9,14 +9,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import pandas as pd
-from anndata import AnnData
 from cryptography.exceptions import InvalidSignature
 
 from scinfl import __version__
-from scinfl._checks import first_of, looks_like_counts
-from scinfl.flower._job import Job, SiteSettings
+from scinfl._checks import first_of
+from scinfl.flower._job import Job
+from scinfl.flower._tasks import Task
 from scinfl.privacy import Key, PublicIdentity, Seal, agree_version
 from scinfl.privacy._derivation import joined
 
@@ -32,29 +30,27 @@ _CURES = {
 }
 
 
-def site_checks(adata: AnnData, key: Key, job: Job, settings: SiteSettings, run: str) -> dict[str, str]:
+def site_checks(task: Task, key: Key, job: Job, run: str) -> dict[str, str]:
     """Short proofs of what must be the same at all sites: open where it is public, else keyed hashes.
 
     Parameters
     ----------
-    adata
+    task
         Data of the site.
     key
         Secret of the sites.
-    job, settings
-        What is trained, and how the site reads its data.
+    job
+        What is trained.
     run
         Name of the run, so that hashes of two runs cannot be compared.
     """
-    names = [str(name) for name in adata.var_names]
-    layer = settings.setup_options(job).get("layer")
-    values = adata.X if layer is None else adata.layers[layer]
+    names = task.features if job.features == "same" else [job.features]
     return {
         "job": job.digest,
         "scinfl": __version__,
         "features": _keyed_hash(key, run, "features", sorted(names)),
         "order of features": _keyed_hash(key, run, "order of features", names),
-        "scale of values": _keyed_hash(key, run, "scale", ["counts" if looks_like_counts(values) else "other"]),
+        "scale of values": _keyed_hash(key, run, "scale", task.scale),
     }
 
 
@@ -89,14 +85,14 @@ def compare(checks: Mapping[str, Mapping[str, str]], keys: Mapping[str, tuple[in
         raise ValueError(msg)
 
 
-def seal_facts(labels: Sequence[str], key: Key, site: str, job: Job, run: str) -> bytes:
-    """Labels of one site, for the eyes of the other sites."""
-    content = json.dumps({"labels": sorted(map(str, labels))}).encode()
+def seal_facts(facts: Mapping[str, Any], key: Key, site: str, job: Job, run: str) -> bytes:
+    """What one site has, for the eyes of the other sites."""
+    content = json.dumps(facts).encode()
     return Seal(key).seal(content, what="facts", site=site, job=job.digest, run=run)
 
 
-def agree_labels(sealed: Mapping[str, bytes], key: Key, job: Job, run: str) -> list[str]:
-    """All labels of all sites, in order, at a site.
+def open_facts(sealed: Mapping[str, bytes], key: Key, job: Job, run: str) -> dict[str, dict[str, Any]]:
+    """What all sites have, at a site.
 
     Parameters
     ----------
@@ -111,11 +107,10 @@ def agree_labels(sealed: Mapping[str, bytes], key: Key, job: Job, run: str) -> l
         If facts belong to another site, job, run or key.
     """
     seal = Seal(key)
-    labels: set[str] = set()
-    for site, content in sealed.items():
-        facts = json.loads(seal.unseal(content, what="facts", site=site, job=job.digest, run=run))
-        labels |= set(map(str, facts["labels"]))
-    return sorted(labels)
+    opened = {
+        site: seal.unseal(content, what="facts", site=site, job=job.digest, run=run) for site, content in sealed.items()
+    }
+    return {site: json.loads(content) for site, content in opened.items()}
 
 
 def hello_content(hello: Mapping[str, Any]) -> bytes:
@@ -131,60 +126,9 @@ def check_hello(identity: PublicIdentity, signature: bytes, hello: Mapping[str, 
         raise ValueError(str(error)) from None
 
 
-def labels_hash(labels: Sequence[str], key: Key, run: str) -> str:
-    """Keyed hash of the agreed labels, which the server compares."""
-    return _keyed_hash(key, run, "labels", list(labels))
-
-
-def check_site_data(adata: AnnData, settings: SiteSettings, job: Job) -> list[str]:
-    """Refuse data that this site should not take part with; returns its labels.
-
-    Raises
-    ------
-    KeyError
-        If a column or layer does not exist.
-    ValueError
-        If a label has too few cells.
-    """
-    options = settings.setup_options(job)
-    column = options.get("labels_key")
-    if column is None or column not in adata.obs:
-        msg = (
-            f"Expected the labels in a column of obs, found no {column!r}. Columns are "
-            f"{first_of(list(map(str, adata.obs.columns)), 20)}: name one as `labels_key` in site.toml."
-        )
-        raise KeyError(msg)
-    layer = options.get("layer")
-    if layer is not None and layer not in adata.layers:
-        msg = f"Expected layer {layer!r}, found {list(adata.layers)}. Name one as `layer` in site.toml."
-        raise KeyError(msg)
-    unlabelled = options.get("unlabeled_category")
-    counts = adata.obs[column].dropna().astype(str).value_counts()
-    counts = counts[counts.index != str(unlabelled)]
-    few = counts[counts < settings.min_cells_per_label]
-    if len(few):
-        msg = (
-            f"Expected at least {settings.min_cells_per_label} cells of each label, as site.toml asks for, found fewer "
-            f"of {len(few)} labels: {first_of(list(few.index))}. Merge or drop them, or lower `min_cells_per_label`."
-        )
-        raise ValueError(msg)
-    return sorted(counts.index)
-
-
-def registry_of(adata: AnnData, labels: Sequence[str], model: Any, setup_options: Mapping[str, Any]) -> dict[str, Any]:
-    """Set-up of the agreed labels and features, for data that hold a part of the labels."""
-    options = dict(setup_options)
-    every = [*labels, *[str(options[name]) for name in ("unlabeled_category",) if options.get(name) is not None]]
-    rows = np.repeat(np.array(every, dtype=object), 3)
-    obs = pd.DataFrame({options["labels_key"]: pd.Categorical(rows, categories=every)})
-    obs.index = obs.index.astype(str)
-    if options.get("group_key") is not None:
-        obs[options["group_key"]] = "none"
-    nothing = np.zeros((len(rows), adata.n_vars), np.float32)
-    layers = {} if options.get("layer") is None else {options["layer"]: nothing}
-    agreed = AnnData(nothing, obs, pd.DataFrame(index=adata.var_names.astype(str)), layers=layers)
-    model.setup_anndata(agreed, **options)
-    return model(agreed, key_scheme=None).registry_
+def agreement_hash(digest: str, key: Key, run: str) -> str:
+    """Keyed hash of what sites agreed on, which the server compares."""
+    return _keyed_hash(key, run, "agreement", [digest])
 
 
 def _keyed_hash(key: Key, run: str, what: str, names: Sequence[str]) -> str:

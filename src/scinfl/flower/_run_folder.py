@@ -17,7 +17,7 @@ from scinfl.flower._letter import Letter
 _RUN = "run.json"
 _HISTORY = "history.csv"
 _SUMS = "sums"
-_COLUMNS = ["round", "sites", "left_out", "seconds", "bytes"]
+_COLUMNS = ["step", "round", "sites", "left_out", "seconds", "bytes"]
 
 
 class RunFolder:
@@ -44,6 +44,8 @@ class RunFolder:
         self.facts: dict[str, str] = {}
         self.checks: dict[str, dict[str, Any]] = {}
         self.sums: list[Letter] = []
+        self.is_closing = False
+        """Whether a site has the model, so that no further sum is needed."""
         self._path, self._job = path, job
         (path / _SUMS).mkdir(exist_ok=True)
         found = (path / _RUN).exists()
@@ -66,6 +68,7 @@ class RunFolder:
             msg = f"Expected the job of the run in '{self._path}', found another. Resume with the job as it was."
             raise ValueError(msg)
         self.run, self.facts, self.checks = str(kept["run"]), kept["facts"], kept["checks"]
+        self.is_closing = bool(kept["closing"])
         for number, file in enumerate(sorted((self._path / _SUMS).glob("step-*.safetensors"))):
             letter = Letter.read(file)
             if letter.fields["step"] != number:
@@ -75,8 +78,24 @@ class RunFolder:
 
     def write(self) -> None:
         """Keep what sites agreed on."""
-        content = {"run": self.run, "job": self._job.digest, "facts": self.facts, "checks": self.checks}
+        content = {
+            "run": self.run,
+            "job": self._job.digest,
+            "facts": self.facts,
+            "checks": self.checks,
+            "closing": self.is_closing,
+        }
         write_atomically(self._path / _RUN, json.dumps(content, indent=1).encode())
+
+    def close(self) -> None:
+        """Keep that a site has the model."""
+        if not self.is_closing:
+            self.is_closing = True
+            self.write()
+
+    def nonces(self) -> set[str]:
+        """Nonces of all terms that went into a sum: none of them may come again."""
+        return {nonce for sums in self.sums for members in sums.fields["members"] for _, nonce in members}
 
     def add(self, sums: Letter) -> None:
         """Keep the sums of a step."""
@@ -84,7 +103,7 @@ class RunFolder:
         self.sums.append(sums)
 
     def add_to_history(self, row: Sequence[object]) -> None:
-        """Keep one line a round: round, sites, who was left out, seconds, bytes."""
+        """Keep one line a round: step, round, sites, who was left out, seconds, bytes."""
         path = self._path / _HISTORY
         text = io.StringIO(newline="")
         writer = csv.writer(text)

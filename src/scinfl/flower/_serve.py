@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from scinfl.privacy._blind_server import MASKED
 _REMIND = 30.0
 _GONE = 30.0  # seconds to wait for a site that left without saying that it has the model
 _MAX_REFUSALS = 3
+_SECONDS_TO_GREET = 20.0  # after which the same is asked again: one lost message should not hold up the start
 _SECONDS_TO_LISTEN = 15.0
 _MAX_BOUND = 2.0**40
+_WITH_ROUNDS = ("training", "evaluation")
 
 
 class Serve:
@@ -74,8 +77,10 @@ class Serve:
         self._tickets: dict[str, tuple[Node, tuple[int, int]]] = {}  # of nodes that left since, too
         self._finished: set[str] = set()
         self._answers: dict[str, list[Update]] = {}
+        self._used = self._kept.nonces()
+        self._told_of: set[str] = set()
         self._bounds: dict[str, float] = {}
-        self._labels: dict[str, str] = {}
+        self._agreed: dict[str, str] = {}
         self._attempt = 0
         self._started = self._reminded = self._heard = time.monotonic()
         self._enough: float | None = None
@@ -122,7 +127,8 @@ class Serve:
     def _ask(self, courier: Courier) -> None:
         for number, node in self._nodes.items():
             if not node.is_asked and (letter := self._letter_for(node)) is not None:
-                ticket = courier.send(number, letter, seconds=self._job.deadline + 60)
+                seconds = _SECONDS_TO_GREET if letter.kind in ("hello", "agree") else self._job.deadline + 60
+                ticket = courier.send(number, letter, seconds=seconds)
                 self._tickets[ticket] = (node, (len(self._kept.sums), self._attempt))
                 node.is_asked = True
 
@@ -212,13 +218,16 @@ class Serve:
         self._kept.write()  # not its labels: the network has those that the run began with
 
     def _take_ready(self, node: Node, letter: Letter) -> None:
-        self._labels[str(node.site)] = str(letter.fields["labels"])
-        if len(set(self._labels.values())) > 1 and not self._kept.sums:
-            msg = "Expected all sites to agree on the labels, found that they do not. Start the server again."
+        self._agreed[str(node.site)] = str(letter.fields["agreed"])
+        if len(set(self._agreed.values())) > 1 and not self._kept.sums:
+            msg = (
+                "Expected all sites to agree on labels or perturbations, features and gene ontology, found that they "
+                "do not. Compare the files that the sites read, and start the server again."
+            )
             raise RuntimeError(msg)
-        if self._labels[str(node.site)] != next(iter(self._labels.values())):
+        if self._agreed[str(node.site)] != next(iter(self._agreed.values())):
             node.stage = "refused"
-            msg = "it knows other labels than those that the run began with"
+            msg = "it knows other labels, perturbations or features than those that the run began with"
             raise ValueError(msg)
         node.position, node.stage = int(letter.fields["position"]), "ready"
 
@@ -249,22 +258,29 @@ class Serve:
         self._n_bytes += sum(update.n_bytes for update in letter.updates)
 
     def _check_terms(self, site: str, updates: Sequence[Update]) -> None:
-        """Refuse anything but fresh terms of this site for this step, that the site signed."""
-        found = [(update.purpose, update.round) for update in updates]
-        expected = self._job.terms(len(self._kept.sums))
-        if sorted(found) != sorted(expected):
-            msg = f"Expected terms of {expected}, found {found}: an old answer, or another job. Nothing of it was used."
-            raise ValueError(msg)
+        """Refuse anything but fresh terms of this site, that the site signed."""
         for update in updates:
             if update.site != site or set(update.state) != {MASKED}:
                 msg = f"Expected masked terms of site '{site}', found others. Nothing of them was used."
                 raise ValueError(msg)
             self._server.verify(update)
+            if update.header["nonce"].hex() in self._used:
+                msg = (
+                    f"Expected a fresh term of '{update.purpose}', found one that was added before: an old answer. "
+                    "Nothing of it was used."
+                )
+                raise ValueError(msg)
+        if not updates or len({update.purpose for update in updates}) < len(updates):
+            msg = f"Expected one term a purpose, found {_purposes(updates)}. Nothing of them was used."
+            raise ValueError(msg)
 
     def _take_finished(self, node: Node, letter: Letter) -> None:
         del letter
         node.stage = "finished"
         self._finished.add(str(node.site))
+        if not self._kept.is_closing:
+            self._kept.close()
+            self._started = time.monotonic()
         self._tell(f"site '{node.site}' has the model")
 
     def _take_failed(self, node: Node, letter: Letter) -> None:
@@ -297,7 +313,8 @@ class Serve:
         self._started = self._heard = now
 
     def _maybe_add(self, now: float) -> None:
-        if len(self._answers) < self._job.min_sites:
+        usual = self._usual_terms()
+        if usual is None:
             self._enough = None
             return
         self._enough = self._enough or now
@@ -305,16 +322,30 @@ class Serve:
         missing = coming - self._answers.keys() - self._slow
         if missing and now - self._enough < self._job.deadline:
             return
+        for site in [site for site, updates in self._answers.items() if _purposes(updates) != usual]:
+            found = _purposes(self._answers.pop(site))
+            reason = f"it sent {found} where others sent {usual}"
+            self._journal.log("refused", site=site, kind="step", reason=reason)
+            self._tell(f"left out site '{site}', which is at another step than the others")
         self._add(now)
+
+    def _usual_terms(self) -> list[tuple[str, int]] | None:
+        """Purposes and rounds that enough sites sent terms of; the sites know them, the server does not."""
+        found = Counter(str(_purposes(updates)) for updates in self._answers.values()).most_common(1)
+        if not found or found[0][1] < self._job.min_sites:
+            return None
+        return next(own for updates in self._answers.values() if str(own := _purposes(updates)) == found[0][0])
 
     def _add(self, now: float) -> None:
         step = len(self._kept.sums)
+        answers = list(self._answers.values())
         sums = []
-        for purpose, _ in self._job.terms(step):
-            terms = [update for own in self._answers.values() for update in own if update.purpose == purpose]
+        for purpose in sorted(update.purpose for update in answers[0]):
+            terms = [update for own in answers for update in own if update.purpose == purpose]
             combined = self._server.combine(terms)
             sums.append((combined, [(term.site, term.header["nonce"].hex()) for term in terms]))
         self._kept.add(sums_letter(step, sums))
+        self._used |= {nonce for _, members in sums for _, nonce in members}
         left_out = sorted(self._expected - self._answers.keys())
         seconds = now - self._started
         self._journal.log(
@@ -324,21 +355,31 @@ class Serve:
             left_out=left_out,
             sums=[hashlib.sha256(combined.state[MASKED].data).hexdigest() for combined, _ in sums],
         )
-        if 1 <= step <= self._job.n_rounds:
-            row = [step, len(self._answers), " ".join(left_out), f"{seconds:.3f}", self._n_bytes]
-            self._kept.add_to_history(row)
-            without = f", without {', '.join(left_out)}" if left_out else ""
-            self._tell(
-                f"round {step}/{self._job.n_rounds}: {len(self._answers)} sites{without}, loss -, {seconds:.1f} s, "
-                f"{self._n_bytes} bytes"
-            )
+        self._report(step, [combined for combined, _ in sums], left_out, seconds)
         self._last = set(self._answers)
         self._slow |= self._expected - self._answers.keys()  # nobody waits twice for a site that does not answer
         self._answers.clear()
         self._attempt, self._n_bytes, self._enough, self._started = 0, 0, None, now
 
+    def _report(self, step: int, sums: Sequence[Update], left_out: Sequence[str], seconds: float) -> None:
+        """One line a round of training, and one for each kind of sum beside it."""
+        n_sites = len(self._answers)
+        without = f", without {', '.join(left_out)}" if left_out else ""
+        for combined in sums:
+            if combined.purpose == "training":
+                row = [step, combined.round, n_sites, " ".join(left_out), f"{seconds:.3f}", self._n_bytes]
+                self._kept.add_to_history(row)
+                self._tell(
+                    f"round {combined.round}/{self._job.n_rounds}: {n_sites} sites{without}, loss -, {seconds:.1f} s, "
+                    f"{self._n_bytes} bytes"
+                )
+            elif combined.purpose not in _WITH_ROUNDS and combined.purpose not in self._told_of:
+                self._told_of.add(combined.purpose)
+                if not combined.purpose.startswith("total of "):
+                    self._tell(f"added '{combined.purpose}': {n_sites} sites{without}, {self._n_bytes} bytes")
+
     def _is_closing(self) -> bool:
-        return bool(self._finished) or len(self._kept.sums) >= self._job.n_steps
+        return self._kept.is_closing
 
     def _is_finished(self) -> bool:
         """Whether all sites that took part to the end have the model, or had time enough to fetch it."""
@@ -364,3 +405,7 @@ class Serve:
 
     def _here(self) -> set[str]:
         return {node.site for node in self._nodes.values() if node.site is not None and node.stage != "refused"}
+
+
+def _purposes(updates: Sequence[Update]) -> list[tuple[str, int]]:
+    return sorted((update.purpose, update.round) for update in updates)

@@ -5,45 +5,44 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from anndata import AnnData
+from mudata import MuData
 
-from scinfl import federation
-from scinfl._checks import first_of
-from scinfl.federation import Strategy
+from scinfl import federation, privacy
+from scinfl.federation import Protection, Strategy
 from scinfl.flower._desk import Desk, EndedError, OtherRunError
 from scinfl.flower._job import JOB, SITE_SETTINGS, Job, SiteSettings
 from scinfl.flower._kit import ADDRESS, CA, IDENTITY, LINK_KEY
 from scinfl.flower._letter import Letter
-from scinfl.flower._preflight import (
-    agree_labels,
-    check_site_data,
-    hello_content,
-    labels_hash,
-    registry_of,
-    seal_facts,
-    site_checks,
-)
+from scinfl.flower._part import take_part
+from scinfl.flower._preflight import agreement_hash, hello_content, open_facts, seal_facts, site_checks
 from scinfl.flower._require import require_flower
-from scinfl.flower._site_data import alone, as_text, read_data
-from scinfl.flower._take_part import TakePart, loss_of
+from scinfl.flower._site_data import alone, copy_folder, read_data
+from scinfl.flower._steps import Steps
+from scinfl.flower._tasks import TASKS, Facts
+from scinfl.flower._travelling_sum import TravellingSum, rehearsed_sum
 from scinfl.privacy import Identity, Key, KeyedSum
 
 logger = logging.getLogger(__name__)
 
 MODEL = "model"
 RUNS = "runs"
+SUMS = "sums"
+START = "start"
+_SHOWN = ("validation_", "epsilon")
 _SECONDS_TO_SAY_GOODBYE = 60.0
 
 
 def run_site(
     kit: str | os.PathLike[str],
     *,
-    data: str | os.PathLike[str] | AnnData,
+    data: str | os.PathLike[str] | AnnData | MuData,
     key: str | os.PathLike[str] | Key,
     agree: Callable[[pd.DataFrame], bool] | None = None,
     tell: Callable[[str], None] = logger.info,
@@ -91,11 +90,12 @@ def run_site(
 
 
 def list_payload(
-    kit: str | os.PathLike[str], *, data: str | os.PathLike[str] | AnnData, key: str | os.PathLike[str] | Key
+    kit: str | os.PathLike[str], *, data: str | os.PathLike[str] | AnnData | MuData, key: str | os.PathLike[str] | Key
 ) -> pd.DataFrame:
     """What would leave a site in the whole run, from one local epoch; nothing is sent, no server is needed.
 
-    The last layer has a row for each label of this site; in the run it has one for each label of all sites.
+    It is that of a run of this site alone: what grows with the labels or perturbations of all sites is larger in the
+    run.
 
     Parameters
     ----------
@@ -111,12 +111,10 @@ class _Site:
     def __init__(
         self,
         kit: Path,
-        data: str | os.PathLike[str] | AnnData,
+        data: str | os.PathLike[str] | AnnData | MuData,
         key: str | os.PathLike[str] | Key,
         tell: Callable[[str], None],
     ) -> None:
-        from scinfl import model
-
         self._kit, self._tell = kit, tell
         self._settings = SiteSettings.read(kit / SITE_SETTINGS)
         self._job = Job.read(kit / JOB)
@@ -130,25 +128,16 @@ class _Site:
         if self._identity.site != self._name:
             msg = f"Expected the identity of site '{self._name}', found that of '{self._identity.site}'. Use one kit."
             raise ValueError(msg)
-        self._kind = getattr(model, self._job.model)
-        self._adata = as_text(read_data(data), self._settings.setup_options(self._job).get("labels_key"))
-        self._labels = check_site_data(self._adata, self._settings, self._job)
+        self._task = TASKS[self._job.model](read_data(data), self._job, self._settings)
 
     # ---- what would leave
 
     def payload(self) -> pd.DataFrame:
-        """List of one local epoch, with the labels of this site."""
-        labels = self._labels if len(self._labels) > 1 else [*self._labels, "another label"]
-        model = self._make_model(labels, _nobody)
-        model.train(
-            **self._job.train_options,
-            key=self._key,
-            strategy=self._strategy(),
-            protections=[self._protection(run="dry run")],
-            device=self._settings.device,
-            progress=False,
-            dry_run=True,
-        )
+        """List of one local epoch, as if this site were alone."""
+        summing = rehearsed_sum(self._key, self._identity, self._job.bits)
+        self._check_start()
+        model = self._make_model(self._task.rehearsal(), _nobody, self._kit / MODEL)
+        self._train_model(model, [*self._noise(), summing], dry_run=True)
         return model.payload
 
     # ---- taking part
@@ -196,41 +185,31 @@ class _Site:
             except OtherRunError:
                 self._tell("the server began another run")
 
-    def _train(self, desk: Desk, run: str, facts: Mapping[str, bytes]) -> Path:
-        labels = agree_labels(facts, self._key, self._job, run)
-        unknown = sorted(set(self._labels) - set(labels))
-        if unknown:
-            msg = (
-                f"Expected labels that the run began with, found {len(unknown)} others here: {first_of(unknown)}. "
-                "Let the operator start a new run with all sites."
-            )
-            raise ValueError(msg)
-        self._tell(f"{len(facts)} sites agree on {len(labels)} labels and {self._adata.n_vars} features")
+    def _train(self, desk: Desk, run: str, sealed: Mapping[str, bytes]) -> Path:
+        facts = open_facts(sealed, self._key, self._job, run)
+        self._task.join(facts)
+        self._tell(f"{len(facts)} sites agree on {self._task.describe(facts)}")
 
         def be_ready(position: int) -> None:
-            desk.be_ready(Letter("ready", {"position": position, "labels": labels_hash(labels, self._key, run)}))
+            agreed = agreement_hash(self._task.digest(facts, model), self._key, run)
+            desk.be_ready(Letter("ready", {"position": position, "agreed": agreed}))
 
-        model = self._make_model(labels, TakePart(desk, tell=self._tell_round, ready=be_ready))
-        runs = self._kit / RUNS
-        runs.mkdir(mode=0o700, exist_ok=True)
-        model.train(
-            **self._job.train_options,
-            key=self._key,
-            strategy=self._strategy(),
-            protections=[self._protection(run)],
-            journal=runs / run,
-            device=self._settings.device,
-            progress=False,
-        )
+        journal = self._kit / RUNS / run
+        journal.parent.mkdir(mode=0o700, exist_ok=True)
+        steps = Steps(desk, ready=be_ready, folder=journal / SUMS)
+        engine = partial(take_part, steps=steps, tell=self._tell_round)
+        model = self._make_model(facts, engine, self._start(journal))
+        summing = TravellingSum(self._sum(run), steps, self._name)
+        self._train_model(model, [*self._noise(), summing], journal=journal)
         path = self._kit / MODEL
         model.save(path, site=self._name if model.is_personal else None, overwrite=True)
-        desk.answer(Letter("finished", {}))
+        steps.finish()
         self._tell(f"wrote the model to '{path}'")
         return path
 
     def _tell_round(self, record: Mapping[str, Any]) -> None:
-        shown = [f"loss {loss_of(record):.3f}"]
-        shown += [f"{name} {value:.3f}" for name, value in record.items() if name.startswith("validation_")]
+        shown = [f"loss {record['train_loss']:.3f}"] if "train_loss" in record else []
+        shown += [f"{name} {value:.3f}" for name, value in record.items() if name.startswith(_SHOWN)]
         self._tell(
             f"round {record['round']}/{self._job.n_rounds}: {record['n_sites']} sites, {', '.join(shown)}, "
             f"{record['seconds']:.1f} s"
@@ -245,28 +224,55 @@ class _Site:
         hello = {
             "run": run,
             "site": self._name,
-            "checks": site_checks(self._adata, self._key, self._job, self._settings, run),
+            "checks": site_checks(self._task, self._key, self._job, run),
             "key": [self._key.version, self._key.fingerprint],
-            "facts": seal_facts(self._labels, self._key, self._name, self._job, run).hex(),
+            "facts": seal_facts(self._task.facts(), self._key, self._name, self._job, run).hex(),
         }
         return Letter("hello", {**hello, "signature": self._identity.sign(hello_content(hello)).hex()})
 
     # ---- what it trains with
 
-    def _make_model(self, labels: list[str], engine: Callable[..., Any]) -> Any:
+    def _start(self, journal: Path) -> Path:
+        """Copy of the model that a run goes on from: at its end the run replaces that model."""
+        start = journal / START
+        if self._job.continues and not start.exists():
+            self._check_start()
+            copy_folder(self._kit / MODEL, start)
+        return start
+
+    def _check_start(self) -> None:
+        if self._job.continues and not (self._kit / MODEL).is_dir():
+            msg = (
+                f"Expected the model to go on from in '{self._kit / MODEL}', as the job asks for with `continues`, "
+                "found none. Let another site hand over its folder, which is sealed with the key."
+            )
+            raise FileNotFoundError(msg)
+
+    def _make_model(self, facts: Facts, engine: Callable[..., Any], start: Path) -> Any:
         from scinfl.model._base import Seat
 
-        options = self._settings.setup_options(self._job)
-        registry = registry_of(self._adata, labels, self._kind, options)
-        self._kind.setup_anndata(self._adata, source_registry=registry, **options)
-        model = self._kind(self._adata, **self._job.model_options)
-        model._seat = Seat(self._name, self._job.sites, engine)
+        model = self._task.load_model(start, self._key) if self._job.continues else self._task.make_model(facts)
+        model._seat = Seat(self._name, self._job.sites, engine, facts)
         return model
+
+    def _train_model(self, model: Any, protections: Sequence[Protection], **options: Any) -> None:
+        model.train(
+            **self._job.train_options,
+            key=self._key,
+            strategy=self._strategy(),
+            protections=protections,
+            device=self._settings.device,
+            progress=False,
+            **options,
+        )
 
     def _strategy(self) -> Strategy:
         return getattr(federation, self._job.strategy)(**self._job.strategy_options)
 
-    def _protection(self, run: str) -> KeyedSum:
+    def _noise(self) -> list[Protection]:
+        return [getattr(privacy, name)(**options) for name, options in self._job.noise]
+
+    def _sum(self, run: str) -> KeyedSum:
         return KeyedSum(
             self._key,
             run=run,

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pandas as pd
 from anndata import AnnData
+from mudata import MuData, read_h5mu
 
 from scinfl._checks import read_h5ad
 
 
-def read_data(data: str | os.PathLike[str] | AnnData) -> AnnData:
+def read_data(data: str | os.PathLike[str] | AnnData | MuData) -> AnnData | MuData:
     """A copy of data in memory, or those of a file."""
-    return data.copy() if isinstance(data, AnnData) else read_h5ad(Path(data))
+    if isinstance(data, AnnData | MuData):
+        return data.copy()
+    path = Path(data)
+    if path.suffix == ".h5mu" and path.is_file():
+        return read_h5mu(path)
+    return read_h5ad(path)
 
 
-def as_text(adata: AnnData, column: str | None) -> AnnData:
-    """Labels as text, as they are compared over sites."""
-    if column is not None and column in adata.obs:
-        own = adata.obs[column]
-        adata.obs[column] = pd.Categorical(own.astype(object).where(own.isna(), own.astype(str)))
-    return adata
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder so that the copy appears whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        shutil.copytree(source, temporary, dirs_exist_ok=True)
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

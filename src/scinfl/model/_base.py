@@ -10,10 +10,11 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, NoReturn, Self
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
@@ -25,7 +26,7 @@ from torch import nn
 
 from scinfl import __version__
 from scinfl import nn as keyed_nn
-from scinfl._checks import one_of, same_features, whole_number
+from scinfl._checks import first_of, one_of, same_features, whole_number
 from scinfl.federation import Journal, Protection, Run, State, Strategy, simulate
 from scinfl.federation._payload import Payload
 from scinfl.federation._rehearse import rehearse
@@ -104,6 +105,11 @@ class FederatedModel(BaseModelClass):
             self.module = self._make_module()
         self._module_rng = rng
 
+    @classmethod
+    def _registry_of(cls, adata: Any) -> dict[str, Any]:
+        """Registry of data that were set up."""
+        return cls._get_most_recent_anndata_manager(adata, required=True).registry
+
     @abstractmethod
     def _make_module(self) -> nn.Module:
         """Build the plain network from ``self.init_params_`` and the registry."""
@@ -117,7 +123,7 @@ class FederatedModel(BaseModelClass):
 
     @property
     def history(self) -> pd.DataFrame | None:
-        """One row a round: mean training and validation metrics, sites, bytes and seconds."""
+        """Mean training and validation metrics, sites, bytes and seconds, one row a round."""
         return self._history
 
     @property
@@ -159,6 +165,74 @@ class FederatedModel(BaseModelClass):
     def _set_up_again(cls, adata: AnnData, registry: dict[str, Any], setup: dict[str, Any]) -> None:
         """Set data up as those of a loaded model were."""
         cls.setup_anndata(adata, source_registry=registry, **setup)
+
+    # ---- further sites
+
+    def add_site(self, adata: AnnData, *, site: str | None = None) -> None:
+        """Let another site take part when training goes on: the next :meth:`train` starts from the present state.
+
+        The new site may lack labels or perturbations of the others; it may not bring new ones, for which the network
+        has no output. Across machines the same is `continues = true` in the job.
+
+        Parameters
+        ----------
+        adata
+            Cells of the new site, with the model's features in order and the columns that the model was set up with.
+        site
+            Name of the site; by default the column of sites in ``adata`` says it.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is untrained, or has no cells of the other sites.
+        ValueError
+            If the site takes part already, names of cells occur twice, or features or labels differ.
+
+        Examples
+        --------
+        >>> import scinfl as si
+        >>> cells = si.datasets.pbmc()
+        >>> si.pp.split_sites(cells, n_sites=4, rng=0)
+        >>> first = cells[cells.obs["site"] != "site_3"].copy()
+        >>> later = cells[cells.obs["site"] == "site_3"].copy()
+        >>> si.model.Classifier.setup_anndata(first, labels_key="bulk_labels", site_key="site")
+        >>> model, key = si.model.Classifier(first, n_hidden=16), si.privacy.Key.generate()
+        >>> model.train(2, key=key, progress=False)
+        >>> model.add_site(later)
+        >>> model.train(2, key=key, progress=False)
+        >>> int(model.history["n_sites"].iloc[-1])
+        4
+        """
+        site_key = self._setup_args()["site_key"]
+        if not self.is_trained_ or self._adata is None or self._adata_manager is None or site_key is None:
+            msg = (
+                "Expected a trained model with the cells of its sites, found one without. Load it with the cells of "
+                "the other sites, or make a new model of all."
+            )
+            raise RuntimeError(msg)
+        self._check_features(adata, self.registry_)
+        own = adata.copy()
+        if site is not None:
+            own.obs[site_key] = site
+        new, known = (set(cells.obs[site_key].astype(str)) for cells in (own, self._adata))
+        if both := sorted(new & known):
+            msg = f"Expected a site that takes no part yet, found {first_of(both)}. Name the new one with `site=`."
+            raise ValueError(msg)
+        if twice := sorted(set(own.obs_names) & set(self._adata.obs_names)):
+            msg = (
+                f"Expected names of cells that occur once, found {len(twice)} that other sites have: "
+                f"{first_of(twice)}. Put the site before them: `adata.obs_names = 'west-' + adata.obs_names`."
+            )
+            raise ValueError(msg)
+        joined = ad.concat([self._adata, own], merge="first", uns_merge="first")
+        self._attach(joined, self._setup_args())
+
+    def _attach(self, adata: Any, setup: Mapping[str, Any]) -> None:
+        """Train on these data from now on."""
+        self._set_up_again(adata, self.registry_, dict(setup))
+        self._adata = adata
+        self._adata_manager = self._get_most_recent_anndata_manager(adata, required=True)
+        self._register_manager_for_instance(self._adata_manager)
 
     # ---- the lock
 
@@ -811,11 +885,14 @@ class Seat:
         Names of all sites.
     engine
         Trains together with the others, in place of :func:`scinfl.federation.simulate`.
+    facts
+        What the sites told each other before, by site.
     """
 
     site: str
     sites: Sequence[str]
     engine: Callable[..., Run]
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def number(self) -> int:
@@ -897,6 +974,13 @@ def features_of(registry: Mapping[str, Any]) -> dict[str, pd.Index]:
     fields = registry[_FIELD_REGISTRIES_KEY]
     states = {name: field[_STATE_REGISTRY_KEY] for name, field in fields.items()}
     return {name: pd.Index(state["column_names"]) for name, state in states.items() if "column_names" in state}
+
+
+def categories_of(registry: Mapping[str, Any] | None, name: str) -> list[str] | None:
+    """Categories of a field as text; ``None`` without a registry."""
+    if registry is None:
+        return None
+    return list(map(str, registry[_FIELD_REGISTRIES_KEY][name][_STATE_REGISTRY_KEY]["categorical_mapping"]))
 
 
 def _with_arrays(registry: Any) -> Any:

@@ -21,7 +21,7 @@ from torch import nn
 from scinfl import _names
 from scinfl._checks import finite, first_of, looks_like_counts, number_between, obs_column, one_of, whole_number
 from scinfl.federation import FedAvg, Protection, State, Strategy
-from scinfl.model._base import FederatedModel, resolve_device
+from scinfl.model._base import FederatedModel, categories_of, resolve_device
 from scinfl.model._cells import Cells, Matrix, owned, sites_of, values_of
 from scinfl.model._local import as_site
 from scinfl.model._site import LocalTraining, check_run
@@ -163,6 +163,9 @@ class Classifier(FederatedModel):
             msg = f"Expected a group for every row in adata.obs['{group_key}'], found {n} without."
             raise ValueError(msg)
         _check_labels(labels, sites, labels_key, unlabeled_category, at_least=1 if "source_registry" in kwargs else 2)
+        if not kwargs.get("extend_categories"):
+            known = categories_of(kwargs.get("source_registry"), "labels")
+            _check_known_labels(labels, known, labels_key)
         label_field = (
             CategoricalObsField("labels", labels_key)
             if unlabeled_category is None
@@ -511,6 +514,18 @@ def _check_labels(
     if len(classes) < at_least:
         found = sorted(classes)
         msg = f"Expected at least {at_least} labels in adata.obs['{labels_key}'], found {len(found)}: {found}."
+        raise ValueError(msg)
+
+
+def _check_known_labels(labels: pd.Series, known: list[str] | None, labels_key: str) -> None:
+    """Refuse labels that the other data set does not have."""
+    found = labels.astype(str).value_counts()
+    if known is not None and (unknown := sorted(set(found.index[found > 0]) - set(known))):
+        msg = (
+            f"Expected labels of the model in adata.obs['{labels_key}'], found {len(unknown)} others "
+            f"({int(found[unknown].sum())} rows): {first_of(unknown)}. The network has no output for them: drop or "
+            "rename these rows, or train a new model with all labels."
+        )
         raise ValueError(msg)
 
 

@@ -36,6 +36,7 @@ from scinfl.model._base import resolve_device
 from scinfl.model._cell_gears import read_cell_gears
 from scinfl.model._cells import Matrix, owned, sites_of, values_of
 from scinfl.model._coexpression import strongest_edges
+from scinfl.model._gears_conditions import AgreedConditions
 from scinfl.model._gears_data import (
     TRAIN,
     VALIDATION,
@@ -102,6 +103,8 @@ class GEARS(PerturbationPredictor):
         ``"gaussian"`` predicts a standard deviation of single cells; ``"published"`` is the term of the original.
     perturbation_genes
         Further genes whose perturbation may be predicted.
+    covariate_levels
+        Further levels of covariates, by covariate, that other sites have.
     compat
         Compute exactly what the published network computes: co-expression reaches the first condition of a batch only.
     key_scheme
@@ -142,6 +145,7 @@ class GEARS(PerturbationPredictor):
         prior: Literal["additive", "mean"] | None = "additive",
         uncertainty: Literal["gaussian", "published"] | None = None,
         perturbation_genes: Sequence[str] = (),
+        covariate_levels: Mapping[str, Sequence[str]] | None = None,
         compat: bool = False,
         key_scheme: str | None = "coordinate",
         train_meta: bool = False,
@@ -172,6 +176,7 @@ class GEARS(PerturbationPredictor):
             "source": gene_ontology,
             "further": list(perturbation_genes),
             "n_neighbours": n_neighbours,
+            "levels": covariate_levels,
         }
         self._stored = dict(facts) if facts else None
         self._ontology: Edges | None = None
@@ -248,7 +253,7 @@ class GEARS(PerturbationPredictor):
                 UserWarning,
                 stacklevel=2,
             )
-        check_genes(adata, matrix, gene_key)
+        check_genes(adata, matrix, gene_key, zeros="source_registry" not in kwargs)  # other sites may express them
         check_conditions(condition_names(adata, condition_key, control), control, condition_key)
         sites_of(adata, site_key)
         for key in covariate_keys:
@@ -415,7 +420,7 @@ class GEARS(PerturbationPredictor):
         if self._adata is None or self._adata_manager is None:
             msg = "Expected data with perturbations to train on, found none. Load the model with such data."
             raise ValueError(msg)
-        design = Design.of(self._adata, self._setup_args(), self._levels).with_validation(validation_size, rng)
+        design, agreed = self._design(validation_size, rng)
         matrix = self._matrix(self._adata)
         sites = {name: SiteCells.of(design, TRAIN, name, min_cells) for name in sorted(set(design.site))}
         sites = {name: cells for name, cells in sites.items() if any(c.genes for c in cells.conditions)}
@@ -436,16 +441,18 @@ class GEARS(PerturbationPredictor):
             sites, held_out = released(private, matrix, sites, held_out, spend=not self._is_rehearsal)
             protections, loss = [Released(p) if p is private else p for p in protections], "squared"
         moments = {name: cells.moments(matrix) for name, cells in sites.items()}
-        validated = sorted({condition for cells in held_out.values() for condition in cells.conditions})
-        self.module.n_validated = len(validated)
+        agreed = agreed or AgreedConditions.of_cells(sites, held_out)
+        validated = agreed.validated
+        self.module.n_validated, self._agreed = len(validated), agreed.train
         self._agree(matrix, sites, moments, protections, local=share == "meta", looks_at_cells=private is None)
-        shares = shares_of(sites, protections if share != "meta" else None, "training cells", payload)
-        held_shares = shares_of(held_out, protections if share != "meta" else None, "validation cells", payload)
+        summing = protections if share != "meta" else None
+        shares = shares_of(sites, summing, "training cells", payload, conditions=agreed.train)
+        held_shares = shares_of(held_out, summing, "validation cells", payload, conditions=validated)
         target = resolve_device(device)
         batches = partial(self._batches, device=target, local=share == "meta")
         data = {
             name: (
-                batches(name, cells, moments[name], shares[name], self._agreed or (), leave_out=True),
+                batches(name, cells, moments[name], shares[name], agreed.train, leave_out=True),
                 batches(name, aside, aside.moments(matrix), held_shares[name], validated, leave_out=False),
             )
             for (name, cells), aside in zip(sites.items(), held_out.values(), strict=True)
@@ -474,6 +481,14 @@ class GEARS(PerturbationPredictor):
         )
         self._train_with(run, loss, options, list(data), monitor, journal)
         self._finish_prior(key)
+
+    def _design(self, validation_size: float, rng: int) -> tuple[Design, AgreedConditions | None]:
+        """Cells and their parts; with what other sites agreed on where they are elsewhere."""
+        design = Design.of(self._adata, self._setup_args(), self._levels)
+        if self._seat is not None:
+            agreed = AgreedConditions.of_facts(self._seat.facts, self._levels, validation_size, rng)
+            return design.at(self._seat.site).set_aside(agreed.aside), agreed
+        return design.with_validation(validation_size, rng), None
 
     def _train_with(
         self,
@@ -530,8 +545,7 @@ class GEARS(PerturbationPredictor):
         local: bool,
         looks_at_cells: bool,
     ) -> None:
-        """Conditions, co-expression graph and prior of all sites; with ``local`` a graph and prior for each."""
-        self._agreed = sorted({condition for cells in sites.values() for condition in cells.conditions})
+        """Co-expression graph and prior of all sites; with ``local`` a graph and prior for each."""
         known = {name: (cells.conditions, moments[name]) for name, cells in sites.items()}
         groups = {name: {name: known[name]} for name in sites} if local else {EVERYWHERE: known}
         if not looks_at_cells:
@@ -544,7 +558,8 @@ class GEARS(PerturbationPredictor):
             self._coexpression = {EVERYWHERE: self._edges_of(second)}
         protections = () if local else protections
         for name, members in groups.items():
-            sets = sorted({c.genes for conditions, _ in members.values() for c in conditions if c.genes})
+            mine = (c for conditions, _ in members.values() for c in conditions)
+            sets = sorted({c.genes for c in (mine if local else self._agreed or ()) if c.genes})
             changes = np.zeros((len(sets), len(self._genes)))
             if self._prior_kind is not None:
                 changes = pooled_changes(sets, members, protections, None if local else self._payload)
@@ -598,7 +613,7 @@ class GEARS(PerturbationPredictor):
     # ---- the lock
 
     def unlock(self, key: Key, *, force: bool = False) -> None:
-        """Give the model its key, and with it its prior; see :meth:`FederatedModel.unlock`.
+        """Give the model its key, and with it its prior; see :meth:`scinfl.model.Classifier.unlock`.
 
         Parameters
         ----------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -84,17 +84,34 @@ class Design:
         return {condition: np.array(found[condition]) for condition in sorted(found)}
 
     def with_validation(self, share: float, rng: int) -> Design:
-        """Set a share of the training perturbations aside, single ones and combinations apart, if none are yet."""
+        """Set a share of the training perturbations aside, if none are yet."""
         if share == 0 or (self.part == VALIDATION).any():
             return self
-        sets = sorted({genes for genes, part in zip(self.genes, self.part, strict=True) if part == TRAIN and genes})
-        generator, aside = np.random.default_rng(rng), set()
-        for chosen in ([genes for genes in sets if len(genes) == 1], [genes for genes in sets if len(genes) > 1]):
-            n = min(math.ceil(share * len(chosen)), max(len(chosen) - 2, 0))
-            aside |= {chosen[index] for index in generator.choice(len(chosen), n, replace=False)}
-        moved = np.array([genes in aside for genes in self.genes], dtype=bool)
+        return self.set_aside(draw_validation(self.training_sets(), share, rng))
+
+    def training_sets(self) -> set[tuple[str, ...]]:
+        """Sets of genes that cells to train on were perturbed in."""
+        return {genes for genes, part in zip(self.genes, self.part, strict=True) if part == TRAIN and genes}
+
+    def set_aside(self, sets: Collection[tuple[str, ...]]) -> Design:
+        """Validate on some of the training perturbations."""
+        moved = np.array([genes in sets for genes in self.genes], dtype=bool)
         part = np.where(moved & (self.part == TRAIN), VALIDATION, self.part)
         return Design(self.genes, self.covariates, self.site, part)
+
+    def at(self, site: str) -> Design:
+        """All cells are of one site."""
+        return Design(self.genes, self.covariates, np.full(len(self.site), site), self.part)
+
+
+def draw_validation(sets: Collection[tuple[str, ...]], share: float, rng: int) -> set[tuple[str, ...]]:
+    """Draw a share of perturbations to validate on, single ones and combinations apart."""
+    generator, aside = np.random.default_rng(rng), set()
+    ordered = sorted(sets)
+    for chosen in ([genes for genes in ordered if len(genes) == 1], [genes for genes in ordered if len(genes) > 1]):
+        n = min(math.ceil(share * len(chosen)), max(len(chosen) - 2, 0))
+        aside |= {chosen[index] for index in generator.choice(len(chosen), n, replace=False)}
+    return aside
 
 
 def condition_names(adata: AnnData, condition_key: str, control: str) -> pd.Series:
@@ -110,8 +127,8 @@ def condition_names(adata: AnnData, condition_key: str, control: str) -> pd.Seri
     return column.map(canonical_names(column.unique(), control))
 
 
-def check_genes(adata: AnnData, matrix: Matrix, gene_key: str | None) -> None:
-    """Refuse names of genes that occur twice, and genes that are zero in all cells."""
+def check_genes(adata: AnnData, matrix: Matrix, gene_key: str | None, *, zeros: bool = True) -> None:
+    """Refuse names of genes that occur twice, and genes that are zero in all cells (with ``zeros``)."""
     if gene_key is not None and gene_key not in adata.var:
         msg = f"Expected `gene_key` to name a column of adata.var, found {gene_key!r}. Columns are {list(adata.var)}."
         raise KeyError(msg)
@@ -123,7 +140,7 @@ def check_genes(adata: AnnData, matrix: Matrix, gene_key: str | None) -> None:
         )
         raise ValueError(msg)
     zero = np.asarray(abs(matrix).sum(0)).ravel() == 0
-    if zero.any():
+    if zeros and zero.any():
         msg = (
             f"Expected genes that are expressed somewhere, found {int(zero.sum())} that are zero in all cells: "
             f"{first_of(names[zero])}. Drop them with `sc.pp.filter_genes(adata, min_cells=1)`; perturbed ones among "

@@ -54,6 +54,7 @@ class Vocabulary:
         source: Ontology | None,
         further: Sequence[str],
         n_neighbours: int,
+        levels: Mapping[str, Sequence[str]] | None = None,
     ) -> Vocabulary:
         """Names of data that were set up.
 
@@ -81,8 +82,11 @@ class Vocabulary:
             )
             raise ValueError(msg)
         vocabulary = sorted({*perturbed, *further, *(listed or genes)})
-        levels = {key: sorted(adata.obs[key].astype(str).unique()) for key in setup["covariate_keys"]}
-        return cls(genes, vocabulary, levels, _ontology_edges(table, vocabulary, n_neighbours))
+        found = {
+            key: set(adata.obs[key].astype(str)) | set((levels or {}).get(key, ())) for key in setup["covariate_keys"]
+        }
+        found_levels = {key: sorted(own) for key, own in found.items()}
+        return cls(genes, vocabulary, found_levels, _ontology_edges(table, vocabulary, n_neighbours))
 
 
 def _ontology_edges(table: pd.DataFrame | None, vocabulary: Sequence[str], n_neighbours: int) -> Edges | None:

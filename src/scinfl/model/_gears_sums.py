@@ -58,7 +58,8 @@ def pooled_counts(
         Update(name, 0, {"counts": np.array([counts.get(c, 0) for c in conditions], np.float64)}, 1, purpose=purpose)
         for name, counts in sites.items()
     ]
-    totals = mean_of(updates, protections, payload=payload).state["counts"] * len(updates)
+    mean = mean_of(updates, protections, payload=payload)
+    totals = mean.state["counts"] * mean.weight  # every site weighs 1
     return dict(zip(conditions, totals.tolist(), strict=True))
 
 
@@ -98,9 +99,15 @@ def shares_of(
     protections: Sequence[Protection] | None,
     purpose: str,
     payload: Payload | None = None,
+    *,
+    conditions: Sequence[Condition] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Share of the cells of each condition that a site has; all of them where sites do not count together."""
-    conditions = sorted({condition for cells in sites.values() for condition in cells.conditions})
+    """Share of the cells of each condition that a site has; all of them where sites do not count together.
+
+    ``conditions`` are those of all sites, where some are elsewhere.
+    """
+    if conditions is None:
+        conditions = sorted({condition for cells in sites.values() for condition in cells.conditions})
     if protections is None or not conditions:
         return {name: np.ones(len(cells.conditions)) for name, cells in sites.items()}
     counts = {name: cells.counts() for name, cells in sites.items()}

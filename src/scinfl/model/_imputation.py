@@ -46,7 +46,8 @@ def judge_imputation(
         Of the sums.
     """
     known = np.isfinite(told).all(1)
-    if not known.any():
+    elsewhere = any(getattr(protection, "travels", False) for protection in protections)
+    if not known.any() and not elsewhere:
         return {}
     rows = {site: np.flatnonzero(known & (measured.site == site)) for site in sites}
 

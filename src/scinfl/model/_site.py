@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from scinfl._checks import number_between, whole_number
 from scinfl.federation import Protection, State, Strategy, Update
 from scinfl.federation._protection import DrawsBatches, SpendsPrivacy, StartsRounds
+from scinfl.privacy._received import check_received
 
 Lock = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 Open = Callable[[State], Mapping[str, Tensor]]
@@ -111,8 +112,8 @@ class SharedNetwork:
     Parameters
     ----------
     network
-        Network with ``loss(batch)`` and ``evaluate(batches)``; one with ``refresh()`` takes its running statistics anew
-        from its parameters before it is evaluated.
+        Network with ``loss(batch)``, ``evaluate(batches)`` and ``metric_names``; one with ``refresh()`` takes its
+        running statistics anew from its parameters before it is evaluated.
     open_state
         Turns a shared state into plain parameters.
     """
@@ -121,6 +122,13 @@ class SharedNetwork:
         self.network = network
         self._open_state = open_state
         self._held: State | None = None
+        self._received: State | None = None
+
+    def look_over(self, state: State, max_growth: float) -> None:
+        """Refuse a state that no honest average of what followed the last one looks like; the first one is agreed."""
+        if self._received is not None and state is not self._received:
+            check_received(state, self._received, max_growth=max_growth)
+        self._received = state
 
     def load(self, state: State, local: Mapping[str, Tensor]) -> bool:
         """Load a shared state and what stays at a site; returns whether there was anything to do."""
@@ -150,6 +158,9 @@ class SharedNetwork:
 
 class LocalSite:
     """Trains the plain network on its own observations; locks what it sends and unlocks what it receives.
+
+    Where the server makes the shared state, because no protection sums, the site looks it over before it trains on it
+    (:func:`scinfl.privacy.check_received`).
 
     Sites in one process may share one network, because each round starts from the shared state.
 
@@ -214,6 +225,9 @@ class LocalSite:
                 protection.check_site(name, self._network, train, self.n_validation, self._loss_options)
         drawing = [protection for protection in protections if isinstance(protection, DrawsBatches)]
         self._draws = drawing[0] if drawing else None
+        self._is_given_states = not any(getattr(protection, "sums", False) for protection in protections)
+        is_noisy = any(isinstance(protection, SpendsPrivacy) for protection in protections)
+        self._max_growth = math.inf if is_noisy else 10.0
 
     def _local_tensors(self) -> dict[str, Tensor]:
         """What stays here: persistent buffers and personal parameters."""
@@ -225,8 +239,16 @@ class LocalSite:
         return {name: persistent[name].detach().clone() for name in buffers | (trained - self._shared)}
 
     def fit(self, round: int, state: State) -> Update:
-        """Train for the round's epochs and return the locked parameters and the mean loss."""
+        """Train for the round's epochs and return the locked parameters and the mean loss.
+
+        Raises
+        ------
+        ValueError
+            If the state looks crafted.
+        """
         network, training = self._network, self._training
+        if self._is_given_states:
+            self._shared_network.look_over(state, self._max_growth)
         for protection in self._protections:
             if isinstance(protection, StartsRounds):
                 protection.begin_round(self.name, round, state)
@@ -308,6 +330,11 @@ class LocalSite:
             key_version=self._key_version,
             purpose="evaluation",
         )
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Names of what :meth:`evaluate` tells, at a site without rows to validate on too."""
+        return list(self._network.metric_names)  # type: ignore[arg-type]
 
     def local_state(self) -> State:
         """Running statistics and personal parameters (plain: they never leave the site)."""

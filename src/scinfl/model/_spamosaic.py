@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -287,6 +288,27 @@ class SpaMosaic(FederatedModel):
         manager.register_fields(mdata, **kwargs)
         cls.register_manager(manager)
 
+    def add_site(self, adata: Data, *, site: str | None = None) -> None:
+        """Refused: what a SpaMosaic reads depends on the spots of all sites, so that it cannot go on with others.
+
+        Parameters
+        ----------
+        adata, site
+            See :meth:`scinfl.model.Classifier.add_site`.
+
+        Raises
+        ------
+        NotImplementedError
+            Always; the message tells what to do.
+        """
+        del adata, site
+        msg = (
+            "Expected a Classifier or a GEARS, found a SpaMosaic: its directions and prototypes are those of the sites "
+            "it was trained on. Embed the new sections as they are (`get_latent_representation(data)`), or train a new "
+            "model with all of them."
+        )
+        raise NotImplementedError(msg)
+
     @property
     def feature_names(self) -> dict[str, pd.Index]:
         """Features that the model was trained on by modality, in order; of an AnnData under ``"X"``."""
@@ -432,6 +454,12 @@ class SpaMosaic(FederatedModel):
             )
         self._normalise = {modality: own.normalise for modality, own in measured.items()}
         data = self._batches(measured, tensors, names, validation_size, rng, place)
+        if batch_size is None and self._seat is not None:
+            msg = (
+                "Expected `batch_size` where sites are on machines of their own, found none: by default it follows "
+                "from the smallest site, which nobody knows. Write for example `batch_size = 64` in [train]."
+            )
+            raise ValueError(msg)
         if batch_size is None:
             batch_size = int(np.clip(min(len(train) for train, _ in data.values()) // 16, 32, 1024))
         strategy = strategy or FedAvg()
@@ -490,7 +518,7 @@ class SpaMosaic(FederatedModel):
                 told[own.rows],
                 self._bases[modality],
                 list(data),
-                protections=guards if len(data) > 1 else (),
+                protections=guards if len(data) > 1 or self._seat is not None else (),
                 payload=self._payload,
             )
         return judged
@@ -505,11 +533,10 @@ class SpaMosaic(FederatedModel):
         device: torch.device,
     ) -> dict[str, tuple[MosaicBatches, MosaicBatches]]:
         """Spots of each site to train on and to validate with."""
-        generator = np.random.default_rng(rng)
         data = {}
-        for name in names:
+        for number, name in enumerate(names, 0 if self._seat is None else self._seat.number):
             rows = np.unique(np.concatenate([own.rows[own.site == name] for own in measured.values()]))
-            aside = generator.random(len(rows)) < validation_size
+            aside = np.random.default_rng([rng, number]).random(len(rows)) < validation_size
             data[name] = tuple(MosaicBatches(tensors, part, device) for part in (rows[~aside], rows[aside]))
         return data  # type: ignore[return-value]
 
@@ -521,7 +548,7 @@ class SpaMosaic(FederatedModel):
         normalise = self._normalise
         if train:
             normalise = {_X: given} if isinstance(given, str) else dict(given or {})
-        return read_spots(
+        measured = read_spots(
             data,
             section_key=setup["section_key"],
             site_key=setup["site_key"] if train or self._has_sites(data) else None,
@@ -530,6 +557,10 @@ class SpaMosaic(FederatedModel):
             normalise=normalise,
             train=train,
         )
+        if train and self._seat is not None:
+            here = self._seat.site
+            measured = {name: replace(own, site=np.full(len(own.rows), here)) for name, own in measured.items()}
+        return measured
 
     def _has_sites(self, data: Data) -> bool:
         column = self._setup_args()["site_key"]

@@ -219,6 +219,7 @@ class BasisFit:
     ) -> None:
         self._measured, self._options, self._payload, self._rng = measured, options, payload, rng
         self._sum: dict[str, Any] = {"site_key": _SITE, "key": key, "protections": protections}
+        self._elsewhere = any(getattr(protection, "travels", False) for protection in protections or ())
         self._graphs: dict[int | None, sparse.csr_matrix] = {}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Two sites", UserWarning)  # said once for all sums
@@ -232,7 +233,7 @@ class BasisFit:
         scores = basis.scores(measured)
         work = self._work(scores)
         sums = SiteSums(work, "spatial_directions", min_cells=1, **self._sum)
-        covariance, rotation, strength = self._directions(sums, scores)
+        covariance, rotation, strength, n_spots = self._directions(sums, scores)
         _, kept, _ = options.sizes(measured.matrix.shape[1])
         rotation, strength = rotation[:, :kept], strength[:kept]
         width = self._width(sums, scores @ rotation[:, 0]) if options.finds_width else options.n_neighbours or 0
@@ -251,7 +252,7 @@ class BasisFit:
         self.graph = graph
         self.inputs = (inputs / scale).astype(np.float32)
         self.values = self.basis.values(scores)
-        self.target = self._target(inputs, scale)
+        self.target = self._target(inputs, scale, n_spots)
 
     def _components(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Weights, deviation and mean of features, and their principal components, from sums over sites."""
@@ -266,7 +267,14 @@ class BasisFit:
             chosen = scaled.var["highly_variable"].to_numpy()
         n_features = n_vars if chosen is None else int(chosen.sum())
         n_kept = self._options.sizes(n_vars)[0]
-        n_components = min(n_kept, n_features - latent, work.n_obs - 1 - latent)
+        n_components = min(n_kept, n_features - latent)
+        if self._elsewhere and work.n_obs - 1 - latent < n_components:
+            msg = (
+                f"Expected at least {n_components + 1 + latent} spots at every site of its own machine, as many as "
+                f"principal components need, found {work.n_obs}. Lower `n_components`, or leave this site out."
+            )
+            raise ValueError(msg)
+        n_components = min(n_components, work.n_obs - 1 - latent)
         if latent:
             pp.federated_lsi(work, n_components, mask_var=chosen, min_cells=1, **self._sum)
             self._list(work)
@@ -292,8 +300,8 @@ class BasisFit:
         self._list(work)
         return mean
 
-    def _directions(self, sums: SiteSums, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Covariance of the components, directions of unit variance by how well spots follow their neighbours."""
+    def _directions(self, sums: SiteSums, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+        """Covariance of the components, directions of unit variance by how well spots follow neighbours, and spots."""
         measured = self._measured
         graph = self._graph(_NEAREST if self._options.finds_width else None)
         others = graph.maximum(graph.T).astype(np.float64)
@@ -306,7 +314,7 @@ class BasisFit:
             x, y = scores[own].astype(np.float64), around[own].astype(np.float64)
             cross = x.T @ y
             products[site] = {"products": x.T @ x, "products with neighbours": (cross + cross.T) / 2}
-        pooled, _ = sums.mean("directions of the tissue", products)
+        pooled, n_spots = sums.mean("directions of the tissue", products)
         covariance = pooled["products"]
         if not np.trace(covariance) > 0:
             of = f" of '{measured.modality}'" if measured.modality else ""
@@ -317,7 +325,7 @@ class BasisFit:
         order = np.argsort(-strength)
         rotation = rotation[:, order]
         rotation *= np.sign(rotation[np.abs(rotation).argmax(0), np.arange(len(order))])
-        return covariance, rotation, strength[order]
+        return covariance, rotation, strength[order], n_spots
 
     def _width(self, sums: SiteSums, direction: np.ndarray) -> int:
         """Most neighbours whose means, two hops far, still tell the strongest direction of a spot they leave out."""
@@ -342,7 +350,7 @@ class BasisFit:
             self._graphs[width] = self._options.graph(self._measured, width)
         return self._graphs[width]
 
-    def _target(self, inputs: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    def _target(self, inputs: np.ndarray, scale: np.ndarray, n_spots: int) -> np.ndarray:
         r"""Directions of the last hop that follow the tissue, aligned over sections (spots × n_target, float32).
 
         With the deviation :math:`s` of a direction after the last hop, :math:`r = s / \sqrt{1 - \lambda}` is how far it
@@ -359,7 +367,7 @@ class BasisFit:
         size = (deviation / noise) ** _DAMPING
         size *= np.sqrt(n_outputs / np.square(size).sum())
         target = inputs[:, last : last + n_target] * (size / deviation)
-        if len(np.unique(self._measured.section)) == 1:
+        if len(np.unique(self._measured.section)) == 1 and not self._elsewhere:
             return _widened(target, n_outputs).astype(np.float32)
         work = self._work(np.zeros((len(target), 0), np.float32))
         work.obs[_SECTION] = self._measured.section
@@ -369,7 +377,7 @@ class BasisFit:
             **self._sum,
             batch_key=_SECTION,
             use_rep="X_target",
-            n_prototypes=int(np.clip(len(target) // _SPOTS_A_PROTOTYPE, 4, 40)),
+            n_prototypes=int(np.clip(n_spots // _SPOTS_A_PROTOTYPE, 4, 40)),
             diversity=0.0,
             width=0.05,
             key_added=_ALIGNED,

@@ -22,6 +22,12 @@ class ClassifierModule(nn.Module):
         Classes.
     n_hidden, n_layers, dropout, input_dropout, norm
         See :class:`~scinfl.nn.MLP`.
+
+    Examples
+    --------
+    >>> import torch, scinfl as si
+    >>> si.module.ClassifierModule(100, 4)(torch.ones(2, 100)).shape
+    torch.Size([2, 4])
     """
 
     def __init__(
@@ -38,6 +44,11 @@ class ClassifierModule(nn.Module):
         super().__init__()
         self.encoder = MLP(n_input, n_hidden, n_layers, dropout=dropout, input_dropout=input_dropout, norm=norm)
         self.head = nn.Linear(n_hidden, n_labels)
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Names of what :meth:`evaluate` tells."""
+        return ["loss", "accuracy", "balanced_accuracy"]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (cells × labels) of features (cells × n_input)."""

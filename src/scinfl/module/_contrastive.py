@@ -36,6 +36,14 @@ def contrastive_loss(codes: Sequence[Tensor], *, temperature: float = 0.1, chunk
     ------
     ValueError
         If there are fewer than two modalities, or their shapes differ.
+
+    Examples
+    --------
+    >>> import torch, scinfl as si
+    >>> rna = torch.eye(4)
+    >>> alike, mixed = si.module.contrastive_loss([rna, rna]), si.module.contrastive_loss([rna, rna.roll(1, 0)])
+    >>> bool(alike < mixed)
+    True
     """
     shapes = {tuple(code.shape) for code in codes}
     if len(codes) < 2 or len(shapes) != 1:

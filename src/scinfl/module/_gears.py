@@ -32,6 +32,13 @@ class Conditions:
         Level of every covariate (conditions × covariates).
     weight
         How many cells of a batch a condition stands for in the normalisations.
+
+    Examples
+    --------
+    >>> import scinfl as si
+    >>> conditions = si.module.Conditions.of([[], [0], [0, 2]])  # controls, a single perturbation, a pair
+    >>> len(conditions), conditions.rows.tolist()
+    (3, [1, 2, 2])
     """
 
     genes: Tensor
@@ -98,6 +105,13 @@ class GEARSModule(nn.Module):
     compat
         Propagate over the co-expression graph for the first condition of a batch only, which is what the published
         network computes.
+
+    Examples
+    --------
+    >>> import scinfl as si
+    >>> network = si.module.GEARSModule(["KLF1", "BAK1", "CD4"], ["KLF1", "BAK1"], n_hidden=8)
+    >>> network(si.module.Conditions.of([[0], [0, 1]])).shape  # conditions × genes
+    torch.Size([2, 3])
     """
 
     def __init__(
@@ -272,11 +286,16 @@ class GEARSModule(nn.Module):
         change, spread = self.change_and_spread(conditions)
         return change_loss(change, targets, spread=spread, uncertainty=self.uncertainty, **options)  # type: ignore[arg-type]
 
+    @property
+    def metric_names(self) -> list[str]:
+        """Names of what :meth:`evaluate` tells, of all validation conditions."""
+        by_condition = [f"{what}_{number}" for what in SUMS for number in range(self.n_validated)]
+        return ["mse", "mse_de", "pearson_delta", *by_condition]
+
     @torch.no_grad()
     def evaluate(self, batches: Iterable[tuple[Conditions, Targets]]) -> dict[str, float]:
-        """Mean scores of conditions, see :func:`scores`."""
-        names = [f"{what}_{number}" for what in SUMS for number in range(self.n_validated)]
-        n, totals = 0.0, dict.fromkeys(names, 0.0)  # of all conditions, whichever are here
+        """Mean scores of conditions, and for each validation condition what its shrinkage needs."""
+        n, totals = 0.0, dict.fromkeys(self.metric_names, 0.0)  # of all conditions, whichever are here
         for conditions, targets in batches:
             n += float(targets.weight.sum())
             for name, value in scores(self(conditions), targets).items():

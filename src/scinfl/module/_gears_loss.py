@@ -90,6 +90,20 @@ def change_loss(
         term :math:`q` becomes :math:`q + \rho\, e^{-s} q`.
     uncertainty_weight
         :math:`\rho`.
+
+    Examples
+    --------
+    >>> import torch, scinfl as si
+    >>> r = torch.tensor([[1.0], [3.0]], dtype=torch.float64)  # two cells, one gene
+    >>> centred = r - r.mean(0)
+    >>> moments = [centred.pow(power).mean(0, keepdim=True) for power in (2, 3, 4)]
+    >>> none, ones = torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)
+    >>> rest = (ones, none, none.long(), torch.ones(1), none[0].long())
+    >>> targets = si.module.Targets(r.mean(0, keepdim=True), *moments, *rest)
+    >>> change = torch.tensor([[0.5]])
+    >>> loss = si.module.change_loss(change, targets)
+    >>> torch.isclose(loss, (change - r).pow(4).mean())  # from moments as from cells
+    tensor(True)
     """
     d = change.double() + targets.prior - targets.mean
     squared = d.square() + targets.variance

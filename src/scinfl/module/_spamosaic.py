@@ -56,6 +56,13 @@ class SpaMosaicModule(nn.Module):
         Share of hidden units dropped in training.
     norm
         ``"layer"``, or ``"batch"`` as published.
+
+    Examples
+    --------
+    >>> import torch, scinfl as si
+    >>> network = si.module.SpaMosaicModule({"rna": 30, "adt": 15}, {"rna": 10, "adt": 5})
+    >>> network.embed({"adt": torch.ones(4, 15)}).shape  # told from protein alone, all modalities
+    torch.Size([4, 15])
     """
 
     def __init__(
@@ -154,6 +161,11 @@ class SpaMosaicModule(nn.Module):
         ]
         n_values = len(codes) * sum(truth.numel() for truth in measured.values())
         return torch.stack(errors).sum() / n_values
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Names of what :meth:`evaluate` tells."""
+        return ["loss"]
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[SpotBatch]) -> dict[str, float]:

@@ -98,7 +98,7 @@ class SiteSums:
             if self._protections:
                 self._check_size(site, means)
             updates.append(Update(site, number, means, n, float(n), purpose=purpose))
-        pooled = mean_of(updates, self._protections, payload=self._payload)
+        pooled = mean_of(updates, self._protections, payload=self._payload, agree=number == 1)
         return pooled.state, round(pooled.weight)
 
     def keep(self) -> None:
@@ -127,7 +127,7 @@ class SiteSums:
 
 
 def _guards(protections: Sequence[Protection] | None, key: Key | None, n_sites: int) -> Sequence[Protection]:
-    """What guards the sums of so many sites; a single one sends nothing."""
+    """What guards the sums of so many sites; a single one sends nothing, unless the others are elsewhere."""
     if protections is None:
         return default_protections(key, n_sites, stacklevel=5)
     for protection in protections:
@@ -138,7 +138,8 @@ def _guards(protections: Sequence[Protection] | None, key: Key | None, n_sites: 
                 "cells, which would leave as they are. Use a `KeyedSum` or a `PairwiseSum`."
             )
             raise ValueError(msg)
-    return protections if n_sites > 1 else ()
+    elsewhere = any(getattr(protection, "travels", False) for protection in protections)
+    return protections if n_sites > 1 or elsewhere else ()
 
 
 def rows_by_site(adata: AnnData, site_key: str, min_cells: int) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ from scinfl._checks import first_of
 
 _ALIKE = 0.999  # correlation of two rows of a weight from which they count as one
 _FEWEST = 8  # rows below which a few may be alike by chance
+_MOST = 128  # rows of a weight that are looked at: all pairs of them are compared
 
 
 def check_received(
@@ -27,8 +28,12 @@ def check_received(
     - a weight whose effective rank :math:`(\sum_i s_i)^2 / \sum_i s_i^2` fell below a third of what it was, or below
       a tenth of the smaller side where nothing came before.
 
+    Of a weight with more than 128 rows, 128 are drawn from the operating system's generator, the same of both states:
+    an honest run is not changed by it, and the server cannot know which. That takes a few milliseconds for any network.
+
     It catches what is crude. A server that changes little each round stays below any such rule; keyed sums with their
-    tags, under which the sites make the next state themselves, take the choice from it.
+    tags, under which the sites make the next state themselves, take the choice from it. Sites look over what they
+    receive wherever the server makes it, that is without a protection that sums.
 
     Parameters
     ----------
@@ -37,7 +42,7 @@ def check_received(
     previous
         Those of the round before, or of the agreed start.
     max_growth
-        How much larger than before a largest value may be.
+        How much larger than before a largest value may be; infinite where noise on updates makes honest ones large.
 
     Raises
     ------
@@ -59,14 +64,15 @@ def check_received(
     for name, value in state.items():
         array = np.asarray(value)
         before = None if previous is None or name not in previous else np.asarray(previous[name])
-        if not np.isfinite(array).all():
+        if not np.isfinite(_largest(array)):
             reasons.append(f"'{name}' holds values that are no numbers")
         elif before is None or before.shape == array.shape:
-            reasons += _strange(name, array.astype(np.float64), before, max_growth)
+            reasons += _strange(name, array, before, max_growth)
     if reasons:
         msg = (
             f"Expected parameters like those of the round before, found that {first_of(reasons)}. A server that wants "
-            "to read cells sends such weights. Do not train on them, and ask who runs the server."
+            "to read cells sends such weights: do not train on them, and ask who runs the server. So does one whose "
+            "training diverged: then lower `lr`."
         )
         raise ValueError(msg)
 
@@ -82,32 +88,47 @@ def _other_names(state: Mapping[str, np.ndarray], previous: Mapping[str, np.ndar
 
 def _strange(name: str, array: np.ndarray, before: np.ndarray | None, max_growth: float) -> list[str]:
     reasons = []
-    largest = np.abs(array).max(initial=0)
-    usual = 1.0 if before is None else max(1.0, float(np.abs(before).max(initial=0)))
+    largest = _largest(array)
+    usual = 1.0 if before is None else max(1.0, _largest(before))
     if largest > max_growth * usual:
         reasons.append(f"the largest value of '{name}' is {largest:.3g} and was at most {usual:.3g}")
     if array.ndim != 2 or min(array.shape) < _FEWEST:
         return reasons
-    repeated, repeated_before = _repeated_rows(array), 0.0 if before is None else _repeated_rows(before)
+    rows = np.arange(len(array))
+    if len(rows) > _MOST:
+        rows = np.random.default_rng().choice(rows, _MOST, replace=False)
+    products = _products(array[rows])
+    products_before = None if before is None else _products(before[rows])
+    repeated, repeated_before = _repeated(products), 0.0 if products_before is None else _repeated(products_before)
     if repeated >= 0.1 and repeated > 2 * repeated_before:
         reasons.append(f"{repeated:.0%} of the rows of '{name}' repeat another")
-    rank = _effective_rank(array)
-    least = min(array.shape) / 10 if before is None else _effective_rank(before) / 3
+    rank = _effective_rank(products)
+    least = min(len(rows), array.shape[1]) / 10 if products_before is None else _effective_rank(products_before) / 3
     if rank < least:
         reasons.append(f"'{name}' has an effective rank of {rank:.1f}, less than {least:.1f}")
     return reasons
 
 
-def _repeated_rows(weight: np.ndarray) -> float:
+def _largest(array: np.ndarray) -> float:
+    """Largest absolute value; no number where one is none."""
+    return float(max(array.max(), -array.min())) if array.size else 0.0
+
+
+def _products(rows: np.ndarray) -> np.ndarray:
+    """Inner products of all rows, which tell which are alike and, by their eigenvalues, the rank."""
+    rows = np.asarray(rows, dtype=np.float64)
+    return rows @ rows.T
+
+
+def _repeated(products: np.ndarray) -> float:
     """Share of the rows that are another one up to sign and size."""
-    rows = np.asarray(weight, dtype=np.float64)
-    size = np.linalg.norm(rows, axis=1, keepdims=True)
-    rows = rows / np.where(size > 0, size, 1)
-    likeness = np.abs(rows @ rows.T)
+    sizes = np.sqrt(np.diag(products))
+    sizes = np.where(sizes > 0, sizes, 1)
+    likeness = np.abs(products / np.outer(sizes, sizes))
     np.fill_diagonal(likeness, 0)
     return float((likeness.max(1) > _ALIKE).mean())
 
 
-def _effective_rank(weight: np.ndarray) -> float:
-    sizes = np.linalg.svd(np.asarray(weight, dtype=np.float64), compute_uv=False)
-    return float(sizes.sum() ** 2 / np.square(sizes).sum()) if sizes.any() else 0.0
+def _effective_rank(products: np.ndarray) -> float:
+    squares = np.clip(np.linalg.eigvalsh(products), 0, None)
+    return float(np.sqrt(squares).sum() ** 2 / squares.sum()) if squares.any() else 0.0

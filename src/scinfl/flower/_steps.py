@@ -1,0 +1,166 @@
+"""The steps of a run at one site: what it sends when it is asked, and the sums that come back, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from scinfl._errors import RepeatRoundError
+from scinfl.federation import Update
+from scinfl.flower._letter import Letter, members_of
+from scinfl.privacy._masked_sum import MaskedSum
+
+Sum = tuple[Update, list[Update]]
+"""A sum, and what went into it, without arrays."""
+
+
+class Counterpart(Protocol):
+    """The server, as a site sees it: it asks for steps, and is answered."""
+
+    def next(self) -> Letter:
+        """Wait for what the server asks for next."""
+        ...
+
+    def answer(self, letter: Letter) -> None:
+        """Answer it."""
+        ...
+
+
+class Summing(Protocol):
+    """Gives the sums of the next step."""
+
+    def sums(self, make: Callable[[Mapping[str, float]], Letter], *, keep: bool = False) -> list[Sum]:
+        """Sums of the next step."""
+        ...
+
+
+class Steps:
+    """Takes a site from step to step, in the order in which all sites go.
+
+    A site says what it would send only if its term is still wanted: where the sum of a step is there already, because
+    the site was away or started again, that sum is all it gets.
+
+    Parameters
+    ----------
+    counterpart
+        Who asks.
+    ready
+        Called with the number of steps behind this site, when it needs the server for the first time.
+    folder
+        Where sums are kept (masked, as they came) that a site that starts again must read anew.
+    """
+
+    def __init__(self, counterpart: Counterpart, *, ready: Callable[[int], None], folder: Path | None = None) -> None:
+        self.position = 0
+        self._counterpart, self._ready, self._folder = counterpart, ready, folder
+        self._is_ready = False
+        self._came: dict[int, Letter] = {}
+        self._asked: Letter | None = None  # still to be answered
+
+    def go_to(self, position: int) -> None:
+        """Go on where a journal says that this site was.
+
+        Parameters
+        ----------
+        position
+            Number of steps whose sums were applied.
+        """
+        self.position = position
+
+    def sums(self, make: Callable[[Mapping[str, float]], Letter], *, keep: bool = False) -> list[Sum]:
+        """Sums of the next step, those of metrics before those of parameters.
+
+        Parameters
+        ----------
+        make
+            Makes the answer of this site, with the bounds that all sites know of; called if its term is wanted.
+        keep
+            Keep the sums in the folder.
+        """
+        path = self._folder / f"step-{self.position:05d}.safetensors" if keep and self._folder else None
+        if path is not None and path.exists():
+            letter = Letter.read(path)
+        else:
+            while self.position not in self._came:
+                self._converse(make)
+            letter = self._came.pop(self.position)
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                letter.write(path)
+        self.position += 1
+        pairs = zip(letter.updates, letter.fields["members"], strict=True)
+        found = [(combined, members_of(names, combined)) for combined, names in pairs]
+        return sorted(found, key=lambda pair: pair[0].purpose)
+
+    def finish(self) -> None:
+        """Tell the server that the model is there."""
+        self._be_ready()
+        self._counterpart.answer(Letter("finished", {}))
+
+    def _be_ready(self) -> None:
+        if not self._is_ready:
+            self._is_ready = True
+            self._ready(self.position)
+
+    def _converse(self, make: Callable[[Mapping[str, float]], Letter]) -> None:
+        """Hear what the server asks, and answer it unless it brings the sum of this step."""
+        self._be_ready()
+        asked = self._asked = self._asked or self._counterpart.next()
+        self._take(asked)
+        if self.position in self._came:
+            return
+        if asked.fields["step"] == self.position:
+            answer = make(asked.fields.get("bounds", {}))
+            answer = replace(answer, fields={**answer.fields, "position": self.position, "step": self.position})
+        else:
+            answer = Letter("behind", {"position": self.position})
+        self._asked = None
+        self._counterpart.answer(answer)
+
+    def _take(self, asked: Letter) -> None:
+        start = 0
+        for sums in asked.fields["sums"]:
+            updates = asked.updates[start : start + len(sums["members"])]
+            start += len(updates)
+            if sums["step"] >= self.position:
+                self._came[sums["step"]] = Letter("sums", sums, updates)
+
+
+def terms(
+    protection: MaskedSum, purposes: Sequence[str], bounds: Mapping[str, float], encode: Callable[[], Sequence[Any]]
+) -> Letter:
+    """Masked terms under the bounds that all sites know of, or the wish for wider ones.
+
+    Parameters
+    ----------
+    protection
+        Masks them.
+    purposes
+        What they are for.
+    bounds
+        Bounds that all sites know of, by purpose, where they are not those of the start.
+    encode
+        Masks the terms.
+    """
+    at_first = protection.bound_of("")
+    for purpose in purposes:
+        if bounds.get(purpose, at_first) > protection.bound_of(purpose):
+            protection.widen(purpose, float(bounds[purpose]))
+    wider = {p: protection.bound_of(p) for p in purposes if protection.bound_of(p) > bounds.get(p, at_first)}
+    if not wider:
+        try:
+            return Letter("step", {}, tuple(encode()))
+        except RepeatRoundError:
+            wider = {purpose: protection.bound_of(purpose) for purpose in purposes}
+    return Letter("repeat", {"bounds": wider})
+
+
+def as_update(upload: Any) -> Update:
+    """A hidden weight, which has a form of its own, as an update."""
+    return replace(
+        Update(upload.site, upload.round, dict(upload.state), 0, 0.0, purpose=upload.purpose),
+        key_version=upload.key_version,
+        header=upload.header,
+    )

@@ -1,0 +1,344 @@
+"""Every kind of model over sites that are apart, against one process that holds all cells."""
+
+from __future__ import annotations
+
+import shutil
+
+import anndata as ad
+import mudata as mu
+import numpy as np
+import pandas as pd
+import pytest
+from tests.flower.conftest import SITES, LocalFederation, job_text, make_cells, same, trained_in_process
+
+from scinfl import datasets, model
+from scinfl.pp import align_genes, join_sections, perturbations, split_perturbations
+
+FEDERATION = f"""
+[federation]
+sites = {SITES}
+min_sites = 3
+deadline = 10
+"""
+
+
+def load(kind, path, key):
+    trained = kind.load(path)
+    trained.unlock(key)
+    return trained
+
+
+# ---- perturbations
+
+SCREEN_JOB = (
+    FEDERATION
+    + """
+[model]
+class = "GEARS"
+n_hidden = 8
+[train]
+n_rounds = 3
+batch_size = 8
+loss = "{loss}"
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def screen():
+    adata = datasets.perturbseq_simulated(60, n_singles=12, n_doubles=8, n_cells=24)
+    perturbations(adata)
+    split_perturbations(adata, rng=0)
+    # cells of each condition go round the sites; two perturbations are known at one site each
+    number = adata.obs.groupby("condition", observed=True).cumcount()
+    adata.obs["site"] = [SITES[n % 3] for n in number]
+    rare = [c for c in adata.obs["condition"].unique() if c != "ctrl"][:2]
+    for site, condition in zip(SITES, rare, strict=False):
+        adata.obs.loc[adata.obs["condition"] == condition, "site"] = site
+    return adata
+
+
+def write_ontology(federation, terms):
+    for site in SITES:
+        rows = [f"{gene}\t{term}" for gene, own in terms.items() for term in own]
+        (federation / "kit" / f"site_{site}" / "terms.tsv").write_text("\n".join(rows) + "\n")
+
+
+def gears_in_process(screen, key, **train):
+    adata = screen.copy()
+    model.GEARS.setup_anndata(adata, site_key="site")
+    expected = model.GEARS(adata, gene_ontology=adata.uns["gene_terms"], n_hidden=8)
+    expected.train(3, key=key, batch_size=8, progress=False, **train)
+    return expected
+
+
+@pytest.fixture
+def apart(make_federation, tmp_path, monkeypatch):
+    """Makes a federation whose sites read a gene ontology of their own folder."""
+
+    def make(job, adata, terms=None, **options):
+        from scinfl.flower import _templates
+
+        if terms is not None:
+            usual = _templates.site_template
+            monkeypatch.setattr(
+                "scinfl.flower._kit.site_template", lambda site: usual(site) + 'gene_ontology = "terms.tsv"\n'
+            )
+            from scinfl.flower._kit import make_kit
+
+            (tmp_path / "job.toml").write_text(job)
+            make_kit(tmp_path / "kit", SITES, job=tmp_path / "job.toml")
+            write_ontology(tmp_path, terms)
+        return make_federation(job, adata=adata, **options)
+
+    return make
+
+
+@pytest.mark.parametrize("loss", ["squared", "auto"])
+def test_perturbation_sites_that_are_apart_train_the_model_that_one_process_would(apart, screen, fresh_key, loss):
+    federation = apart(SCREEN_JOB.format(loss=loss), screen, screen.uns["gene_terms"])
+    federation.run()
+    assert not federation.errors
+    expected = gears_in_process(screen, fresh_key, loss=loss)
+    for site in SITES:
+        trained = load(model.GEARS, federation.kit(site) / "model", fresh_key)
+        assert same(trained, expected)
+        assert trained.loss == expected.loss
+        assert trained.shrinkage == expected.shrinkage
+        wanted = list(screen.uns["gene_terms"])[:2]
+        told = (one.predict(wanted, adata=screen).X for one in (trained, expected))
+        np.testing.assert_array_equal(*told)
+        left, right = (table.history.drop(columns=["seconds", "bytes_sent"]) for table in (trained, expected))
+        pd.testing.assert_frame_equal(left, right, rtol=1e-9)
+
+
+def test_what_the_server_keeps_of_a_screen_names_no_gene_or_perturbation(apart, screen):
+    federation = apart(SCREEN_JOB.format(loss="squared"), screen, screen.uns["gene_terms"])
+    federation.run()
+    folder = federation.folder / "kit" / "server" / "run"
+    kept = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    sent = "".join(answer.to_parts()[0] for _, _, answer in federation.hand.log)
+    for gene in list(screen.uns["gene_terms"])[:5]:
+        assert gene.encode() not in kept
+        assert gene not in sent
+
+
+def test_a_site_of_a_screen_that_starts_again_reads_the_first_sums_from_its_folder(
+    apart, make_federation, screen, fresh_key
+):
+    first = apart(SCREEN_JOB.format(loss="squared"), screen, screen.uns["gene_terms"])
+
+    class CrashError(Exception):
+        pass
+
+    def crash(site, answer):
+        if answer.kind == "step" and answer.fields["step"] == 10 and site == SITES[1]:
+            raise CrashError
+        return answer
+
+    first.hand.changes.append(crash)
+    first.start()
+    with pytest.raises(CrashError):
+        first.server().run(first.hand)
+    second = make_federation(SCREEN_JOB.format(loss="squared"), adata=screen)
+    second.run(resume=True)
+    assert not second.errors
+    steps = [letter.fields["step"] for _, letter, _ in second.hand.log if letter.kind == "step"]
+    assert min(steps) >= 9  # nothing is asked for again
+    expected = gears_in_process(screen, fresh_key, loss="squared")
+    assert same(load(model.GEARS, second.kit(SITES[0]) / "model", fresh_key), expected)
+
+
+def test_sites_with_other_gene_ontologies_are_refused(apart, screen):
+    federation = apart(SCREEN_JOB.format(loss="squared"), screen, screen.uns["gene_terms"])
+    path = federation.kit(SITES[2]) / "terms.tsv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-6]))
+    with pytest.raises(RuntimeError, match="gene ontology"):
+        federation.run()
+
+
+# ---- spatial sections
+
+SPATIAL_JOB = (
+    FEDERATION
+    + """
+[model]
+class = "SpaMosaic"
+n_components = 8
+n_latent = 4
+[setup]
+section_key = "section"
+{setup}
+[train]
+n_rounds = 2
+batch_size = 64
+"""
+)
+
+
+def make_sections():
+    generator = np.random.default_rng(3)
+    sections = {}
+    for site in SITES:
+        x, y = np.meshgrid(np.arange(14), np.arange(12))
+        spatial = np.column_stack([x.ravel(), y.ravel()]).astype(float)
+        domain = (spatial[:, 0] > 6).astype(int)
+        rates = np.array([np.linspace(1, 8, 20), np.linspace(8, 1, 20)])[domain]
+        counts = generator.poisson(rates).astype(np.float32)
+        own = ad.AnnData(counts, var=pd.DataFrame(index=[f"gene_{i}" for i in range(20)]))
+        own.obsm["spatial"] = spatial
+        sections[f"section_{site}"] = own
+    adata = join_sections(sections)
+    adata.obs["site"] = adata.obs["section"].astype(str).str.removeprefix("section_")
+    return adata
+
+
+def spamosaic_in_process(data, key, **model_options):
+    data = data.copy()
+    setup = model.SpaMosaic.setup_mudata if isinstance(data, mu.MuData) else model.SpaMosaic.setup_anndata
+    setup(data, section_key="section", site_key="site")
+    expected = model.SpaMosaic(data, n_components=8, n_latent=4, **model_options)
+    expected.train(2, key=key, batch_size=64, progress=False)
+    return expected
+
+
+def test_sections_that_are_apart_train_the_model_that_one_process_would(make_federation, fresh_key):
+    adata = make_sections()
+    federation = make_federation(SPATIAL_JOB.format(setup=""), adata=adata)
+    federation.run()
+    assert not federation.errors
+    expected = spamosaic_in_process(adata, fresh_key)
+    for site in SITES:
+        trained = load(model.SpaMosaic, federation.kit(site) / "model", fresh_key)
+        assert same(trained, expected)
+        own = adata[adata.obs["site"] == site].copy()
+        np.testing.assert_array_equal(*(one.get_latent_representation(own) for one in (trained, expected)))
+
+
+def make_mosaic():
+    """Every site has a section of both modalities, and one of RNA alone."""
+    rna = make_sections()
+    x = rna.obsm["spatial"][:, 0]
+    half = x > 9
+    rna.obs["section"] = [f"{section}_{'b' if b else 'a'}" for section, b in zip(rna.obs["section"], half, strict=True)]
+    both = rna[~half].copy()
+    generator = np.random.default_rng(5)
+    counts = generator.poisson(np.where(both.obsm["spatial"][:, :1] > 6, [2, 9, 4, 6], [8, 3, 5, 6]))
+    protein = ad.AnnData(
+        counts.astype(np.float32), both.obs.copy(), pd.DataFrame(index=[f"protein_{i}" for i in range(4)])
+    )
+    protein.obsm["spatial"] = both.obsm["spatial"]
+    mdata = mu.MuData({"rna": rna, "protein": protein})
+    for column in ("section", "site"):
+        mdata.obs[column] = rna.obs[column].reindex(mdata.obs_names).astype(str)
+    return mdata
+
+
+def test_mosaics_within_sites_train_the_model_that_one_process_would(make_federation, fresh_key, tmp_path):
+    mdata, data = make_mosaic(), {}
+    for site in SITES:
+        own = mdata[mdata.obs["site"] == site].copy()
+        own.write_h5mu(tmp_path / f"{site}.h5mu")
+        data[site] = tmp_path / f"{site}.h5mu"
+    federation = make_federation(SPATIAL_JOB.format(setup=""), data=data)
+    federation.run()
+    assert not federation.errors
+    expected = spamosaic_in_process(mdata, fresh_key)
+    for site in SITES:
+        trained = load(model.SpaMosaic, federation.kit(site) / "model", fresh_key)
+        assert same(trained, expected)
+        assert trained._judged.keys() == expected._judged.keys()
+        for modality, own in expected._judged.items():
+            for name, array in own.items():
+                np.testing.assert_array_equal(trained._judged[modality][name], array)
+
+
+def test_a_site_that_lacks_a_modality_is_named(make_federation):
+    mdata = make_mosaic()
+    data = {site: mdata[mdata.obs["site"] == site].copy() for site in SITES}
+    data[SITES[1]] = data[SITES[1]]["rna"].copy()
+    federation = make_federation(SPATIAL_JOB.format(setup=""), data=data)
+    with pytest.raises(ValueError, match="hospital_1"):
+        federation.run()
+
+
+def test_a_dry_run_of_sections_lists_all_sums_as_masked(make_federation):
+    federation = make_federation(SPATIAL_JOB.format(setup=""), adata=make_sections())
+    table = federation.sites[SITES[0]].payload()
+    assert table["masked"].all()
+    assert {"training", "directions of the tissue"} <= set(table["purpose"])
+    assert set(table["site"]) == {SITES[0]}
+
+
+# ---- features that differ
+
+
+@pytest.mark.parametrize("how", ["intersection", "union"])
+def test_sites_bring_themselves_to_the_same_features(make_federation, fresh_key, how):
+    adata = make_cells()
+    parts = [adata[adata.obs["site"] == site].copy() for site in SITES]
+    parts[1] = parts[1][:, ::-1][:, 4:].copy()
+    parts[2] = parts[2][:, 3:].copy()
+    job = job_text().replace("deadline", f'features = "{how}"\ndeadline')
+    federation = make_federation(job, data=dict(zip(SITES, parts, strict=True)))
+    federation.run()
+    assert not federation.errors
+    aligned = [part.copy() for part in parts]
+    align_genes(aligned[0], aligned[1:], how=how)
+    pooled = ad.concat(aligned)
+    trained = load(model.Classifier, federation.kit(SITES[1]) / "model", fresh_key)
+    assert list(trained.var_names) == list(pooled.var_names)
+    assert same(trained, trained_in_process(pooled, fresh_key))
+
+
+# ---- noise
+
+
+def test_noise_is_added_at_each_site_before_its_term_is_masked(make_federation):
+    job = job_text(
+        more='validation_size = 0.0\n[[protections]]\nclass = "SampleDP"\nnoise_multiplier = 1.0\ndelta = 1e-3'
+    )
+    federation = make_federation(job)
+    federation.run()
+    assert not federation.errors
+    trained = federation.model(SITES[0])
+    assert (trained.history["epsilon"].diff().dropna() > 0).all()
+    assert same(trained, federation.model(SITES[1]))
+    assert any("epsilon" in line for line in federation.told)
+
+
+# ---- a hospital that comes after the end
+
+
+def test_a_later_run_goes_on_from_the_model_with_a_new_site(tmp_path, fresh_key):
+    adata = make_cells(n_sites=4)
+    first, sites = adata[adata.obs["site"] != "hospital_3"].copy(), [*SITES, "hospital_3"]
+    (tmp_path / "first").mkdir()
+    (tmp_path / "second").mkdir()
+    before = LocalFederation(tmp_path / "first", first, fresh_key, job_text())
+    before.run()
+    job = job_text(sites, n_rounds=2).replace("deadline", "continues = true\ndeadline").replace("n_hidden = 16", "")
+    after = LocalFederation(tmp_path / "second", adata, fresh_key, job, sites=sites)
+    for site in sites:
+        handed_over = before.kit(SITES[0] if site == "hospital_3" else site) / "model"
+        shutil.copytree(handed_over, after.kit(site) / "model")
+    after.run()
+    assert not after.errors
+    expected = trained_in_process(first, fresh_key)
+    expected.add_site(adata[adata.obs["site"] == "hospital_3"].copy())
+    expected.train(2, key=fresh_key, progress=False)
+    for site in sites:
+        assert same(after.model(site), expected)
+
+
+def test_a_site_without_the_model_or_with_another_one_is_refused(tmp_path, make_federation, fresh_key):
+    job = job_text(n_rounds=2).replace("deadline", "continues = true\ndeadline").replace("n_hidden = 16", "")
+    federation = make_federation(job)
+    with pytest.raises(FileNotFoundError, match="Let another site hand over its folder"):
+        federation.sites[SITES[0]].payload()
+    for rng, site in enumerate(SITES):
+        trained = trained_in_process(make_cells(), fresh_key, n_rounds=1, rng=rng // 2)
+        trained.save(federation.kit(site) / "model")
+    assert federation.sites[SITES[0]].payload()["masked"].all()
+    with pytest.raises(RuntimeError, match="agree"):
+        federation.run()
