@@ -26,12 +26,27 @@ ALLOWED = {
     },  # prepares as users do, validates with reported scores
     "datasets": set(),
     "pp": {"federation", "privacy", "metrics"},
-    "tl": {"model", "metrics", "federation", "privacy", "privacy.attacks", "nn"},
+    "tl": {"model", "module", "metrics", "federation", "privacy", "privacy.attacks", "nn"},
     "pl": {"model"},  # for types only, checked below
     "_demo": {"datasets", "pp", "model", "tl", "pl", "metrics", "privacy", "privacy.attacks", "nn"},
-    "flower": {"model", "federation", "privacy"},
-    "_cli_federation": {"flower"},
-    "cli": {"_demo", "_cli_federation", "datasets", "pp", "model", "tl", "pl", "privacy"},
+    "flower": {"model", "federation", "privacy", "pp"},  # brings sites to the same features
+    "_cli_federation": {"_cli_words", "flower"},
+    "_cli_words": set(),
+    "_cli_info": {"model"},
+    "_cli_keys": {"_cli_words", "model", "privacy"},
+    "cli": {
+        "_demo",
+        "_cli_federation",
+        "_cli_info",
+        "_cli_keys",
+        "_cli_words",
+        "datasets",
+        "pp",
+        "model",
+        "tl",
+        "pl",
+        "privacy",
+    },
     "": set(),
 }
 MAY_IMPORT_SCVI = {"model", "tl"}

@@ -10,6 +10,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tqdm import tqdm
+
+from scinfl._cli_words import command
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -42,14 +46,25 @@ def add_federation(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     )
     actions = federation.add_subparsers(required=True, metavar="action")
 
-    init = actions.add_parser("init", help="write the folders of the operator and of the sites")
+    init = command(
+        actions,
+        "init",
+        "write the folders of the operator and of the sites",
+        "scinfl federation init --sites north,south,west --address fed.example.org:9092 --out kit",
+    )
     init.add_argument("--sites", required=True, help="names of the sites, with commas between")
     init.add_argument("--out", type=Path, required=True, help="folder to write")
     init.add_argument("--address", default="127.0.0.1:9092", help="host:port of the server (default 127.0.0.1:9092)")
     init.add_argument("--job", type=Path, help="file of the job (a template by default)")
     init.set_defaults(run=_init)
 
-    server = actions.add_parser("server", help="let the sites train, as the operator")
+    server = command(
+        actions,
+        "server",
+        "let the sites train, as the operator",
+        "scinfl federation server kit/server --job kit/server/job.toml",
+        "scinfl federation server kit/server --job kit/server/job.toml --resume",
+    )
     server.add_argument("kit", type=Path, help="folder of the operator")
     server.add_argument("--job", type=Path, required=True, help="file of the job")
     server.add_argument("--resume", action="store_true", help="go on after the last finished round")
@@ -57,20 +72,31 @@ def add_federation(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     server.add_argument("--port", type=int, help="port (default: the one of the kit)")
     server.set_defaults(run=_server)
 
-    site = actions.add_parser("site", help="take part, as a site")
+    site = command(
+        actions,
+        "site",
+        "take part, as a site",
+        "scinfl federation site kit/site_north --data north.h5ad --key consortium.key --dry-run",
+        "scinfl federation site kit/site_north --data north.h5ad --key consortium.key",
+    )
     site.add_argument("kit", type=Path, help="folder of the site")
-    site.add_argument("--data", type=Path, required=True, help="h5ad file of this site")
+    site.add_argument("--data", type=Path, required=True, help="h5ad or h5mu file of this site")
     site.add_argument("--key", type=Path, required=True, help="key file of the sites")
     site.add_argument("--yes", action="store_true", help="agree to what leaves the site without being asked")
     site.add_argument("--dry-run", action="store_true", help="list what would leave the site, and stop")
     site.add_argument("--poll", type=float, default=0.5, help="seconds between looks for messages (default 0.5)")
     site.set_defaults(run=_site)
 
-    show = actions.add_parser("show", help="fingerprints of the sites in a folder, to compare by telephone")
+    show = command(
+        actions,
+        "show",
+        "fingerprints of the sites in a folder, to compare by telephone",
+        "scinfl federation show kit/site_north",
+    )
     show.add_argument("kit", type=Path, help="folder of the operator or of a site")
     show.set_defaults(run=_show)
 
-    revoke = actions.add_parser("revoke", help="never let a site in again")
+    revoke = command(actions, "revoke", "never let a site in again", "scinfl federation revoke kit/server west")
     revoke.add_argument("kit", type=Path, help="folder of the operator")
     revoke.add_argument("site", help="name of the site")
     revoke.set_defaults(run=_revoke)
@@ -90,8 +116,15 @@ def _server(options: argparse.Namespace) -> None:
     from scinfl.flower import run_server
 
     _prepare()
+    progress = sys.stderr.isatty()
     run_server(
-        options.kit, job=options.job, resume=options.resume, host=options.host, port=options.port, tell=options.tell
+        options.kit,
+        job=options.job,
+        resume=options.resume,
+        host=options.host,
+        port=options.port,
+        tell=tqdm.write if progress else options.tell,
+        progress=progress,
     )
     options.tell("The run is finished. The sites have the model; the server has none.")
 
@@ -126,9 +159,13 @@ def _prepare() -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from scinfl.flower._server import pinned_identities
+    from scinfl.flower._kit import pinned_identities
 
-    for name, public in pinned_identities(options.kit).items():
+    pinned = pinned_identities(options.kit)
+    if not pinned:
+        msg = f"Expected a folder that `scinfl federation init` wrote, found no identities in '{options.kit}'."
+        raise ValueError(msg)
+    for name, public in pinned.items():
         options.tell(f"{public.fingerprint}  {name}")
 
 

@@ -21,9 +21,8 @@ import pytest
 
 from scinfl.flower._desk import Desk
 from scinfl.flower._job import Job
-from scinfl.flower._kit import make_kit
+from scinfl.flower._kit import make_kit, pinned_identities
 from scinfl.flower._serve import Serve
-from scinfl.flower._server import pinned_identities
 from scinfl.flower._site import _Site
 from scinfl.model import Classifier
 from scinfl.privacy import Key

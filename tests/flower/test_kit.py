@@ -13,8 +13,8 @@ from tests.flower.conftest import SITES, job_text, make_cells
 
 from scinfl.cli import main
 from scinfl.flower import Job, list_payload, make_kit, revoke_site, run_server, run_site
-from scinfl.flower._kit import split_address
-from scinfl.flower._server import _public_keys, pinned_identities
+from scinfl.flower._kit import pinned_identities, split_address
+from scinfl.flower._server import _public_keys
 from scinfl.flower._templates import job_template
 from scinfl.privacy import Identity, KeyedSum
 

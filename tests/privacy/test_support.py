@@ -201,6 +201,14 @@ def test_modalities_that_only_some_sites_have_cannot_hide_behind_noise(key):
 # ---- engines
 
 
+APART = {  # in the words of a job
+    "KeyedSum(key)": "",
+    "PairwiseSum(key)": 'sum = "pairwise"',
+    "SampleDP(…)": '[[protections]]\nclass = "SampleDP"\nnoise_multiplier = 2.0\ndelta = 1e-4',
+    "UpdateDP(…)": '[[protections]]\nclass = "UpdateDP"\nmax_norm = 1.0\nnoise_multiplier = 4.0\ndelta = 1e-4',
+}
+
+
 class TestFlower:
     """Sites on machines of their own."""
 
@@ -208,41 +216,38 @@ class TestFlower:
     def _needs_flower(self):
         pytest.importorskip("flwr")
 
-    def test_a_classifier_trains_under_keyed_sums_and_is_sealed(self, tmp_path, key):
+    @pytest.mark.filterwarnings("ignore:Noise on the updates of")
+    @pytest.mark.parametrize("guard", APART)
+    def test_a_classifier_trains_under_what_a_job_can_say_and_is_sealed(self, tmp_path, key, guard):
         from tests.flower.conftest import SITES, LocalFederation, job_text
 
-        cells = make_cells()
+        cells, said = make_cells(), APART[guard]
         cells.obs["site"] = cells.obs["site"].astype(str)
-        federation = LocalFederation(tmp_path, cells, key, job_text(n_rounds=2))
+        job = job_text(n_rounds=2, more="" if guard in SUMS else f"validation_size = 0.0\n{said}")
+        federation = LocalFederation(
+            tmp_path, cells, key, job.replace("deadline", f"{said}\ndeadline") if guard in SUMS else job
+        )
         federation.run()
         assert not federation.errors
         saved = federation.kit(SITES[0]) / "model"
         assert json.loads((saved / "model.json").read_text())["weights"]["sealed"]
-        assert len(federation.model(SITES[0]).history) == 2
+        trained = federation.model(SITES[0])
+        assert len(trained.history) == 2
+        assert ("epsilon" in trained.history) == (guard not in SUMS)
 
-    @pytest.mark.parametrize("model", ["GEARS", "SpaMosaic"])
-    def test_other_models_are_refused(self, model):
+    @pytest.mark.parametrize("guard", [name for name in GUARDS if name not in APART])
+    def test_other_protections_cannot_be_said(self, guard):
         from tests.flower.conftest import job_text
 
         from scinfl.flower import Job
 
-        text = job_text().replace("[model]", f'[model]\nclass = "{model}"')
-        with pytest.raises(
-            ValueError, match=f"found a {model}: .* do not travel over Flower yet. Train it in one process"
+        name = guard.partition("(")[0]
+        for more, match in (
+            (f'\n[[protections]]\nclass = "{name}"', r"class in \[\[protections\]\]"),
+            (f'protections = ["{guard}"]', "write `sum` in"),
         ):
-            Job.parse(text)
-
-    @pytest.mark.parametrize("guard", [name for name in GUARDS if name != "KeyedSum(key)"])
-    def test_other_protections_are_refused(self, guard):
-        from tests.flower.conftest import job_text
-
-        from scinfl.flower import Job
-
-        text = job_text().replace("[train]", f'[train]\nprotections = ["{guard}"]')
-        with pytest.raises(
-            ValueError, match="updates travel as keyed sums; for other protections train in one process"
-        ):
-            Job.parse(text)
+            with pytest.raises(ValueError, match=match):
+                Job.parse(job_text(more=more))
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -268,7 +273,7 @@ def test_the_documented_table_is_the_one_that_was_tried():
     expected = {
         name: [
             *("no" if model in guard.refused else "yes" for model in MODELS),
-            "yes" if name == "KeyedSum(key)" else "no",
+            "yes" if name in APART else "no",
         ]
         for name, guard in GUARDS.items()
     }

@@ -53,6 +53,9 @@ class Job:
         Seconds after which the run starts without the sites that are missing then; 0 waits for all.
     bits
         Bits of the numbers in masked sums: 64 or 32.
+    sum
+        ``"keyed"``: sites that share the key hide their terms from the server; ``"pairwise"``: also from a site that
+        works together with the server, at three messages a step in place of one.
     features
         ``"same"`` refuses sites whose features differ; ``"intersection"`` and ``"union"`` let the sites tell each other
         theirs, sealed under the key, and bring all to the shared ones (of a union, those a site lacks are 0).
@@ -76,6 +79,7 @@ class Job:
     give_up: float = 86400.0
     wait: float = 0.0
     bits: Literal[64, 32] = 64
+    sum: Literal["keyed", "pairwise"] = "keyed"
     features: Literal["same", "intersection", "union"] = "same"
     continues: bool = False
     model: str = "Classifier"
@@ -113,7 +117,7 @@ class Job:
         for section in content:
             one_of("section of the job", section, known)
         federation = dict(content.get("federation", {}))
-        allowed = {"sites", "min_sites", "deadline", "give_up", "wait", "bits", "features", "continues"}
+        allowed = {"sites", "min_sites", "deadline", "give_up", "wait", "bits", "sum", "features", "continues"}
         _refuse_unknown("federation", federation, allowed)
         model = dict(content.get("model", {}))
         strategy = dict(content.get("strategy", {}))
@@ -134,6 +138,10 @@ class Job:
         one_of("class in [model]", self.model, _MODELS)
         one_of("class in [strategy]", self.strategy, _STRATEGIES)
         one_of("bits in [federation]", self.bits, [64, 32])
+        one_of("sum in [federation]", self.sum, ["keyed", "pairwise"])
+        if self.sum == "pairwise" and self.min_sites < 3:
+            msg = f'Expected `min_sites` from 3 with `sum = "pairwise"`, found {self.min_sites}: two hide nothing.'
+            raise ValueError(msg)
         one_of("features in [federation]", self.features, ["same", "intersection", "union"])
         if self.continues and (self.model_options or self.model == "SpaMosaic" or self.features != "same"):
             msg = (

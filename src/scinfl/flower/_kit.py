@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 from scinfl._checks import new_path
 from scinfl.flower._job import JOB, SITE_SETTINGS, Job
 from scinfl.flower._templates import job_template, operator_guide, site_guide, site_template
-from scinfl.privacy import Identity
+from scinfl.privacy import Identity, PublicIdentity
 
 CA = "ca.pem"
 SERVER_CERTIFICATE = "server.pem"
@@ -117,6 +117,15 @@ def _write_kit(path: Path, sites: Sequence[str], host: str, port: int, job: str)
         for site, identity in identities.items():
             (folder / IDENTITIES / f"{site}.json").write_text(identity.public.to_text() + "\n")
     (path / "README.md").write_text(operator_guide(sites))
+
+
+def pinned_identities(kit: Path) -> dict[str, PublicIdentity]:
+    """Public identities of all sites, as they stand in a folder of the kit."""
+    found = {}
+    for path in sorted((kit / IDENTITIES).glob("*.json")):
+        public = PublicIdentity.from_text(path.read_text())
+        found[public.site] = public
+    return found
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -106,18 +106,20 @@ class Letter:
             raise ValueError(msg) from error
 
 
-def sums_letter(step: int, sums: Sequence[tuple[Update, Sequence[tuple[str, str]]]]) -> Letter:
-    """Sums of one step, each with the sites and nonces that went into it."""
+def sums_letter(step: int, sums: Sequence[tuple[Update, Sequence[tuple[str, ...]]]]) -> Letter:
+    """Sums of one step, each with the sites, nonces and exchanges of what went into it."""
     members = [list(map(list, own)) for _, own in sums]
     return Letter("sums", {"step": step, "members": members}, tuple(combined for combined, _ in sums))
 
 
 def members_of(names: Sequence[Sequence[str]], combined: Update) -> list[Update]:
     """Members of a sum, as a protection decodes with them."""
-    return [
-        Update(str(site), combined.round, {}, 0, purpose=combined.purpose, header={"nonce": bytes.fromhex(nonce)})
-        for site, nonce in names
-    ]
+    members = []
+    for site, *header in names:
+        known = zip(("nonce", "exchange"), header, strict=False)
+        own = {name: bytes.fromhex(value) for name, value in known if value}
+        members.append(Update(str(site), combined.round, {}, 0, purpose=combined.purpose, header=own))
+    return members
 
 
 def _own(array: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from scinfl.federation import Journal, Payload, Protection, Run, Site, State, St
 from scinfl.federation._protection import SpendsPrivacy, encode
 from scinfl.federation._simulate import _best_round, _smoothed, _spending, _stalled
 from scinfl.flower._letter import Letter
-from scinfl.flower._steps import Steps, as_update, terms
+from scinfl.flower._steps import Steps, as_update
 from scinfl.flower._travelling_sum import TravellingSum
 from scinfl.privacy._blind_sum import total_of
 
@@ -60,7 +60,8 @@ class Part:
         if not isinstance(summing, TravellingSum):
             msg = f"Expected a sum that travels as the last protection, found {summing!r}."
             raise TypeError(msg)
-        self._site, self._strategy, self._opened, self._protection = site, strategy, opened, summing.protection
+        self._site, self._strategy, self._opened = site, strategy, opened
+        self._masking, self._protection = summing.masking, summing.protection
         self._steps, self._tell = steps, tell
         self._n_rounds, self._smoothing, self._monitor, self._patience = n_rounds, smoothing, monitor, patience
         self._derive, self._payload = derive, payload or Payload()
@@ -208,14 +209,15 @@ class Part:
 
     # ---- terms that leave
 
-    def _answer(self, bounds: Mapping[str, float]) -> Letter:
-        """Terms of this site for the next step."""
+    def _answer(self, asked: Mapping[str, Any]) -> Letter:
+        """What this site sends for the next step."""
         if self._step == 0:
-            return Letter("step", {}, tuple(self._weights()))
+            places = [(total_of(purpose), 0) for purpose in _TOTALS]
+            return self._masking.answer(asked, self._steps.position, places, self._weights)
         if self._made is None or self._made[0] != self._step:
             self._made = (self._step, self._work())
-        updates = self._made[1]
-        return terms(self._protection, [update.purpose for update in updates], bounds, self._encode)
+        places = [(update.purpose, update.round) for update in self._made[1]]
+        return self._masking.answer(asked, self._steps.position, places, self._encode)
 
     def _encode(self) -> list[Update]:
         updates = self._made[1]  # type: ignore[index]

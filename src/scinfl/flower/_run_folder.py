@@ -43,10 +43,13 @@ class RunFolder:
         self.run = secrets.token_hex(16)
         self.facts: dict[str, str] = {}
         self.checks: dict[str, dict[str, Any]] = {}
-        self.sums: list[Letter] = []
+        self.n_sums = 0
+        self.n_starts = 0
+        """How often a server took this run up again."""
         self.is_closing = False
         """Whether a site has the model, so that no further sum is needed."""
-        self._path, self._job = path, job
+        self.path, self._job = path, job
+        self._nonces: set[str] = set()
         (path / _SUMS).mkdir(exist_ok=True)
         found = (path / _RUN).exists()
         if found != resume:
@@ -58,23 +61,26 @@ class RunFolder:
             raise ValueError(msg)
         if resume:
             self._load()
-            self.journal.log("resume", run=self.run, step=len(self.sums))
+            self.journal.log("resume", run=self.run, step=self.n_sums)
         else:
             self.journal.log("start", run=self.run, job=job.digest, sites=job.sites)
 
     def _load(self) -> None:
-        kept = json.loads((self._path / _RUN).read_text())
+        kept = json.loads((self.path / _RUN).read_text())
         if kept["job"] != self._job.digest:
-            msg = f"Expected the job of the run in '{self._path}', found another. Resume with the job as it was."
+            msg = f"Expected the job of the run in '{self.path}', found another. Resume with the job as it was."
             raise ValueError(msg)
         self.run, self.facts, self.checks = str(kept["run"]), kept["facts"], kept["checks"]
         self.is_closing = bool(kept["closing"])
-        for number, file in enumerate(sorted((self._path / _SUMS).glob("step-*.safetensors"))):
+        self.n_starts = int(kept["starts"]) + 1
+        for number, file in enumerate(sorted((self.path / _SUMS).glob("step-*.safetensors"))):
             letter = Letter.read(file)
             if letter.fields["step"] != number:
-                msg = f"Expected the sum of step {number} in '{self._path}', found none. Restore it from a copy."
+                msg = f"Expected the sum of step {number} in '{self.path}', found none. Restore it from a copy."
                 raise ValueError(msg)
-            self.sums.append(letter)
+            self._nonces |= _nonces_of(letter)
+            self.n_sums += 1
+        self.write()
 
     def write(self) -> None:
         """Keep what sites agreed on."""
@@ -84,8 +90,9 @@ class RunFolder:
             "facts": self.facts,
             "checks": self.checks,
             "closing": self.is_closing,
+            "starts": self.n_starts,
         }
-        write_atomically(self._path / _RUN, json.dumps(content, indent=1).encode())
+        write_atomically(self.path / _RUN, json.dumps(content, indent=1).encode())
 
     def close(self) -> None:
         """Keep that a site has the model."""
@@ -95,16 +102,24 @@ class RunFolder:
 
     def nonces(self) -> set[str]:
         """Nonces of all terms that went into a sum: none of them may come again."""
-        return {nonce for sums in self.sums for members in sums.fields["members"] for _, nonce in members}
+        return set(self._nonces)
+
+    def sums_from(self, step: int) -> list[Letter]:
+        """Sums from a step on, from their files: all of a run need not fit into memory."""
+        return [Letter.read(self._file(number)) for number in range(step, self.n_sums)]
 
     def add(self, sums: Letter) -> None:
         """Keep the sums of a step."""
-        sums.write(self._path / _SUMS / f"step-{len(self.sums):05d}.safetensors")
-        self.sums.append(sums)
+        sums.write(self._file(self.n_sums))
+        self._nonces |= _nonces_of(sums)
+        self.n_sums += 1
+
+    def _file(self, step: int) -> Path:
+        return self.path / _SUMS / f"step-{step:05d}.safetensors"
 
     def add_to_history(self, row: Sequence[object]) -> None:
         """Keep one line a round: step, round, sites, who was left out, seconds, bytes."""
-        path = self._path / _HISTORY
+        path = self.path / _HISTORY
         text = io.StringIO(newline="")
         writer = csv.writer(text)
         if path.exists():
@@ -113,3 +128,7 @@ class RunFolder:
             writer.writerow(_COLUMNS)
         writer.writerow(row)
         write_atomically(path, text.getvalue().encode())
+
+
+def _nonces_of(sums: Letter) -> set[str]:
+    return {str(name[1]) for members in sums.fields["members"] for name in members}

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
 
 from scinfl._checks import first_of
 from scinfl.federation import Update
+from scinfl.flower._gathering import Gathering
 from scinfl.flower._job import Job
 from scinfl.flower._letter import Letter, sums_letter
 from scinfl.flower._node import Courier, Node, checks_of, compare_sites, named
+from scinfl.flower._pairwise_gathering import PairwiseGathering
 from scinfl.flower._preflight import check_hello
 from scinfl.flower._run_folder import RunFolder
 from scinfl.privacy import BlindServer, PublicIdentity
 from scinfl.privacy._blind_server import MASKED
+from scinfl.privacy._pairwise_sum import PairwiseServer
 
 _REMIND = 30.0
 _GONE = 30.0  # seconds to wait for a site that left without saying that it has the model
 _MAX_REFUSALS = 3
 _SECONDS_TO_GREET = 20.0  # after which the same is asked again: one lost message should not hold up the start
 _SECONDS_TO_LISTEN = 15.0
-_MAX_BOUND = 2.0**40
+_MOST_ATTEMPTS = 1_000_000  # at one step, by one server
+_ANSWERS = ("step", "repeat", "advertise", "reveal")
 _WITH_ROUNDS = ("training", "evaluation")
 
 
@@ -46,6 +52,8 @@ class Serve:
         Sites that may take part; all of the job by default.
     poll
         Seconds between two looks for answers.
+    progress
+        Show a progress bar over the rounds.
 
     Raises
     ------
@@ -63,6 +71,7 @@ class Serve:
         resume: bool = False,
         expected: Collection[str] | None = None,
         poll: float = 0.1,
+        progress: bool = False,
     ) -> None:
         self._expected = set(job.sites if expected is None else expected)
         self._job, self._identities, self._tell, self._poll = job, identities, tell, poll
@@ -70,23 +79,21 @@ class Serve:
         if missing:
             msg = f"Expected the identity of every site of the job, found none of {first_of(missing)}. Pin them."
             raise ValueError(msg)
-        self._server = BlindServer(identities)
+        self._server = (PairwiseServer if job.sum == "pairwise" else BlindServer)(identities)
         self._kept = RunFolder(folder, job, resume=resume)
         self._journal = self._kept.journal
         self._nodes: dict[int, Node] = {}
-        self._tickets: dict[str, tuple[Node, tuple[int, int]]] = {}  # of nodes that left since, too
+        self._tickets: dict[str, tuple[Node, tuple[object, ...]]] = {}  # of nodes that left since, too
         self._finished: set[str] = set()
-        self._answers: dict[str, list[Update]] = {}
         self._used = self._kept.nonces()
         self._told_of: set[str] = set()
+        self._bar = tqdm(total=job.n_rounds, disable=not progress, unit="round", desc="Training")
         self._bounds: dict[str, float] = {}
         self._agreed: dict[str, str] = {}
-        self._attempt = 0
         self._started = self._reminded = self._heard = time.monotonic()
-        self._enough: float | None = None
-        self._slow: set[str | None] = set()
-        self._n_bytes = 0
-        self._last: set[str | None] = set(self._expected) if self._kept.sums else set()
+        self._slow: set[str] = set()
+        self._last: set[str] = set(self._expected) if self._kept.n_sums else set()
+        self._gathering = self._gather()
 
     # ---- the loop
 
@@ -112,6 +119,8 @@ class Serve:
             self._journal.log("stopped", reason=str(error))
             self._dismiss(courier, str(error))
             raise
+        finally:
+            self._bar.close()
         self._journal.log("finished", rounds=self._job.n_rounds)
 
     def _look_around(self, courier: Courier) -> None:
@@ -129,7 +138,7 @@ class Serve:
             if not node.is_asked and (letter := self._letter_for(node)) is not None:
                 seconds = _SECONDS_TO_GREET if letter.kind in ("hello", "agree") else self._job.deadline + 60
                 ticket = courier.send(number, letter, seconds=seconds)
-                self._tickets[ticket] = (node, (len(self._kept.sums), self._attempt))
+                self._tickets[ticket] = (node, self._gathering.turn)
                 node.is_asked = True
 
     def _letter_for(self, node: Node) -> Letter | None:
@@ -140,13 +149,28 @@ class Serve:
             return Letter("hello", {"run": self._kept.run, "job": self._job.text})
         if node.stage == "greeted" and self._kept.facts:
             return Letter("agree", {"run": self._kept.run, "facts": self._kept.facts})
-        if node.stage == "ready" and node.site not in self._answers and node.site is not None:
-            sums = self._kept.sums[node.position :]
+        if node.stage == "ready" and node.site is not None and (asked := self._gathering.asks(node.site)) is not None:
+            sums = self._kept.sums_from(node.position)
             heads = [{"step": own.fields["step"], "members": own.fields["members"]} for own in sums]
             updates = tuple(update for own in sums for update in own.updates)
-            fields = {"run": self._kept.run, "step": len(self._kept.sums), "sums": heads, "bounds": self._bounds}
+            fields = {"run": self._kept.run, "step": self._kept.n_sums, "sums": heads, **asked}
             return Letter("step", fields, updates)
         return None
+
+    def _gather(self) -> Gathering:
+        """Begin the next step."""
+        options: dict[str, Any] = {
+            "min_sites": self._job.min_sites,
+            "deadline": self._job.deadline,
+            "journal": self._journal,
+            "tell": self._tell,
+            "step": self._kept.n_sums,
+        }
+        given = (self._server, self._used, self._bounds)
+        if self._job.sum == "keyed":
+            return Gathering(*given, **options)
+        first = self._kept.n_starts * _MOST_ATTEMPTS + 1
+        return PairwiseGathering(*given, folder=self._kept.path, first_attempt=first, **options)
 
     def _dismiss(self, courier: Courier, reason: str) -> None:
         """Tell sites that the run stopped, and give them time to listen."""
@@ -160,23 +184,22 @@ class Serve:
 
     # ---- answers
 
-    def _take(self, node: Node, asked: tuple[int, int], letter: Letter | None) -> None:
+    def _take(self, node: Node, asked: tuple[object, ...], letter: Letter | None) -> None:
         node.is_asked = False
         if letter is None:
             return
         self._heard = time.monotonic()
-        self._slow.discard(node.site)
+        self._slow.discard(str(node.site))
         try:
-            if asked != (len(self._kept.sums), self._attempt) and letter.kind in ("step", "repeat"):
+            if asked != self._gathering.turn and letter.kind in _ANSWERS:
                 node.position = int(letter.fields["position"])
                 self._journal.log("late", site=node.site, step=letter.fields.get("step"))
                 return
             {
                 "hello": self._take_hello,
                 "ready": self._take_ready,
-                "step": self._take_step,
+                **dict.fromkeys(_ANSWERS, self._take_step),
                 "behind": self._take_behind,
-                "repeat": self._take_repeat,
                 "finished": self._take_finished,
                 "failed": self._take_failed,
                 "bye": self._take_failed,
@@ -219,7 +242,7 @@ class Serve:
 
     def _take_ready(self, node: Node, letter: Letter) -> None:
         self._agreed[str(node.site)] = str(letter.fields["agreed"])
-        if len(set(self._agreed.values())) > 1 and not self._kept.sums:
+        if len(set(self._agreed.values())) > 1 and not self._kept.n_sums:
             msg = (
                 "Expected all sites to agree on labels or perturbations, features and gene ontology, found that they "
                 "do not. Compare the files that the sites read, and start the server again."
@@ -233,46 +256,15 @@ class Serve:
 
     def _take_behind(self, node: Node, letter: Letter) -> None:
         position = int(letter.fields["position"])
-        if position == node.position or position > len(self._kept.sums):
-            msg = f"it is at step {position}, the run at step {len(self._kept.sums)}"
+        if position == node.position or position > self._kept.n_sums:
+            msg = f"it is at step {position}, the run at step {self._kept.n_sums}"
             raise ValueError(msg)
         node.position = position
 
-    def _take_repeat(self, node: Node, letter: Letter) -> None:
-        """A number exceeds the bound: all sites send the step again, with a wider one."""
-        bounds = {str(purpose): float(bound) for purpose, bound in dict(letter.fields["bounds"]).items()}
-        if not bounds or not all(0 < bound <= _MAX_BOUND for bound in bounds.values()):
-            msg = f"Expected bounds of up to {_MAX_BOUND:g}, found {bounds}. Nothing of it was used."
-            raise ValueError(msg)
-        node.position = int(letter.fields["position"])
-        for purpose, bound in bounds.items():
-            self._bounds[purpose] = max(self._bounds.get(purpose, 0.0), bound)
-        self._answers.clear()
-        self._attempt += 1
-        self._journal.log("repeat", step=len(self._kept.sums), bounds=self._bounds)
-
     def _take_step(self, node: Node, letter: Letter) -> None:
-        self._check_terms(str(node.site), letter.updates)
-        node.position = int(letter.fields["position"])
-        self._answers[str(node.site)] = list(letter.updates)
-        self._n_bytes += sum(update.n_bytes for update in letter.updates)
-
-    def _check_terms(self, site: str, updates: Sequence[Update]) -> None:
-        """Refuse anything but fresh terms of this site, that the site signed."""
-        for update in updates:
-            if update.site != site or set(update.state) != {MASKED}:
-                msg = f"Expected masked terms of site '{site}', found others. Nothing of them was used."
-                raise ValueError(msg)
-            self._server.verify(update)
-            if update.header["nonce"].hex() in self._used:
-                msg = (
-                    f"Expected a fresh term of '{update.purpose}', found one that was added before: an old answer. "
-                    "Nothing of it was used."
-                )
-                raise ValueError(msg)
-        if not updates or len({update.purpose for update in updates}) < len(updates):
-            msg = f"Expected one term a purpose, found {_purposes(updates)}. Nothing of them was used."
-            raise ValueError(msg)
+        position = int(letter.fields["position"])
+        self._gathering.take(str(node.site), letter)
+        node.position = position
 
     def _take_finished(self, node: Node, letter: Letter) -> None:
         del letter
@@ -313,70 +305,43 @@ class Serve:
         self._started = self._heard = now
 
     def _maybe_add(self, now: float) -> None:
-        usual = self._usual_terms()
-        if usual is None:
-            self._enough = None
+        coming = {str(node.site) for node in self._nodes.values() if node.stage in ("new", "greeted", "ready")}
+        sums = self._gathering.add(now, coming, self._slow)
+        if sums is None:
             return
-        self._enough = self._enough or now
-        coming = {node.site for node in self._nodes.values() if node.stage in ("new", "greeted", "ready")}
-        missing = coming - self._answers.keys() - self._slow
-        if missing and now - self._enough < self._job.deadline:
-            return
-        for site in [site for site, updates in self._answers.items() if _purposes(updates) != usual]:
-            found = _purposes(self._answers.pop(site))
-            reason = f"it sent {found} where others sent {usual}"
-            self._journal.log("refused", site=site, kind="step", reason=reason)
-            self._tell(f"left out site '{site}', which is at another step than the others")
-        self._add(now)
-
-    def _usual_terms(self) -> list[tuple[str, int]] | None:
-        """Purposes and rounds that enough sites sent terms of; the sites know them, the server does not."""
-        found = Counter(str(_purposes(updates)) for updates in self._answers.values()).most_common(1)
-        if not found or found[0][1] < self._job.min_sites:
-            return None
-        return next(own for updates in self._answers.values() if str(own := _purposes(updates)) == found[0][0])
-
-    def _add(self, now: float) -> None:
-        step = len(self._kept.sums)
-        answers = list(self._answers.values())
-        sums = []
-        for purpose in sorted(update.purpose for update in answers[0]):
-            terms = [update for own in answers for update in own if update.purpose == purpose]
-            combined = self._server.combine(terms)
-            sums.append((combined, [(term.site, term.header["nonce"].hex()) for term in terms]))
-        self._kept.add(sums_letter(step, sums))
-        self._used |= {nonce for _, members in sums for _, nonce in members}
-        left_out = sorted(self._expected - self._answers.keys())
-        seconds = now - self._started
+        step, sites = self._kept.n_sums, sorted(self._gathering.sites)
+        self._kept.add(sums_letter(step, [(combined, [_name(term) for term in terms]) for combined, terms in sums]))
+        self._used |= {term.header["nonce"].hex() for _, terms in sums for term in terms}
+        left_out = sorted(self._expected - set(sites))
         self._journal.log(
             "step",
             step=step,
-            sites=sorted(self._answers),
+            sites=sites,
             left_out=left_out,
             sums=[hashlib.sha256(combined.state[MASKED].data).hexdigest() for combined, _ in sums],
         )
-        self._report(step, [combined for combined, _ in sums], left_out, seconds)
-        self._last = set(self._answers)
-        self._slow |= self._expected - self._answers.keys()  # nobody waits twice for a site that does not answer
-        self._answers.clear()
-        self._attempt, self._n_bytes, self._enough, self._started = 0, 0, None, now
+        self._report(step, [combined for combined, _ in sums], left_out, now - self._started)
+        self._last = set(sites)
+        self._slow |= self._expected - set(sites)  # nobody waits twice for a site that does not answer
+        self._gathering, self._started = self._gather(), now
 
     def _report(self, step: int, sums: Sequence[Update], left_out: Sequence[str], seconds: float) -> None:
         """One line a round of training, and one for each kind of sum beside it."""
-        n_sites = len(self._answers)
+        n_sites, n_bytes = len(self._gathering.sites), self._gathering.n_bytes
         without = f", without {', '.join(left_out)}" if left_out else ""
         for combined in sums:
             if combined.purpose == "training":
-                row = [step, combined.round, n_sites, " ".join(left_out), f"{seconds:.3f}", self._n_bytes]
+                self._bar.update(combined.round - self._bar.n)
+                row = [step, combined.round, n_sites, " ".join(left_out), f"{seconds:.3f}", n_bytes]
                 self._kept.add_to_history(row)
                 self._tell(
                     f"round {combined.round}/{self._job.n_rounds}: {n_sites} sites{without}, loss -, {seconds:.1f} s, "
-                    f"{self._n_bytes} bytes"
+                    f"{n_bytes} bytes"
                 )
             elif combined.purpose not in _WITH_ROUNDS and combined.purpose not in self._told_of:
                 self._told_of.add(combined.purpose)
                 if not combined.purpose.startswith("total of "):
-                    self._tell(f"added '{combined.purpose}': {n_sites} sites{without}, {self._n_bytes} bytes")
+                    self._tell(f"added '{combined.purpose}': {n_sites} sites{without}, {n_bytes} bytes")
 
     def _is_closing(self) -> bool:
         return self._kept.is_closing
@@ -391,14 +356,14 @@ class Serve:
         return not waiting or waited > self._job.deadline
 
     def _remind(self, now: float) -> None:
-        waiting = sorted(self._expected - self._answers.keys() - {n.site for n in self._nodes.values() if n.site})
+        waiting = sorted(self._expected - self._gathering.sites - {n.site for n in self._nodes.values() if n.site})
         if now - self._reminded > _REMIND and waiting and not self._is_closing():
             self._tell(f"waiting for site {first_of(waiting, 20)}")
             self._reminded = now
         if now - self._heard > self._job.give_up:
             msg = (
                 f"Expected answers of at least {self._job.min_sites} sites, found none for {self._job.give_up:g} s "
-                f"in step {len(self._kept.sums)}; missing are {first_of(waiting or sorted(self._expected), 20)}. Let "
+                f"in step {self._kept.n_sums}; missing are {first_of(waiting or sorted(self._expected), 20)}. Let "
                 "them start `scinfl federation site` again, and resume with `--resume`."
             )
             raise RuntimeError(msg)
@@ -407,5 +372,6 @@ class Serve:
         return {node.site for node in self._nodes.values() if node.site is not None and node.stage != "refused"}
 
 
-def _purposes(updates: Sequence[Update]) -> list[tuple[str, int]]:
-    return sorted((update.purpose, update.round) for update in updates)
+def _name(term: Update) -> tuple[str, ...]:
+    """What sites must know of a term in a sum: whose it is, and what its masks were made with."""
+    return str(term.site), term.header["nonce"].hex(), term.header.get("exchange", b"").hex()

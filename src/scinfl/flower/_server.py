@@ -9,10 +9,9 @@ from pathlib import Path
 
 from scinfl._checks import first_of
 from scinfl.flower._job import Job
-from scinfl.flower._kit import ADDRESS, IDENTITIES, SITES, split_address
+from scinfl.flower._kit import ADDRESS, SITES, pinned_identities, split_address
 from scinfl.flower._require import require_flower
 from scinfl.flower._serve import Serve
-from scinfl.privacy import PublicIdentity
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +27,7 @@ def run_server(
     host: str = "0.0.0.0",  # noqa: S104
     port: int | None = None,
     tell: Callable[[str], None] = logger.info,
+    progress: bool = False,
 ) -> None:
     """Run the server of a federation until the sites have the model.
 
@@ -48,6 +48,8 @@ def run_server(
         registered sites only.
     tell
         Called with one line an event, for example ``print``; the log by default.
+    progress
+        Show a progress bar over the rounds.
 
     Raises
     ------
@@ -64,7 +66,7 @@ def run_server(
         folder.mkdir(mode=0o700, exist_ok=True)
     own_port = split_address((kit / ADDRESS).read_text())[1]
     keys = _public_keys(kit, agreed)
-    serve = Serve(run, agreed, pinned_identities(kit), tell, resume=resume, expected=keys)
+    serve = Serve(run, agreed, pinned_identities(kit), tell, resume=resume, expected=keys, progress=progress)
 
     from flwr.serverapp import ServerApp
 
@@ -106,15 +108,6 @@ def revoke_site(kit: str | os.PathLike[str], site: str) -> None:
         msg = f"Expected the public key of site '{site}' in '{path.parent}', found none. Check the name."
         raise FileNotFoundError(msg)
     path.rename(path.with_suffix(_REVOKED))
-
-
-def pinned_identities(kit: Path) -> dict[str, PublicIdentity]:
-    """Public identities of all sites, as they stand in a folder of the kit."""
-    found = {}
-    for path in sorted((kit / IDENTITIES).glob("*.json")):
-        public = PublicIdentity.from_text(path.read_text())
-        found[public.site] = public
-    return found
 
 
 def _public_keys(kit: Path, job: Job) -> dict[str, Path]:

@@ -18,8 +18,9 @@ from scinfl import federation, privacy
 from scinfl.federation import Protection, Strategy
 from scinfl.flower._desk import Desk, EndedError, OtherRunError
 from scinfl.flower._job import JOB, SITE_SETTINGS, Job, SiteSettings
-from scinfl.flower._kit import ADDRESS, CA, IDENTITY, LINK_KEY
+from scinfl.flower._kit import ADDRESS, CA, IDENTITY, LINK_KEY, pinned_identities
 from scinfl.flower._letter import Letter
+from scinfl.flower._masking import Masking, PairwiseMasking
 from scinfl.flower._part import take_part
 from scinfl.flower._preflight import agreement_hash, hello_content, open_facts, seal_facts, site_checks
 from scinfl.flower._require import require_flower
@@ -27,7 +28,7 @@ from scinfl.flower._site_data import alone, copy_folder, read_data
 from scinfl.flower._steps import Steps
 from scinfl.flower._tasks import TASKS, Facts
 from scinfl.flower._travelling_sum import TravellingSum, rehearsed_sum
-from scinfl.privacy import Identity, Key, KeyedSum
+from scinfl.privacy import Identity, Key, KeyedSum, PairwiseSum, Seal
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ MODEL = "model"
 RUNS = "runs"
 SUMS = "sums"
 START = "start"
+MASKS = "pairwise.sealed"
 _SHOWN = ("validation_", "epsilon")
 _SECONDS_TO_SAY_GOODBYE = 60.0
 
@@ -199,7 +201,7 @@ class _Site:
         steps = Steps(desk, ready=be_ready, folder=journal / SUMS)
         engine = partial(take_part, steps=steps, tell=self._tell_round)
         model = self._make_model(facts, engine, self._start(journal))
-        summing = TravellingSum(self._sum(run), steps, self._name)
+        summing = TravellingSum(self._masking(run, journal), steps, self._name)
         self._train_model(model, [*self._noise(), summing], journal=journal)
         path = self._kit / MODEL
         model.save(path, site=self._name if model.is_personal else None, overwrite=True)
@@ -272,14 +274,18 @@ class _Site:
     def _noise(self) -> list[Protection]:
         return [getattr(privacy, name)(**options) for name, options in self._job.noise]
 
-    def _sum(self, run: str) -> KeyedSum:
-        return KeyedSum(
-            self._key,
-            run=run,
-            bits=self._job.bits,
-            min_sites=self._job.min_sites,
-            identities={self._name: self._identity},
-        )
+    def _masking(self, run: str, journal: Path) -> Masking:
+        protection = self._sum(run)
+        if not isinstance(protection, PairwiseSum):
+            return Masking(protection)
+        return PairwiseMasking(protection, self._name, journal / MASKS, Seal(self._key))
+
+    def _sum(self, run: str) -> KeyedSum | PairwiseSum:
+        options: dict[str, Any] = {"run": run, "bits": self._job.bits, "min_sites": self._job.min_sites}
+        options["identities"] = {self._name: self._identity}
+        if self._job.sum == "keyed":
+            return KeyedSum(self._key, **options)
+        return PairwiseSum(self._key, pinned=pinned_identities(self._kit), **options)
 
 
 def _client_app(desk: Desk, link: Any) -> Any:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from scinfl._errors import RepeatRoundError
 from scinfl.federation import Update
 from scinfl.flower._letter import Letter, members_of
-from scinfl.privacy._masked_sum import MaskedSum
 
 Sum = tuple[Update, list[Update]]
 """A sum, and what went into it, without arrays."""
@@ -31,7 +29,9 @@ class Counterpart(Protocol):
 class Summing(Protocol):
     """Gives the sums of the next step."""
 
-    def sums(self, make: Callable[[Mapping[str, float]], Letter], *, keep: bool = False) -> list[Sum]:
+    position: int
+
+    def sums(self, make: Callable[[Mapping[str, Any]], Letter], *, keep: bool = False) -> list[Sum]:
         """Sums of the next step."""
         ...
 
@@ -69,13 +69,13 @@ class Steps:
         """
         self.position = position
 
-    def sums(self, make: Callable[[Mapping[str, float]], Letter], *, keep: bool = False) -> list[Sum]:
+    def sums(self, make: Callable[[Mapping[str, Any]], Letter], *, keep: bool = False) -> list[Sum]:
         """Sums of the next step, those of metrics before those of parameters.
 
         Parameters
         ----------
         make
-            Makes the answer of this site, with the bounds that all sites know of; called if its term is wanted.
+            Makes the answer of this site to the fields of a question; called if its term is wanted.
         keep
             Keep the sums in the folder.
         """
@@ -104,7 +104,7 @@ class Steps:
             self._is_ready = True
             self._ready(self.position)
 
-    def _converse(self, make: Callable[[Mapping[str, float]], Letter]) -> None:
+    def _converse(self, make: Callable[[Mapping[str, Any]], Letter]) -> None:
         """Hear what the server asks, and answer it unless it brings the sum of this step."""
         self._be_ready()
         asked = self._asked = self._asked or self._counterpart.next()
@@ -112,7 +112,7 @@ class Steps:
         if self.position in self._came:
             return
         if asked.fields["step"] == self.position:
-            answer = make(asked.fields.get("bounds", {}))
+            answer = make(asked.fields)
             answer = replace(answer, fields={**answer.fields, "position": self.position, "step": self.position})
         else:
             answer = Letter("behind", {"position": self.position})
@@ -126,35 +126,6 @@ class Steps:
             start += len(updates)
             if sums["step"] >= self.position:
                 self._came[sums["step"]] = Letter("sums", sums, updates)
-
-
-def terms(
-    protection: MaskedSum, purposes: Sequence[str], bounds: Mapping[str, float], encode: Callable[[], Sequence[Any]]
-) -> Letter:
-    """Masked terms under the bounds that all sites know of, or the wish for wider ones.
-
-    Parameters
-    ----------
-    protection
-        Masks them.
-    purposes
-        What they are for.
-    bounds
-        Bounds that all sites know of, by purpose, where they are not those of the start.
-    encode
-        Masks the terms.
-    """
-    at_first = protection.bound_of("")
-    for purpose in purposes:
-        if bounds.get(purpose, at_first) > protection.bound_of(purpose):
-            protection.widen(purpose, float(bounds[purpose]))
-    wider = {p: protection.bound_of(p) for p in purposes if protection.bound_of(p) > bounds.get(p, at_first)}
-    if not wider:
-        try:
-            return Letter("step", {}, tuple(encode()))
-        except RepeatRoundError:
-            wider = {purpose: protection.bound_of(purpose) for purpose in purposes}
-    return Letter("repeat", {"bounds": wider})
 
 
 def as_update(upload: Any) -> Update:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
-from scinfl._errors import RepeatRoundError
+import numpy as np
+
 from scinfl.federation import Update
 from scinfl.flower._letter import Letter
-from scinfl.flower._steps import Sum, Summing, as_update, terms
+from scinfl.flower._masking import Masking, Place
+from scinfl.flower._steps import Sum, Summing, as_update
 from scinfl.privacy import BlindServer, Identity, Key, KeyedSum
+from scinfl.privacy._blind_server import MASKED
 from scinfl.privacy._blind_sum import total_of
 from scinfl.privacy._masked_sum import MaskedSum
 
@@ -26,8 +30,8 @@ class TravellingSum:
 
     Parameters
     ----------
-    protection
-        Masks and reads.
+    masking
+        Hides terms.
     steps
         Steps of the run.
     site
@@ -37,10 +41,17 @@ class TravellingSum:
     sums: ClassVar[bool] = True
     travels: ClassVar[bool] = True
 
-    def __init__(self, protection: MaskedSum, steps: Summing, site: str) -> None:
-        self.protection, self._steps, self._site = protection, steps, site
-        self._update: Any = None
+    def __init__(self, masking: Masking, steps: Summing, site: str) -> None:
+        self.masking, self._steps, self._site = masking, steps, site
+        self._totals: dict[str, float] = {}
         self._members: list[Update] = []
+        self._update: Any = None
+        self._has_sent = False
+
+    @property
+    def protection(self) -> MaskedSum:
+        """Masks and reads."""
+        return self.masking.protection
 
     @property
     def min_sites(self) -> int:
@@ -76,23 +87,22 @@ class TravellingSum:
         def hidden() -> list[Update]:
             return [as_update(self.protection.encode_weight(purpose, site, weight))]
 
-        combined, members = self._sum(total_of(purpose), hidden)
-        return self.protection.decode_weights(purpose, combined, members)
+        combined, members = self._sum((total_of(purpose), 0), hidden)
+        self._totals[purpose] = self.protection.decode_weights(purpose, combined, members)
+        return self._totals[purpose]
 
     def encode(self, update: Any) -> Any:
-        """Mask the term of this site.
+        """Say what form the term of this site will have; it is masked when the server asks for it.
 
         Parameters
         ----------
         update
             What it adds.
         """
-        self._update = update
-        while True:
-            try:
-                return self.protection.encode(update)
-            except RepeatRoundError as error:  # until it fits; the other sites hear of the bound in their turn
-                logger.info("%s", error)
+        self._update = update  # masked when it is asked for: only then is it known with whom
+        n_values = sum(array.size for array in update.state.values()) + 1 + len(update.metrics)
+        kind = np.uint64 if self.bytes_of(1_000) == 8_000 else np.uint32
+        return replace(update, state={MASKED: np.zeros(n_values, kind)}, metrics={})
 
     def combine(self, encoded: Sequence[Any]) -> Any:
         """Sum of the terms of all sites, as the server added them.
@@ -102,15 +112,16 @@ class TravellingSum:
         encoded
             Term of this site.
         """
-        (own,) = encoded
-        purpose, bound = own.purpose, self.protection.bound_of(own.purpose)
+        del encoded
+        own = self._update
 
         def masked() -> list[Any]:
-            same = self.protection.bound_of(purpose) == bound
-            return [own if same else self.protection.encode(self._update)]
+            return [self.protection.encode(own)]
 
-        combined, self._members = self._sum(purpose, masked)
-        self.protection.widen(purpose, 2.0 ** int.from_bytes(combined.header["bound"], "big", signed=True))
+        combined, self._members = self._sum((own.purpose, own.round), masked)
+        if not self._has_sent:
+            self.protection.expect(self._totals[own.purpose], own)  # how to read it
+        self.protection.widen(own.purpose, 2.0 ** int.from_bytes(combined.header["bound"], "big", signed=True))
         return combined
 
     def decode(self, combined: Any, members: Sequence[Any]) -> Any:
@@ -126,20 +137,20 @@ class TravellingSum:
         del members
         return self.protection.decode(combined, self._members)
 
-    def _sum(self, purpose: str, encode: Callable[[], Sequence[Any]]) -> Sum:
-        sent = []
+    def _sum(self, place: Place, encode: Callable[[], Sequence[Any]]) -> Sum:
+        self._has_sent = False
 
-        def make(bounds: Mapping[str, float]) -> Letter:
-            letter = terms(self.protection, [purpose], bounds, encode)
-            sent.append(letter.kind)
+        def make(asked: Mapping[str, Any]) -> Letter:
+            letter = self.masking.answer(asked, self._steps.position, [place], encode)
+            self._has_sent |= letter.kind == "step"
             return letter
 
         ((combined, members),) = self._steps.sums(make, keep=True)
         counted = self._site in {member.site for member in members}
-        if not sent or not counted:
+        if not self._has_sent or not counted:
             self.protection.forget()  # what was masked here is not what is in the sum
         if not counted:
-            logger.warning("The sum of '%s' went on without this site.", purpose)
+            logger.warning("The sum of '%s' went on without this site.", place[0])
         return combined, members
 
     def __repr__(self) -> str:
@@ -156,13 +167,15 @@ class _Alone(KeyedSum):
 class _NoSteps:
     """Steps of a site that has nobody to ask: its own term is the sum."""
 
+    position = 0
+
     def __init__(self, identity: Identity) -> None:
         self._server = BlindServer({identity.site: identity.public})
 
-    def sums(self, make: Callable[[Mapping[str, float]], Letter], *, keep: bool = False) -> list[Sum]:
+    def sums(self, make: Callable[[Mapping[str, Any]], Letter], *, keep: bool = False) -> list[Sum]:
         del keep
         bounds: Mapping[str, float] = {}
-        while (letter := make(bounds)).kind == "repeat":
+        while (letter := make({"bounds": bounds})).kind == "repeat":
             bounds = letter.fields["bounds"]
         return [(self._server.combine([term]), [term]) for term in letter.updates]
 
@@ -180,4 +193,4 @@ def rehearsed_sum(key: Key, identity: Identity, bits: Any) -> TravellingSum:
         Bits of the numbers.
     """
     alone = _Alone(key, run="dry run", bits=bits, identities={identity.site: identity})
-    return TravellingSum(alone, _NoSteps(identity), identity.site)
+    return TravellingSum(Masking(alone), _NoSteps(identity), identity.site)

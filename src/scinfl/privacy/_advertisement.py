@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 from cryptography.exceptions import InvalidSignature
 
@@ -43,6 +44,34 @@ class Advertisement:
         """What is signed."""
         where = (self.site, self.purpose, self.run, self.round, self.attempt, self.fingerprint)
         return joined("scinfl advertisement", *where, self.public)
+
+    def to_json(self) -> dict[str, Any]:
+        """As json can hold it."""
+        return {**vars(self), "public": self.public.hex(), "signature": self.signature.hex()}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_json` gave.
+
+        Parameters
+        ----------
+        content
+            What came from another machine.
+
+        Raises
+        ------
+        ValueError
+            If it is something else.
+        """
+        try:
+            names, numbers = ("site", "purpose", "run", "fingerprint"), ("round", "attempt")
+            told: dict[str, Any] = {name: str(content[name]) for name in names}
+            told |= {name: int(content[name]) for name in numbers}
+            told |= {name: bytes.fromhex(content[name]) for name in ("public", "signature")}
+            return cls(**told)
+        except (KeyError, TypeError, ValueError) as error:
+            msg = f"Expected an advertisement of pairwise masks, found something else ({error}). Send it anew."
+            raise ValueError(msg) from error
 
     def verify(self, pinned: Mapping[str, PublicIdentity], at: str) -> None:
         """Refuse an advertisement that the pinned identity of its site did not sign.

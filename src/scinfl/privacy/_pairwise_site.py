@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -240,6 +241,42 @@ class PairwiseSite:
             )
             raise TamperedSumError(msg)
         return exchange.digest
+
+    def heard(self) -> dict[tuple[str, int], tuple[Advertisement, ...]]:
+        """What was relayed, by purpose and round."""
+        return {place: exchange.heard for place, exchange in self._exchanges.items()}
+
+    def memory(self) -> list[dict[str, Any]]:
+        """What the site must know when it starts again, as json can hold it; secret, so seal it before it is kept."""
+        return [
+            {
+                "own": exchange.own.to_json(),
+                "heard": [said.to_json() for said in exchange.heard],
+                "seed": None if exchange.seed is None else exchange.seed.hex(),
+                "masked": exchange.masked,
+                "opened": exchange.opened,
+            }
+            for exchange in self._exchanges.values()
+        ]
+
+    def remember(self, memory: Sequence[Mapping[str, Any]]) -> None:
+        """Take up what :meth:`memory` told. Keys to masks are gone: a sum that was not sent must be exchanged anew.
+
+        Parameters
+        ----------
+        memory
+            Of this site, in the same run.
+        """
+        for kept in memory:
+            own = Advertisement.from_json(kept["own"])
+            self._exchanges[own.purpose, own.round] = _Exchange(
+                own,
+                None,
+                None if kept["seed"] is None else bytes.fromhex(kept["seed"]),
+                tuple(Advertisement.from_json(said) for said in kept["heard"]),
+                bool(kept["masked"]),
+                bool(kept["opened"]),
+            )
 
     def forget(self, purpose: str) -> None:
         """Begin a purpose anew: its rounds count from 1 again."""

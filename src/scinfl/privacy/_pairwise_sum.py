@@ -59,7 +59,7 @@ class PairwiseServer(BlindServer):
         Parameters
         ----------
         combined
-            What :meth:`combine` returned; the masks of pairs cancelled in it.
+            What :meth:`scinfl.privacy.PairwiseServer.combine` returned; the masks of pairs cancelled in it.
         encoded
             Uploads in the sum.
         seeds
@@ -164,6 +164,7 @@ class PairwiseSum(MaskedSum):
                 raise ValueError(msg)
         self._sites: dict[str, PairwiseSite] = {}
         self._relayed: dict[tuple[str, int], list[Advertisement]] = {}
+        self._was_away = False
 
     # ---- before a sum
 
@@ -214,7 +215,7 @@ class PairwiseSum(MaskedSum):
         for name in own:
             self.site(name).listen(advertisements)
         place = advertisements[0].purpose, advertisements[0].round
-        self._relayed[place] = list(advertisements)
+        self._relayed[place], self._was_away = list(advertisements), False
         if self._keyed is not None:
             self._keyed._rounds.pop(place, None)  # what was sent in an earlier attempt is void
 
@@ -228,13 +229,37 @@ class PairwiseSum(MaskedSum):
         weights
             Weight of every site.
         """
-        total = total_of(purpose)
-        for site in self._sites.values():
-            site.forget(purpose)
-            site.forget(total)
-        self._relayed = {place: said for place, said in self._relayed.items() if place[0] not in {purpose, total}}
-        self.exchange(total, 0, list(weights))
+        self.begin(purpose)
+        self.exchange(total_of(purpose), 0, list(weights))
         return super().agree(purpose, weights)
+
+    def begin(self, purpose: str) -> None:
+        """Begin a purpose anew: its rounds count from 1 again, and its weights are agreed on again.
+
+        Parameters
+        ----------
+        purpose
+            What is summed.
+        """
+        purposes = {purpose, total_of(purpose)}
+        for site in self._sites.values():
+            for name in purposes:
+                site.forget(name)
+        self._relayed = {place: said for place, said in self._relayed.items() if place[0] not in purposes}
+
+    def remember(self, name: str, memory: Sequence[Mapping[str, Any]]) -> None:
+        """Take up what a site of this process knew before it started again, see :meth:`PairwiseSite.memory`.
+
+        Parameters
+        ----------
+        name
+            Name of the site.
+        memory
+            What it knew.
+        """
+        site = self.site(name)
+        site.remember(memory)
+        self._relayed |= {place: list(heard) for place, heard in site.heard().items() if heard}
 
     # ---- the sum
 
@@ -259,7 +284,10 @@ class PairwiseSum(MaskedSum):
 
     def _unmask(self, combined: Any, members: Sequence[Any], unsigned: type[np.unsignedinteger]) -> np.ndarray:
         place = combined.purpose, combined.round
-        if not (own := self._own(self._relayed.get(place, []))):
+        own = self._own(self._relayed.get(place, []))
+        if not own and self._was_away and self._keyed is not None:
+            return self._keyed._unmask(combined, members, unsigned)
+        if not own:
             msg = f"Expected a sum that was exchanged for, found round {place[1]} of '{place[0]}'. Nothing was used."
             raise TamperedSumError(msg)
         for name in own:
@@ -277,6 +305,15 @@ class PairwiseSum(MaskedSum):
     def _forget(self) -> None:
         if self._keyed is not None:
             self._keyed._forget()
+
+    def forget(self) -> None:
+        """Forget what was sent and is not in a sum.
+
+        The next sum may be one that went on without this site: who has the key reads it and checks its tag, but not
+        whose masks were in it.
+        """
+        super().forget()
+        self._relayed, self._was_away = {}, True
 
     def _own(self, advertisements: Sequence[Advertisement]) -> list[str]:
         return [said.site for said in advertisements if said.site in self._identities]

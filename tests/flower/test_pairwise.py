@@ -1,0 +1,152 @@
+"""Pairwise masks between sites that are apart."""
+
+from __future__ import annotations
+
+import pytest
+from tests.flower.conftest import SITES, job_text, make_cells, same, trained_in_process
+
+from scinfl.flower._letter import Letter
+from scinfl.privacy import KeyedSum, PairwiseSum
+
+
+def pairwise_job(sites=SITES, **options):
+    return job_text(sites, **options).replace("deadline", 'sum = "pairwise"\ndeadline')
+
+
+def test_pairwise_masks_give_the_model_of_one_process(make_federation, fresh_key):
+    federation = make_federation(pairwise_job())
+    federation.run()
+    assert not federation.errors
+    expected = trained_in_process(make_cells(), fresh_key, protections=[PairwiseSum(fresh_key)])
+    for site in SITES:
+        assert same(federation.model(site), expected)
+    assert {letter.kind for _, _, letter in federation.hand.log} >= {"advertise", "step", "reveal"}
+
+
+def test_a_site_that_works_with_the_server_opens_no_other_upload(make_federation, fresh_key):
+    """The key and an upload are all that a keyed sum needs; here they give noise."""
+    federation = make_federation(pairwise_job())
+    federation.run()
+    uploads = [
+        update
+        for site, _, letter in federation.hand.log
+        if site == SITES[1] and letter.kind == "step"
+        for update in letter.updates
+        if update.purpose == "training"
+    ]
+    run = federation.server(resume=True)._kept.run
+    thief = KeyedSum(fresh_key, run=run, min_sites=2)
+    integers = uploads[-1].state["masked"].copy()
+    stream, _ = thief._stream(uploads[-1], SITES[1], uploads[-1].header["nonce"], len(integers), integers.dtype)
+    opened = thief._numbers.decode(integers - stream)
+    assert abs(opened).max() > 1e3  # parameters and shares stay far below
+
+
+@pytest.mark.parametrize("phase", ["advertise", "step", "reveal"])
+def test_a_lost_answer_costs_an_attempt_or_a_wait(make_federation, fresh_key, phase):
+    federation, lost = make_federation(pairwise_job(deadline=0.3)), []
+
+    def lose(site, answer):
+        if site == SITES[1] and answer.kind == phase and answer.fields["step"] == 2 and not lost:
+            lost.append(1)
+            return Letter("behind", {"position": 2})  # which the server refuses: nothing of it counts
+        return answer
+
+    federation.hand.changes.append(lose)
+    federation.run()
+    assert lost
+    assert not federation.errors
+    expected = trained_in_process(make_cells(), fresh_key, protections=[PairwiseSum(fresh_key)])
+    assert same(federation.model(SITES[2]), expected)
+
+
+class CrashError(Exception):
+    """A machine lost power."""
+
+
+@pytest.mark.parametrize("phase", ["advertise", "step", "reveal"])
+@pytest.mark.parametrize("who", ["server", "all"])
+def test_a_crash_in_any_phase_ends_with_the_same_model(make_federation, fresh_key, phase, who):
+    first = make_federation(pairwise_job())
+
+    def crash(site, answer):
+        if site == SITES[1] and answer.kind == phase and answer.fields["step"] == 3:
+            first.hand.changes.clear()
+            raise CrashError
+        return answer
+
+    first.hand.changes.append(crash)
+    first.start()
+    with pytest.raises(CrashError):
+        first.server().run(first.hand)
+    if who == "server":
+        first.server(resume=True).run(first.hand)
+        for thread in first._threads:
+            thread.join(10)
+        federation = first
+    else:  # sites forget what they had in memory too
+        federation = make_federation(pairwise_job())
+        federation.run(resume=True)
+    assert not federation.errors
+    expected = trained_in_process(make_cells(), fresh_key, protections=[PairwiseSum(fresh_key)])
+    assert same(federation.model(SITES[0]), expected)
+
+
+def test_a_site_that_was_away_reads_the_sums_of_the_others(make_federation):
+    sites = [*SITES, "hospital_3"]
+    federation = make_federation(pairwise_job(sites, n_rounds=5), adata=make_cells(n_sites=4), sites=sites)
+
+    def leave_and_return(site, answer):
+        step = answer.fields.get("step")
+        if answer.kind == "advertise" and site == "hospital_3" and step == 2:
+            federation.hand.away.add("hospital_3")
+        if answer.kind == "reveal" and site == SITES[0] and step == 4:
+            federation.hand.away.clear()
+        return answer
+
+    federation.hand.changes.append(leave_and_return)
+    federation.run()
+    assert not federation.errors
+    assert any("without hospital_3" in line for line in federation.told)
+    assert same(federation.model("hospital_3"), federation.model(SITES[0]))
+
+
+def test_a_number_beyond_the_bound_repeats_the_step(make_federation, fresh_key):
+    from dataclasses import replace
+
+    federation = make_federation(pairwise_job())
+    for site in federation.sites.values():
+
+        def narrow(run, usual=site._sum):
+            protection = usual(run)
+            protection._numbers = replace(protection._numbers, bound=0.25)
+            return protection
+
+        site._sum = narrow
+    federation.run()
+    assert not federation.errors
+    assert any(letter.kind == "repeat" for _, _, letter in federation.hand.log)
+    assert same(federation.model(SITES[0]), federation.model(SITES[1]))
+
+
+def test_a_server_that_drops_a_site_from_the_exchange_is_noticed(make_federation):
+    federation = make_federation(pairwise_job())
+
+    usual = federation.desks[SITES[0]].handle
+
+    def forge(letter):
+        if letter.fields.get("phase") == "terms" and letter.fields["step"] == 2:
+            ads = [said for said in letter.fields["ads"] if said["site"] != SITES[0]]
+            letter = Letter(letter.kind, {**letter.fields, "ads": ads}, letter.updates)
+        return usual(letter)
+
+    federation.desks[SITES[0]].handle = forge
+    federation.hand.desks[0].handle = forge
+    server = federation.server()
+    from dataclasses import replace
+
+    server._job = replace(federation.job, give_up=2.0)
+    federation.start()
+    with pytest.raises(RuntimeError, match="resume"):
+        server.run(federation.hand)
+    assert type(federation.errors[SITES[0]]).__name__ == "TamperedSumError"
