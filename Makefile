@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo demo-federation test test-all lint types docs clean
+.PHONY: demo demo-federation test test-all lint types docs linkcheck tutorials clean
 .DEFAULT_GOAL := demo
 
 # torch comes first, so that what depends on it does not fetch a build for GPUs
@@ -41,6 +41,13 @@ types: $(BIN)/.scinfl-lint
 
 docs: $(BIN)/.scinfl-doc
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+# links between pages, files and places in them; addresses on the internet are not tried
+linkcheck: docs
+	$(BIN)/python docs/check_links.py docs/_build/html README.md CONTRIBUTING.md
+
+tutorials: $(BIN)/.scinfl-test
+	$(BIN)/python -m pytest tests/test_tutorials.py -m slow -k notebooks --durations=0
 
 clean:
 	rm -rf $(VENV) demo demo_federation docs/_build .pytest_cache .ruff_cache .mypy_cache

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -30,17 +28,6 @@ def test_notebooks_are_stored_with_outputs_and_without_paths_of_a_machine(path):
 @pytest.mark.filterwarnings("ignore")
 def test_notebooks_run(path):
     NotebookClient(nbformat.read(path, 4), timeout=600, kernel_name="python3").execute(cwd=str(path.parent))
-
-
-@pytest.mark.slow
-def test_the_python_of_the_readme_runs(tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    environment = {**os.environ, "MPLBACKEND": "agg"}
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / "run" / "model.json").exists()
 
 
 def test_no_file_of_the_project_names_a_machine():

@@ -1,0 +1,119 @@
+"""What the documentation says is there, is there, and what is there is in the documentation."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+import sys
+from functools import reduce
+from pathlib import Path
+
+import pytest
+
+import scinfl as si
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "api").glob("*.md"), ROOT / "README.md"])
+PARTS = {name: getattr(si, name) for name in si.__all__ if not name.startswith("_")}
+PARTS["privacy.attacks"] = si.privacy.attacks
+NAMES = [(part, name) for part, module in PARTS.items() for name in module.__all__]
+CLASSES = [
+    (part, name)
+    for part, name in NAMES
+    if inspect.isclass(found := getattr(PARTS[part], name)) and found.__module__.startswith("scinfl")
+]
+
+
+def python_of(path: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+def api_page(part: str) -> str:
+    return (ROOT / "docs" / "api" / f"{part.split('.', maxsplit=1)[0]}.md").read_text()
+
+
+def own_methods(kind: type) -> dict[str, object]:
+    members = {name: value for name, value in vars(kind).items() if not name.startswith("_")}
+    hooks = {"extra_repr"}  # torch prints it
+    return {
+        name: value
+        for name, value in members.items()
+        if isinstance(value, property | classmethod | staticmethod) or inspect.isfunction(value)
+        if name not in hooks
+    }
+
+
+def directive(part: str, name: str) -> re.Match[str] | None:
+    pattern = rf"^\.\. (?:auto(?:function|class|data)|py:data):: {name}\n((?:   .*\n)*)"
+    return re.search(pattern, api_page(part), re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", [ROOT / "docs" / "index.md", ROOT / "README.md"], ids=lambda path: path.name)
+@pytest.mark.filterwarnings("ignore")
+def test_the_first_example_runs(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = python_of(path)
+    names: dict[str, object] = {}
+    exec(compile(code, path.name, "exec"), names)
+    adata = names["adata"]
+    assert (adata.obs["infl_label"].astype(str) == adata.obs["bulk_labels"].astype(str)).mean() > 0.8
+    assert {"distances", "connectivities"} <= set(adata.obsp)
+
+
+def test_the_first_example_of_the_site_has_twelve_lines():
+    (code,) = python_of(ROOT / "docs" / "index.md")
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= 12
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_python_of_a_page_is_python_and_names_what_exists(path):
+    for code in python_of(path):
+        compile(code, path.name, "exec")
+    for name in set(re.findall(r"\b(?:si|scinfl)((?:\.[A-Za-z]\w*)+)", " ".join(python_of(path)))):
+        reduce(getattr, name[1:].split("."), si)
+
+
+@pytest.mark.parametrize(("part", "name"), NAMES, ids=lambda value: value)
+def test_a_public_name_has_a_docstring_and_stands_in_its_page_of_the_reference(part, name):
+    value = getattr(PARTS[part], name)
+    assert inspect.getdoc(value) or not (inspect.isfunction(value) or inspect.isclass(value))
+    if part == "privacy.attacks":  # listed as a whole
+        assert "automodule:: scinfl.privacy.attacks\n   :members:\n" in api_page(part)
+    else:
+        assert directive(part, name), f"add `{name}` to docs/api/{part}.md"
+
+
+@pytest.mark.parametrize(("part", "name"), CLASSES, ids=lambda value: value)
+def test_methods_of_a_public_class_are_documented_and_listed(part, name):
+    methods = own_methods(getattr(PARTS[part], name))
+    for method, value in methods.items():
+        assert inspect.getdoc(getattr(value, "fget", value)), f"{name}.{method} has no docstring"
+    found = directive(part, name)
+    members = re.search(r":members:(.*)", found[1]) if found else None
+    if part == "privacy.attacks" or not methods or (members and not members[1].strip()):
+        return
+    listed = {word.strip() for word in members[1].split(",")} if members else set()
+    assert set(methods) <= listed, f"list them under `{name}` in docs/api/{part}.md"
+
+
+@pytest.fixture
+def check_links():
+    spec = importlib.util.spec_from_file_location("check_links", ROOT / "docs" / "check_links.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+def test_links_of_the_readme_lead_somewhere(check_links):
+    assert check_links.dead_links([ROOT / "README.md", ROOT / "CONTRIBUTING.md"]) == []
+
+
+def test_dead_links_are_found(check_links, tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text('<p id="here"><a href="#here"></a><a href="#there"></a><img src="lost.png"></p>')
+    (tmp_path / "other.html").write_text('<a href="page.html#here"></a><a href="https://example.org/lost"></a>')
+    dead = check_links.dead_links([page, tmp_path / "other.html"])
+    assert dead == ["page.html: #there", "page.html: lost.png"]
