@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
+import shlex
 import stat
 import subprocess
 import sys
+from importlib.metadata import version
 
 import anndata as ad
 import pandas as pd
 import pytest
 
+import scinfl
+from scinfl import _cli_info, _cli_keys, _cli_words, cli
 from scinfl.cli import main
 from scinfl.privacy import Key
 
@@ -49,7 +54,7 @@ def test_train_then_predict_with_the_right_the_wrong_and_no_key(files, capsys):
     assert run("predict", "run", "data.h5ad", "--key", "a.key", "--overwrite", capsys=capsys)[0] == 0
     code, _, err = run("predict", "run", "data.h5ad", "--out", "x.csv", capsys=capsys)
     assert code == 1
-    assert "unlock" in err
+    assert "Pass its key file with `--key`" in err
     main(["key", "new", "b.key"])
     code, _, err = run("predict", "run", "data.h5ad", "--key", "b.key", "--out", "x.csv", capsys=capsys)
     assert code == 1
@@ -122,11 +127,128 @@ def test_an_occupied_output_is_refused_before_training(files, capsys):
 
 
 def test_versions_and_help(capsys):
-    assert main(["info"]) == 0
-    assert "torch" in capsys.readouterr().out
+    assert main([]) == 2
+    assert "start here" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"scinfl {scinfl.__version__}\n"
     result = subprocess.run([sys.executable, "-m", "scinfl.cli", "--help"], capture_output=True, text=True, check=True)
     assert "federat" in result.stdout or "sites" in result.stdout
     assert subprocess.run([sys.executable, "-m", "scinfl.cli", "fly"], capture_output=True, check=False).returncode == 2
+
+
+def commands_of(parser, name=()):
+    """Every command that can be run, with its parser."""
+    actions = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not actions:
+        yield " ".join(name), parser
+    for action in actions:
+        for word, below in action.choices.items():
+            yield from commands_of(below, (*name, word))
+
+
+COMMANDS = {
+    name: parser for name, parser in commands_of(cli._parser(), ("scinfl",)) if not name.startswith("scinfl federation")
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_shows_examples_that_can_be_typed(name):
+    parser = COMMANDS[name]
+    heading, *examples = parser.epilog.splitlines()
+    assert heading == ("example:" if len(examples) == 1 else "examples:")
+    for example in examples:
+        assert example.startswith(f"  {name} ") or example == f"  {name}"
+        assert cli._parser().parse_args(shlex.split(example)[1:]).run is parser.get_default("run")
+    for action in parser._actions:
+        assert action.help, f"{name}: {action.dest} is not explained"
+
+
+@pytest.mark.parametrize("line", [*cli._START.splitlines()[1:], *_cli_keys._LIFE_OF_A_KEY.splitlines()[1:]])
+def test_the_stories_can_be_typed(line):
+    typed = line.split("&&")[-1].strip().split("   ")[0]
+    assert cli._parser().parse_args(shlex.split(typed)[1:]).run
+
+
+def test_info_shows_versions_devices_and_what_an_extra_lacks(monkeypatch, capsys):
+    requirements = [
+        "anndata>=0.12",
+        'anndata>=0.12; extra == "there"',
+        'nothing-of-this-name>=1; extra == "dp"',
+        'anndata>=999; extra == "he"',
+        "pytest>=8; extra == 'test'",
+        'anndata>=0.12; (python_version >= "3.11") and extra == "test"',
+    ]
+    monkeypatch.setattr(_cli_info, "requires", lambda name: requirements)
+    assert main(["info"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in lines if " " not in line] == ["versions", "devices", "extras"]
+    assert f"scinfl {scinfl.__version__}" in lines
+    assert any(line.startswith("CPU 1 threads of torch") for line in lines)
+    assert {line.split()[0] for line in lines} >= {"python", "torch", "scvi-tools", "CUDA", "MPS", "auto"}
+    extras = lines[lines.index("extras") + 1 :]
+    found = version("anndata")
+    assert extras == [
+        "dp nothing-of-this-name is missing: pip install 'scinfl[dp]'",
+        f"he anndata is {found}, not >=999: pip install 'scinfl[he]'",
+        f"there anndata {found}",
+    ]
+
+
+def test_info_knows_the_extras_of_this_package(capsys):
+    assert main(["info"]) == 0
+    shown = capsys.readouterr().out
+    assert "leiden" in shown.partition("extras")[2].split()
+    assert "lint" not in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "data.h5ad", "--labels", "celltype", "--out", "r"], "Expected `--labels` to name a column"),
+        (["train", "data.h5ad", "--labels", "label", "--site", "x", "--out", "r"], "Expected `--site` to name a"),
+        (["train", "data.h5ad", "--labels", "label", "--site", "one", "--out", "r"], "pooled site with no `--site`"),
+        (["train", "data.h5ad", "--labels", "label", "--rounds", "0", "--out", "r"], "Expected `--rounds` to be"),
+        (["train", "data.h5ad", "--labels", "label", "--hidden", "0", "--out", "r"], "Expected `--hidden` to be"),
+        (["train", "data.h5ad", "--labels", "label", "--layer", "x", "--out", "r"], "Expected `--layer` to name a"),
+        (["train", "data.h5ad", "--labels", "label", "--out", "a.key"], "Name another path, or pass `--overwrite`."),
+        (["train", "nan.h5ad", "--labels", "label", "--out", "r"], "or pass `--missing zero`."),
+        (["key", "new", "a.key"], "save under another name."),
+        (
+            ["key", "rotate", ".", "--identity", "x", "--pinned", "y", "--out", "z"],
+            "Expected a file at 'y', found none",
+        ),
+        (["predict", "none", "data.h5ad", "--out", "no/where.csv"], "existing folder for `--out`, found none at 'no'"),
+        (
+            ["predict", "none", "data.h5ad", "--min-confidence", "2"],
+            "Expected `--min-confidence` to be a number from 0",
+        ),
+        (["audit", "none", "data.h5ad", "--out", "a.pdf"], "`--out (ending)` to be one of ['.html', '.md']"),
+        (["audit", "none", "data.h5ad", "--out", "no/a.md"], "existing folder for `--out`"),
+        (["info", "."], "Check the path"),
+    ],
+)
+def test_errors_speak_of_options_and_come_before_the_work(files, cells, capsys, arguments, message):
+    cells.obs["one"] = "x"
+    cells.write_h5ad("data.h5ad")
+    cells.X[0, 0] = float("nan")
+    cells.write_h5ad("nan.h5ad")
+    capsys.readouterr()
+    code, out, err = run(*arguments, capsys=capsys)
+    assert code == 1
+    assert message in err
+    assert err.count("\n") == 1
+    assert not out
+    assert "=" not in err
+
+
+def test_a_locked_model_asks_for_its_key_file(files, capsys):
+    error = ValueError("Expected an unlocked model, found it locked. Call `model.unlock(key)` first.")
+    assert _cli_words.told(error, argparse.Namespace()).endswith("Pass its key file with `--key`.")
+    assert _cli_words.told(PermissionError(13, "Permission denied", "x"), argparse.Namespace()) == (
+        "Expected to read or write 'x', found: Permission denied."
+    )
 
 
 def test_the_demo_shows_the_lock(tmp_path, capsys):

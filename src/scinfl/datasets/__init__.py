@@ -1,20 +1,25 @@
 """Real data at hand, and published data to fetch."""
 
 from scinfl.datasets._bundled import pbmc
+from scinfl.datasets._huvec import huvec
 from scinfl.datasets._mosaic import mosaic_simulated
 from scinfl.datasets._perturbseq import perturbseq_simulated
 from scinfl.datasets._public import adamson, dixit, gene_ontology, norman, replogle_k562, replogle_rpe1
-from scinfl.datasets._tcga import tcga_proteins
+from scinfl.datasets._spamosaic import spamosaic
+from scinfl.datasets._tcga import tcga_mirna, tcga_proteins
 
 __all__ = [
     "adamson",
     "dixit",
     "gene_ontology",
+    "huvec",
     "mosaic_simulated",
     "norman",
     "pbmc",
     "perturbseq_simulated",
     "replogle_k562",
     "replogle_rpe1",
+    "spamosaic",
+    "tcga_mirna",
     "tcga_proteins",
 ]

@@ -16,6 +16,12 @@ from scinfl import __version__
 
 _CHUNK = 1 << 16  # bytes that a broken connection loses at most
 _TIMEOUT = 30  # seconds to connect, and between two pieces
+_SERVERS = {
+    "dataverse": "https://dataverse.harvard.edu",
+    "figshare": "https://api.figshare.com",
+    "gdc": "https://api.gdc.cancer.gov",
+    "zenodo": "https://zenodo.org",
+}
 
 
 def cache_folder() -> Path:
@@ -26,16 +32,31 @@ def cache_folder() -> Path:
     return folder
 
 
+def server(name: str) -> str:
+    """Address of a public server; ``SCINFL_DATAVERSE``, ``SCINFL_FIGSHARE``, … of the environment name others.
+
+    Parameters
+    ----------
+    name
+        ``"dataverse"``, ``"figshare"``, ``"gdc"`` or ``"zenodo"``.
+
+    Examples
+    --------
+    >>> server("zenodo")
+    'https://zenodo.org'
+    """
+    return (os.environ.get(f"SCINFL_{name.upper()}") or _SERVERS[name]).rstrip("/")
+
+
 def dataverse_url(file_id: int) -> str:
-    """Address of a Dataverse file; ``SCINFL_DATAVERSE`` of the environment names another server.
+    """Address of a Dataverse file.
 
     Examples
     --------
     >>> dataverse_url(6154020)
     'https://dataverse.harvard.edu/api/access/datafile/6154020'
     """
-    server = os.environ.get("SCINFL_DATAVERSE") or "https://dataverse.harvard.edu"
-    return f"{server.rstrip('/')}/api/access/datafile/{file_id}"
+    return f"{server('dataverse')}/api/access/datafile/{file_id}"
 
 
 def fetch(url: str, name: str, *, known_hash: str | None = None, progress: bool = True) -> Path:
@@ -228,6 +249,6 @@ def _unreachable(url: str, path: Path, reason: str) -> ConnectionError:
     msg = (
         f"Expected '{url}' to send '{path.name}', found {reason}. Try again later, or fetch the file in another way (a "
         f"browser, another machine), put it at '{path}' and call again. The environment variable SCINFL_DATA names "
-        "another folder for data, SCINFL_DATAVERSE another server."
+        "another folder for data; SCINFL_DATAVERSE, SCINFL_FIGSHARE, SCINFL_GDC and SCINFL_ZENODO other servers."
     )
     return ConnectionError(msg)

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 import os
-import shutil
 import tarfile
 import tempfile
 import warnings
-import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import anndata as ad
@@ -21,7 +15,8 @@ from anndata import AnnData
 from anndata.utils import make_index_unique
 
 from scinfl._checks import first_of
-from scinfl.datasets._download import cache_folder, complete, dataverse_url, fetch, one_at_a_time, part_of, verify
+from scinfl.datasets._archive import DAMAGED, existing, only, told, unpack
+from scinfl.datasets._download import cache_folder, dataverse_url, fetch, one_at_a_time, verify
 
 _SCREENS = {
     "norman": 6154020,
@@ -39,7 +34,6 @@ _MEMBER = "perturb_processed.h5ad"
 _COLUMNS = ["source", "target", "importance"]
 # tables that name genes by the ids that are no longer the names, or by condition
 _RANKINGS = ("rank_genes_groups", "top_non_", "non_dropout_gene", "non_zeros_gene")
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError)
 
 
 def norman(path: str | os.PathLike[str] | None = None, *, progress: bool = True) -> AnnData:
@@ -227,12 +221,12 @@ def gene_ontology(path: str | os.PathLike[str] | None = None, *, progress: bool 
     """
     if path is None:
         path = _fetched(_ONTOLOGY, "go_essential_all.tar.gz", progress=progress)
-    path = _existing(path, "the archive 'go_essential_all.tar.gz' or the csv file in it")
+    path = existing(path, "the archive 'go_essential_all.tar.gz' or the csv file in it")
     if path.name.endswith((".csv", ".csv.gz")):
         return _read_similarity(path, path)
-    with _told(path, "a tar archive", *_DAMAGED), tarfile.open(path) as archive:
+    with told(path, "a tar archive", *DAMAGED), tarfile.open(path) as archive:
         files = [member for member in archive.getmembers() if member.isfile()]
-        name = _only([member.name for member in files], ".csv", path)
+        name = only([member.name for member in files], ".csv", path)
         # a stream of one regular file: nothing that the archive says about paths or links is acted on
         stream = archive.extractfile(next(member for member in files if member.name == name))
         return _read_similarity(stream, path)
@@ -240,15 +234,15 @@ def gene_ontology(path: str | os.PathLike[str] | None = None, *, progress: bool 
 
 def _screen(name: str, path: str | os.PathLike[str] | None, *, progress: bool) -> AnnData:
     if path is None:
-        return _ready(_published(name, progress=progress))
+        return read_screen(_published(name, progress=progress))
     path = Path(path) / _MEMBER if Path(path).is_dir() else Path(path)
-    path = _existing(path, f"the published zip file or the '{_MEMBER}' in it")
+    path = existing(path, f"the published zip file or the '{_MEMBER}' in it")
     if path.suffix == ".h5ad":
-        return _ready(path)
+        return read_screen(path)
     with tempfile.TemporaryDirectory() as folder:
         unpacked = Path(folder) / _MEMBER
-        _unpack(path, unpacked)
-        return _ready(unpacked)
+        unpack(path, _MEMBER, unpacked)
+        return read_screen(unpacked)
 
 
 def _fetched(file_id: int, name: str, *, progress: bool) -> Path:
@@ -262,28 +256,14 @@ def _published(name: str, *, progress: bool) -> Path:
         archive = _fetched(_SCREENS[name], f"{name}.zip", progress=progress)
         with one_at_a_time(unpacked.parent):
             if not unpacked.is_file():
-                _unpack(archive, unpacked)
+                unpack(archive, _MEMBER, unpacked)
     verify(unpacked)
     return unpacked
 
 
-def _unpack(archive: Path, path: Path) -> None:
-    """Write the one h5ad file of an archive to a path; the paths inside the archive are not used."""
-    part = part_of(path)
-    try:
-        with _told(archive, "a zip archive", *_DAMAGED), zipfile.ZipFile(archive) as file:
-            member = _only(file.namelist(), _MEMBER, archive)
-            with file.open(member) as source, part.open("wb") as target:
-                shutil.copyfileobj(source, target, 1 << 20)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    complete(path)
-
-
-def _ready(path: Path) -> AnnData:
+def read_screen(path: Path) -> AnnData:
     """Read a screen and name its genes by name."""
-    with _told(path, "an h5ad file", OSError), warnings.catch_warnings():
+    with told(path, "an h5ad file", OSError), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the files were written by an old anndata
         adata = ad.read_h5ad(path)
     for place, table, column in (("obs", adata.obs, "condition"), ("var", adata.var, "gene_name")):
@@ -307,43 +287,8 @@ def _ready(path: Path) -> AnnData:
 
 def _read_similarity(source: Any, path: Path) -> pd.DataFrame:
     """Three columns of a csv file; genes may be called "NA" or "nan"."""
-    with _told(path, "a csv file with the columns source, target and importance", ValueError, OSError):
+    with told(path, "a csv file with the columns source, target and importance", ValueError, OSError):
         # millions of rows name few genes, so read them as categories
         dtype = {"source": "category", "target": "category", "importance": float}
         table = pd.read_csv(source, usecols=_COLUMNS, dtype=dtype, keep_default_na=False)
     return table[_COLUMNS].astype({"source": object, "target": object})
-
-
-def _existing(path: str | os.PathLike[str], what: str) -> Path:
-    path = Path(path)
-    if not path.is_file():
-        msg = f"Expected {what} at '{path}', found none. Pass another `path`, or none to download the file."
-        raise FileNotFoundError(msg)
-    return path
-
-
-def _only(names: list[str], ending: str, path: Path) -> str:
-    """The one member of an archive whose name ends so; macOS adds shadows called ``._NAME``."""
-    fitting = [name for name in names if name.endswith(ending) and not PurePosixPath(name).name.startswith("._")]
-    if len(fitting) != 1:
-        msg = (
-            f"Expected one file '…{ending}' in '{path}', found {len(fitting)} among {first_of(names) or 'no files'}. "
-            "Pass the published archive."
-        )
-        raise ValueError(msg)
-    return fitting[0]
-
-
-@contextmanager
-def _told(path: Path, what: str, *errors: type[Exception]) -> Iterator[None]:
-    """Say which file is damaged and what to do."""
-    try:
-        yield
-    except errors as error:
-        if isinstance(error, OSError) and error.errno is not None:  # a full disk or a lack of rights is no damage
-            raise
-        msg = (
-            f"Expected '{path}' to be {what}, found a damaged file or another kind ({error}). "
-            "Delete it and fetch it again."
-        )
-        raise ValueError(msg) from error
