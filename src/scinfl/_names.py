@@ -32,3 +32,9 @@ MEASURED = "infl_measured"
 
 IMPUTED_BY = "infl_imputed_by"
 """``obs``: what imputed the values of a spot."""
+
+CLASS_MEANS = "infl_class_means"
+"""``varm``: mean of each feature in each class over all sites (features × classes)."""
+
+SHAP = "infl_shap"
+"""``obsm``: SHAP values (cells × features × labels); ``varm``: their mean size (features × labels)."""

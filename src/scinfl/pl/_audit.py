@@ -10,10 +10,9 @@ from matplotlib.lines import Line2D
 from scinfl._checks import one_of
 from scinfl.pl._axes import axes
 from scinfl.pl._methods import legend_above, require_columns
+from scinfl.pl._palette import BLACK, VERDICTS
 
-_COLOURS = {"leaks": "#D55E00", "unclear": "#E69F00", "holds": "#0072B2"}
 _SYMBOLS = {"leaks": "o", "unclear": "D", "holds": "s"}
-_BASELINE = "#000000"
 
 
 def audit(table: pd.DataFrame, family: str | None = None, *, metric: str | None = None, ax: Axes | None = None) -> Axes:
@@ -69,24 +68,24 @@ def audit(table: pd.DataFrame, family: str | None = None, *, metric: str | None 
     own = own[own["metric"] == metric].iloc[::-1]
     place = np.arange(len(own))
     ax = axes(ax, 8.5, 1.1 + 0.3 * len(own))
-    for verdict, colour in _COLOURS.items():
+    for verdict, colour in VERDICTS.items():
         chosen = (own["verdict"] == verdict).to_numpy()
         part, at = own[chosen], place[chosen]
         ax.plot(part["score"], at, _SYMBOLS[verdict], color=colour, markersize=5, linestyle="none")
         ax.hlines(
             at, part["low"].fillna(part["score"]), part["high"].fillna(part["score"]), color=colour, linewidth=1.5
         )
-    ax.plot(own["baseline"], place, "|", color=_BASELINE, markersize=11, markeredgewidth=1.8, linestyle="none")
+    ax.plot(own["baseline"], place, "|", color=BLACK, markersize=11, markeredgewidth=1.8, linestyle="none")
     ax.set_yticks(place, [_described(row) for _, row in own.iterrows()], fontsize="small")
     ax.set_ylim(-0.6, len(own) - 0.4)
     ax.set_xlabel(str(metric))
     ax.grid(axis="x", linewidth=0.4, alpha=0.5)
     handles = [
-        Line2D([], [], color=_COLOURS[name], marker=_SYMBOLS[name], linestyle="none", markersize=5, label=name)
-        for name in _COLOURS
+        Line2D([], [], color=VERDICTS[name], marker=_SYMBOLS[name], linestyle="none", markersize=5, label=name)
+        for name in VERDICTS
         if (own["verdict"] == name).any()
     ]
-    baseline = Line2D([], [], color=_BASELINE, marker="|", linestyle="none", markersize=10, label="baseline")
+    baseline = Line2D([], [], color=BLACK, marker="|", linestyle="none", markersize=10, label="baseline")
     baseline.set_markeredgewidth(1.8)
     legend_above(ax, [*handles, baseline])
     return ax

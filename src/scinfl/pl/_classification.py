@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from scinfl import _names
 from scinfl._checks import obs_column
 from scinfl.pl._axes import axes
+from scinfl.pl._palette import SHARES
 
 _MAX_LABELS_WITH_NUMBERS = 20
 
@@ -27,6 +28,15 @@ def confusion(adata: AnnData, labels_key: str, *, predicted_key: str = _names.LA
         Column with the predicted labels.
     ax
         Axes to draw on.
+
+    Examples
+    --------
+    >>> import scinfl as si
+    >>> adata = si.datasets.pbmc()
+    >>> adata.obs["infl_label"] = adata.obs["bulk_labels"]  # as `si.tl.annotate` would, without an error
+    >>> ax = si.pl.confusion(adata, "bulk_labels")
+    >>> ax.get_ylabel()
+    'bulk_labels'
     """
     true = obs_column(adata, labels_key, "labels_key").astype(str)
     predicted = obs_column(adata, predicted_key, "predicted_key").astype(str)
@@ -34,7 +44,7 @@ def confusion(adata: AnnData, labels_key: str, *, predicted_key: str = _names.LA
     columns = [*[label for label in shares.index if label in shares], *shares.columns.difference(shares.index)]
     shares = shares[columns]
     ax = axes(ax, 2.5 + 0.4 * len(columns), 2 + 0.35 * len(shares))
-    image = ax.imshow(shares, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    image = ax.imshow(shares, vmin=0, vmax=1, cmap=SHARES, aspect="auto")
     ax.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(len(shares)), shares.index)
     ax.set(xlabel=predicted_key, ylabel=labels_key)

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from scinfl._checks import one_of
 from scinfl.pl._axes import axes, polar_axes
-
-_MARKERS = "os^Dv"
+from scinfl.pl._methods import legend_above, legend_aside
+from scinfl.pl._palette import method_lines, method_styles
 
 
 def compare(table: pd.DataFrame, metrics: Sequence[str] | str = "balanced_accuracy", *, ax: Axes | None = None) -> Axes:
@@ -25,6 +26,14 @@ def compare(table: pd.DataFrame, metrics: Sequence[str] | str = "balanced_accura
         Metrics of the table, for example ``["balanced_accuracy", "thief, 200", "from scratch, 200"]``.
     ax
         Axes to draw on.
+
+    Examples
+    --------
+    >>> import pandas as pd, scinfl as si
+    >>> table = pd.DataFrame({"method": pd.Categorical(["FedAvg", "keyed"]), "value": [0.8, 0.7]})
+    >>> ax = si.pl.compare(table.assign(seed=0, site="all", label="all", metric="f1"), "f1")
+    >>> [float(bar.get_width()) for bar in ax.patches]
+    [0.8, 0.7]
     """
     metrics = [metrics] if isinstance(metrics, str) else list(metrics)
     overall = table[(table["label"] == "all") & (table["site"] == "all")]
@@ -33,26 +42,26 @@ def compare(table: pd.DataFrame, metrics: Sequence[str] | str = "balanced_accura
     methods = list(table["method"].cat.categories)
     ax = axes(ax, 6, 1 + 0.28 * len(methods) * max(1, len(metrics) * 0.7))
     height = 0.8 / len(metrics)
-    for number, metric in enumerate(metrics):
+    for number, (metric, (colour, _)) in enumerate(method_styles(metrics).items()):
         chosen = overall[overall["metric"] == metric]
         means = chosen.groupby("method", observed=False)["value"].mean()
         position = np.arange(len(methods)) + (number - (len(metrics) - 1) / 2) * height
         label = metric.replace("_", " ")
-        ax.barh(position, means.reindex(methods), height, label=label, color=f"C{number}", alpha=0.6)
+        ax.barh(position, means.reindex(methods), height, label=label, color=colour, alpha=0.75)
         points = chosen["method"].cat.codes.to_numpy()
         ax.plot(
             chosen["value"],
             position[points],
             "o",
-            color=f"C{number}",
-            markersize=3,
-            markeredgecolor="black",
-            markeredgewidth=0.4,
+            color="black",
+            markersize=2.5,
+            markerfacecolor="white",
+            markeredgewidth=0.6,
         )
     ax.set_yticks(range(len(methods)), methods)
     ax.invert_yaxis()
     if len(metrics) > 1:
-        ax.legend(frameon=False, bbox_to_anchor=(0, 1.01), loc="lower left", ncols=len(metrics), fontsize="small")
+        legend_above(ax, align="right")
     else:
         ax.set_xlabel(metrics[0].replace("_", " "))
     return ax
@@ -81,6 +90,16 @@ def tradeoff(
         Metric that the area of a point stands for.
     ax
         Axes to draw on.
+
+    Examples
+    --------
+    >>> import pandas as pd, scinfl as si
+    >>> columns = ["method", "metric", "value"]
+    >>> rows = [("FedAvg", "epsilon", 8.0), ("FedAvg", "f1", 0.8), ("FedAvg", "bytes", 100.0)]
+    >>> table = pd.DataFrame(rows, columns=columns).assign(seed=0, site="all", label="all")
+    >>> ax = si.pl.tradeoff(table, privacy="epsilon", utility="f1")
+    >>> len(ax.collections)
+    1
     """
     overall = table[(table["label"] == "all") & (table["site"] == "all")]
     for name, metric in (("privacy", privacy), ("utility", utility), ("cost", cost)):
@@ -89,20 +108,21 @@ def tradeoff(
     means = means.dropna(subset=[privacy, utility, cost])
     ax = axes(ax, 5.5, 4.5)
     largest = max(means[cost].max(), 1e-12)
-    for number, (method, row) in enumerate(means.iterrows()):
+    styles = method_styles(map(str, means.index))
+    for method, row in means.iterrows():
+        colour, symbol = styles[str(method)]
         ax.scatter(
             row[privacy],
             row[utility],
             30 + 270 * row[cost] / largest,
-            color=f"C{number}",
-            marker=_MARKERS[number // 10 % len(_MARKERS)],  # colours come again after ten
+            color=colour,
+            marker=symbol,
             alpha=0.7,
             label=method,
         )
     who = "" if privacy == "epsilon" else "attacker: "
     ax.set(xlabel=f"{who}{privacy.replace('_', ' ')}", ylabel=utility.replace("_", " "))
-    legend = ax.legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left", title=f"area: {cost}", fontsize="small")
-    for handle in legend.legend_handles:
+    for handle in legend_aside(ax, title=f"area: {cost}").legend_handles:
         handle.set_sizes([40])  # type: ignore[union-attr]
     return ax
 
@@ -111,6 +131,8 @@ def radar(
     table: pd.DataFrame, metric: str = "auroc", *, methods: Sequence[str] | None = None, ax: Axes | None = None
 ) -> Axes:
     """One metric by class as a radar chart, one line a method (mean of the seeds).
+
+    The middle is not 0 but just below the least value: read the scale.
 
     Parameters
     ----------
@@ -122,6 +144,14 @@ def radar(
         Which methods; all that have the metric by default.
     ax
         Polar axes to draw on.
+
+    Examples
+    --------
+    >>> import pandas as pd, scinfl as si
+    >>> table = pd.DataFrame({"label": ["T cell", "B cell", "monocyte"], "value": [0.9, 0.8, 0.7]})
+    >>> ax = si.pl.radar(table.assign(method="keyed", metric="auroc", seed=0, site="all"))
+    >>> len(ax.lines)
+    1
     """
     by_class = table[(table["label"] != "all") & (table["site"] == "all")]
     one_of("metric", metric, sorted(by_class["metric"].unique()))
@@ -132,11 +162,15 @@ def radar(
         one_of("methods", method, list(values.index))
     ax = polar_axes(ax)
     angles = np.linspace(0, 2 * np.pi, values.shape[1], endpoint=False)
-    for method in methods or values.index:
+    for method, (colour, line) in method_lines(methods or values.index).items():
         row = values.loc[method].to_numpy()
-        ax.plot([*angles, angles[0]], [*row, row[0]], label=method, linewidth=1.2)
-    ax.set_xticks(angles, values.columns)
+        ax.plot([*angles, angles[0]], [*row, row[0]], line, color=colour, label=method, linewidth=1.2)
+    least, largest = np.nanmin(values.to_numpy()), np.nanmax(values.to_numpy())
+    ax.set_ylim(np.floor(10 * (least - 0.01)) / 10, max(1.0, largest))  # else lines near 1 cover each other
+    ax.yaxis.set_major_locator(MaxNLocator(4))
+    ax.set_xticks(angles, values.columns, fontsize="small")
+    ax.tick_params(axis="y", labelsize="x-small")
     ax.tick_params(axis="x", pad=8)
-    ax.set_title(metric.replace("_", " "), loc="left")
-    ax.legend(frameon=False, bbox_to_anchor=(1.1, 1), loc="upper left", fontsize="small")
+    ax.set_title("AUROC" if metric == "auroc" else metric.replace("_", " "), loc="left")
+    legend_aside(ax)
     return ax

@@ -9,6 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from scinfl._checks import one_of
 from scinfl.pl._axes import axes
+from scinfl.pl._palette import BLUE, VERMILION
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +32,18 @@ def history(model: Classifier, metric: str | None = None, *, sites: bool = False
         that trained).
     ax
         Axes to draw on.
+
+    Examples
+    --------
+    >>> import scinfl as si
+    >>> adata = si.datasets.pbmc()
+    >>> si.pp.split_sites(adata, n_sites=3, rng=0)
+    >>> si.model.Classifier.setup_anndata(adata, labels_key="bulk_labels", site_key="site")
+    >>> model = si.model.Classifier(adata, n_hidden=8)
+    >>> model.train(n_rounds=2, key=si.privacy.Key.generate(), progress=False)
+    >>> ax = si.pl.history(model)
+    >>> ax.get_xlabel(), ax.get_ylabel()
+    ('round', 'loss')
     """
     table = model.history
     if table is None:
@@ -45,8 +58,8 @@ def history(model: Classifier, metric: str | None = None, *, sites: bool = False
     ax = axes(ax)
     if own is not None:
         _draw_sites(own, metric, ax)
-    for name in [metric] if metric else columns:
-        ax.plot(table.index, table[name], label=name.replace("_", " "))
+    for name, colour in zip([metric] if metric else columns, (BLUE, VERMILION), strict=False):
+        ax.plot(table.index, table[name], color=colour, label=name.replace("_", " "))
     ax.axvline(table.attrs["best_round"], color="0.4", linestyle=":", label="best round")
     ax.set(xlabel="round", ylabel=metric.replace("_", " ") if metric else "loss")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,28 +1,20 @@
-"""One colour and one symbol a method, told apart in grey and by colour-blind readers too."""
+"""Methods side by side: their order, legend and bars."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.legend import Legend
 
 from scinfl._checks import first_of
+from scinfl.pl._palette import method_styles
 
-# Okabe & Ito (2008) without green, which is the control's, and yellow, which is too pale on white
-_COLOURS = ("#D55E00", "#0072B2", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
-_SYMBOLS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-CONTROL_COLOUR = "#009E73"
-
-
-def method_styles(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Colour and symbol of each method; beyond six the colours repeat with other symbols."""
-    return {
-        method: (_COLOURS[number % len(_COLOURS)], _SYMBOLS[number % len(_SYMBOLS)])
-        for number, method in enumerate(methods)
-    }
+_WIDE = 3.6  # inches of axes
 
 
 def require_columns(table: pd.DataFrame, columns: Sequence[str]) -> None:
@@ -54,7 +46,6 @@ def legend_above(
     With ``align="right"`` it may reach to the left over the tick labels.
     """
     handles = ax.get_legend_handles_labels()[0] if handles is None else handles
-    longest = max(len(str(handle.get_label())) for handle in handles)
     frame = ax.get_position()
     room = (frame.width if align == "left" else frame.x1) * ax.figure.bbox.width / ax.figure.dpi
     ax.legend(
@@ -64,13 +55,31 @@ def legend_above(
         frameon=False,
         loc="lower left" if align == "left" else "lower right",
         bbox_to_anchor=(0 if align == "left" else 1, 1),
-        ncols=int(np.clip(room / (0.33 + 0.063 * longest), 1, len(handles))),
+        ncols=_columns(handles, room),
         fontsize="small",
         columnspacing=1,
         handletextpad=0.5,
         handlelength=1.5,
         borderaxespad=0.2,
     )
+
+
+def legend_aside(ax: Axes, *, title: str | None = None) -> Legend:
+    """A legend to the right, or below where axes are too narrow to give up width."""
+    handles, _ = ax.get_legend_handles_labels()
+    room = ax.get_position().width * ax.figure.bbox.width / ax.figure.dpi
+    if room > _WIDE:
+        place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.1 if ax.name == "polar" else 1, 1)}
+    else:
+        below = -0.15 if ax.name == "polar" else -0.3
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, below), "ncols": _columns(handles, room)}
+    return ax.legend(title=title, frameon=False, fontsize="small", columnspacing=1, handletextpad=0.5, **place)
+
+
+def _columns(handles: Sequence[Artist], room: float) -> int:
+    """Columns of a legend that fit into so many inches."""
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    return int(np.clip(room / (0.33 + 0.063 * longest), 1, len(handles)))
 
 
 def grouped_bars(ax: Axes, seeds: Mapping[str, Sequence[np.ndarray]]) -> None:

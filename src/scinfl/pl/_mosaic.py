@@ -15,6 +15,7 @@ from scipy import sparse
 from scinfl._checks import first_of, obs_column, one_of
 from scinfl.pl._axes import axes
 from scinfl.pl._methods import grouped_bars, in_order, legend_above, require_columns
+from scinfl.pl._palette import BLACK, BLUE, SEQUENTIAL
 from scinfl.pl._perturbation import _correlation
 from scinfl.pl._spatial import _coordinates, sections
 
@@ -201,11 +202,11 @@ def imputation_scatter(
     ax.axline((low, low), slope=1, color="0.6", linewidth=0.8, zorder=0)
     if many:
         hexagons = ax.hexbin(
-            x, y, gridsize=40, extent=(*limits, *limits), mincnt=1, bins="log", cmap="viridis", linewidths=0.2
+            x, y, gridsize=40, extent=(*limits, *limits), mincnt=1, bins="log", cmap=SEQUENTIAL, linewidths=0.2
         )
         ax.figure.colorbar(hexagons, ax=ax, pad=0.02).set_label("spots", fontsize="small")
     else:
-        ax.scatter(x, y, 7, color="#0072B2", alpha=0.5, linewidths=0)
+        ax.scatter(x, y, 7, color=BLUE, alpha=0.5, linewidths=0)
     ax.set(xlim=limits, ylim=limits, aspect="equal", xlabel="measured", ylabel="imputed")
     ax.set_title(f"{feature}\nPearson {_correlation(x, y)}", loc="left", fontsize="medium")
     return ax
@@ -216,8 +217,8 @@ def _chance_lines(ax: Axes, chance: list[list[float]]) -> Line2D:
     width = 0.8 / len(chance)
     for number, values in enumerate(chance):
         middle = np.arange(len(values)) + (number - (len(chance) - 1) / 2) * width
-        ax.hlines(values, middle - width / 2, middle + width / 2, color="black", linestyle=(0, (2, 1)), linewidth=1)
-    return Line2D([], [], color="black", linestyle=(0, (2, 1)), linewidth=1, label="by chance")
+        ax.hlines(values, middle - width / 2, middle + width / 2, color=BLACK, linestyle=(0, (2, 1)), linewidth=1)
+    return Line2D([], [], color=BLACK, linestyle=(0, (2, 1)), linewidth=1, label="by chance")
 
 
 def _feature_values(adata: AnnData, feature: str, layer: str | None) -> np.ndarray:

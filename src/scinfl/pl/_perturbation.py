@@ -12,9 +12,8 @@ from matplotlib.lines import Line2D
 
 from scinfl._checks import first_of, whole_number
 from scinfl.pl._axes import axes
-from scinfl.pl._methods import CONTROL_COLOUR, in_order, legend_above, method_styles, require_columns
-
-_BOX = "#D9D9D9"
+from scinfl.pl._methods import in_order, legend_above, require_columns
+from scinfl.pl._palette import CONTROL, PALE, VERMILION, method_styles
 
 
 def perturbation(
@@ -73,12 +72,12 @@ def perturbation(
         showfliers=False,
         patch_artist=True,
         manage_ticks=False,
-        boxprops={"facecolor": _BOX, "edgecolor": "0.4", "linewidth": 0.7},
+        boxprops={"facecolor": PALE, "edgecolor": "0.4", "linewidth": 0.7},
         medianprops={"color": "0.25", "linewidth": 1},
         whiskerprops={"color": "0.4", "linewidth": 0.7},
         capprops={"color": "0.4", "linewidth": 0.7},
     )
-    control = ax.axhline(0, color=CONTROL_COLOUR, linestyle=":", linewidth=1.5, label="control mean")
+    control = ax.axhline(0, color=CONTROL, linestyle=":", linewidth=1.5, label="control mean")
     shifts = np.linspace(-0.22, 0.22, len(guesses)) if len(guesses) > 1 else [0.0]
     symbols = [
         _symbols(ax, method, guesses[method], shift, style)
@@ -135,7 +134,7 @@ def perturbation_scatter(
     ax = axes(ax, 3.6, 3.8)
     reach = 1.08 * max(np.nanmax(np.abs([x, y])), 1e-9)
     ax.axline((0, 0), slope=1, color="0.6", linewidth=0.8, zorder=0)
-    for mask, colour, size, label in ((~de, "0.55", 6, "other genes"), (de, "#D55E00", 16, "DE genes")):
+    for mask, colour, size, label in ((~de, "0.55", 6, "other genes"), (de, VERMILION, 16, "DE genes")):
         if mask.any():
             ax.scatter(x[mask], y[mask], size, color=colour, alpha=0.75, linewidths=0, label=label)
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), xlabel="measured change", ylabel="predicted change")

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 
 from scinfl._checks import one_of
 from scinfl.pl._axes import axes
-from scinfl.pl._methods import grouped_bars, in_order, legend_above, method_styles, require_columns
+from scinfl.pl._methods import grouped_bars, in_order, legend_above, require_columns
+from scinfl.pl._palette import DEVIATIONS, method_styles
 
 _REACH = 2.0
 _INTERACTION_SCORES = ("mag", "dcor", "dcor_singles", "dcor_first", "dcor_second", "corr_fit", "dominance", "eq_contr")
@@ -140,7 +141,7 @@ def interactions(table: pd.DataFrame, *, scores: Sequence[str] | None = None, ax
     values = table[scores].to_numpy(np.float64)
     ax = axes(ax, 2.8 + 0.52 * len(scores), 1.3 + 0.26 * len(table))
     shades = _standardised(values)
-    cmap = colormaps["RdBu_r"].with_extremes(bad="0.85")
+    cmap = colormaps[DEVIATIONS].with_extremes(bad="0.85")
     image = ax.imshow(np.ma.masked_invalid(shades), vmin=-_REACH, vmax=_REACH, cmap=cmap, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
         colour = "white" if abs(shades[row, column]) > 0.7 * _REACH else "black"

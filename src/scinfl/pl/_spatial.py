@@ -18,6 +18,7 @@ from scipy.spatial import KDTree
 from scinfl import _names
 from scinfl._checks import first_of, number_between, obs_column, whole_number
 from scinfl.pl._axes import axes
+from scinfl.pl._palette import SEQUENTIAL, category_colours
 
 _MISSING = "0.85"
 _GAP = 0.06
@@ -186,7 +187,7 @@ def _colour_numbers(ax: Axes, dots: EllipseCollection, values: np.ndarray, label
         low, high = known.min(), known.max()
     below, above = bool((known < low).any()), bool((known > high).any())
     dots.set_array(np.ma.masked_invalid(values))
-    dots.set_cmap(colormaps["viridis"].with_extremes(bad=_MISSING))
+    dots.set_cmap(colormaps[SEQUENTIAL].with_extremes(bad=_MISSING))
     dots.set_clim(low, high)
     extend = "both" if below and above else "min" if below else "max" if above else "neither"
     bar = ax.figure.colorbar(dots, ax=ax, extend=extend, shrink=0.6, aspect=15, pad=0.02)
@@ -200,7 +201,7 @@ def _colour_names(
     named = values.astype("category")
     names, codes = list(map(str, named.cat.categories)), named.cat.codes.to_numpy()
     if colours is None or len(colours) != len(names):
-        colours = _palette(len(names))
+        colours = category_colours(len(names))
     palette = [to_hex(colour) for colour in [*colours, _MISSING]]
     dots.set_facecolor([palette[code] for code in codes])  # code −1, missing, is the last
     shown = [(name, palette[code]) for code, name in enumerate(names) if (codes == code).any()]
@@ -219,11 +220,3 @@ def _colour_names(
         fontsize="small",
         handletextpad=0.2,
     )
-
-
-def _palette(n: int) -> list[str]:
-    if n <= 20:
-        colours = colormaps["tab10" if n <= 10 else "tab20"](np.arange(n))
-    else:
-        colours = colormaps["turbo"](np.linspace(0, 1, n))
-    return [to_hex(colour) for colour in colours]

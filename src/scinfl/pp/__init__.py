@@ -2,6 +2,7 @@
 
 from scinfl.pp._align_genes import align_genes
 from scinfl.pp._clr import clr
+from scinfl.pp._federated_class_means import federated_class_means
 from scinfl.pp._federated_highly_variable_genes import federated_highly_variable_genes
 from scinfl.pp._federated_lsi import federated_lsi
 from scinfl.pp._federated_offsets import federated_offsets
@@ -15,6 +16,7 @@ from scinfl.pp._split_sites import split_sites
 __all__ = [
     "align_genes",
     "clr",
+    "federated_class_means",
     "federated_highly_variable_genes",
     "federated_lsi",
     "federated_offsets",

@@ -1,5 +1,6 @@
 """Write what a model says back into AnnData, and compare models."""
 
+from scinfl.tl._ablate import ablate
 from scinfl.tl._annotate import annotate
 from scinfl.tl._audit import audit
 from scinfl.tl._audit_report import audit_report
@@ -7,12 +8,14 @@ from scinfl.tl._cluster import cluster
 from scinfl.tl._compare import METHODS, compare
 from scinfl.tl._compare_perturbations import PERTURBATION_METHODS, compare_perturbations
 from scinfl.tl._embed import embed
+from scinfl.tl._explain import explain
 from scinfl.tl._impute import impute
 from scinfl.tl._score_perturbations import score_perturbations
 
 __all__ = [
     "METHODS",
     "PERTURBATION_METHODS",
+    "ablate",
     "annotate",
     "audit",
     "audit_report",
@@ -20,6 +23,7 @@ __all__ = [
     "compare",
     "compare_perturbations",
     "embed",
+    "explain",
     "impute",
     "score_perturbations",
 ]

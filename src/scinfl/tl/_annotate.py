@@ -8,6 +8,7 @@ import scanpy as sc
 from anndata import AnnData
 
 from scinfl import _names
+from scinfl._checks import number_between
 from scinfl.model import Classifier
 
 
@@ -45,6 +46,8 @@ def annotate(adata: AnnData, model: Classifier, *, min_confidence: float | None 
     >>> adata.obs["infl_label"].dtype.name
     'category'
     """
+    if min_confidence is not None:
+        number_between("min_confidence", min_confidence, 0, 1)
     probabilities = np.asarray(model.predict(adata, soft=True))
     labels = np.array(model.labels, dtype=object)
     predicted = labels[probabilities.argmax(1)]
