@@ -25,6 +25,12 @@ class FedProx(FedAvg):
         See :class:`FedAvg`.
     proximal
         :math:`\mu`.
+
+    Examples
+    --------
+    >>> import scinfl as si
+    >>> si.federation.FedProx(proximal=0.1)
+    FedProx(weights='n_obs', proximal=0.1)
     """
 
     proximal: float = 0.01
@@ -48,6 +54,16 @@ class FedAvgM(FedAvg):
         :math:`\eta`.
     momentum
         :math:`\beta`.
+
+    Examples
+    --------
+    >>> import numpy as np, scinfl as si
+    >>> strategy = si.federation.FedAvgM(momentum=0.5)
+    >>> mean = si.federation.Update("", 1, {"w": np.ones(1)}, n_obs=10, weight=10)
+    >>> state, memory = strategy.apply({"w": np.zeros(1)}, mean, {})
+    >>> state, memory = strategy.apply(state, mean, memory)  # there already, but still moving
+    >>> state["w"]
+    array([1.5])
     """
 
     lr: float = 1.0
@@ -86,6 +102,15 @@ class FedAdam(FedAvg):
         :math:`\beta_1`, :math:`\beta_2`.
     tau
         :math:`\tau`, which bounds how much a small change is amplified.
+
+    Examples
+    --------
+    >>> import numpy as np, scinfl as si
+    >>> strategy = si.federation.FedAdam(lr=0.01)
+    >>> mean = si.federation.Update("", 1, {"w": np.ones(1)}, n_obs=10, weight=10)
+    >>> state, memory = strategy.apply({"w": np.zeros(1)}, mean, {})
+    >>> state["w"].round(4)
+    array([0.0099])
     """
 
     lr: float = 0.01

@@ -45,6 +45,15 @@ class Journal:
         Folder; made when missing.
     cipher
         Encrypts the checkpoint; it stays readable by default. The log holds no parameters and stays readable.
+
+    Examples
+    --------
+    >>> import tempfile, scinfl as si
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     journal = si.federation.Journal(folder)
+    ...     journal.log("round", number=1)
+    ...     [event["event"] for event in journal.events()], journal.verify()
+    (['round'], True)
     """
 
     def __init__(self, path: str | os.PathLike[str], cipher: Cipher | None = None) -> None:
@@ -149,6 +158,16 @@ def write_atomically(path: Path, content: bytes) -> None:
         File to write.
     content
         Its bytes.
+
+    Examples
+    --------
+    >>> import tempfile, scinfl as si
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "state"
+    ...     si.federation.write_atomically(path, b"all or nothing")
+    ...     path.read_bytes()
+    b'all or nothing'
     """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -100,6 +100,15 @@ def check_order(protections: Sequence[Protection]) -> None:
     ------
     ValueError
         If more than one protection sums, or if one that sums is not the last.
+
+    Examples
+    --------
+    >>> import scinfl as si
+    >>> key = si.privacy.Key.generate()
+    >>> si.federation.check_order([si.privacy.KeyedSum(key)])
+    >>> si.federation.check_order([si.privacy.KeyedSum(key), si.privacy.KeyedSum(key)])
+    Traceback (most recent call last):
+    ValueError: ...
     """
     guards = [protection for protection in protections if not getattr(protection, "watches", False)]
     names = [type(protection).__name__ for protection in guards]

@@ -22,6 +22,16 @@ class TrimmedMean(FedAvg):
         Weights of the metrics, see :class:`FedAvg`.
     trim
         Share of the sites that is left out at each end, rounded up.
+
+    Examples
+    --------
+    >>> import numpy as np, scinfl as si
+    >>> updates = [
+    ...     si.federation.Update(site, 1, {"w": np.array([value])}, n_obs=n, weight=n)
+    ...     for site, value, n in (("a", 1.0, 10), ("b", 2.0, 30), ("c", 9.0, 10))
+    ... ]
+    >>> si.federation.TrimmedMean(trim=0.2).reduce(updates).state["w"]
+    array([2.])
     """
 
     trim: float = 0.2
@@ -56,6 +66,16 @@ class Median(FedAvg):
     ----------
     weights
         Weights of the metrics, see :class:`FedAvg`.
+
+    Examples
+    --------
+    >>> import numpy as np, scinfl as si
+    >>> updates = [
+    ...     si.federation.Update(site, 1, {"w": np.array([value])}, n_obs=n, weight=n)
+    ...     for site, value, n in (("a", 1.0, 10), ("b", 2.0, 30), ("c", 9.0, 10))
+    ... ]
+    >>> si.federation.Median().reduce(updates).state["w"]
+    array([2.])
     """
 
     needs_plaintext = True

@@ -44,6 +44,18 @@ class FedAvg:
     ----------
     weights
         ``"n_obs"`` weights sites by their observations, ``"uniform"`` weights all alike.
+
+    Examples
+    --------
+    >>> import numpy as np, scinfl as si
+    >>> updates = [
+    ...     si.federation.Update(site, 1, {"w": np.array([value])}, n_obs=n, weight=n)
+    ...     for site, value, n in (("a", 1.0, 10), ("b", 2.0, 30), ("c", 9.0, 10))
+    ... ]
+    >>> strategy = si.federation.FedAvg()
+    >>> state, memory = strategy.apply({"w": np.zeros(1)}, strategy.reduce(updates), {})
+    >>> state["w"]
+    array([3.2])
     """
 
     weights: Literal["n_obs", "uniform"] = "n_obs"
@@ -74,6 +86,16 @@ def weighted_mean(updates: Sequence[Update]) -> Update:
     ------
     ValueError
         If updates are none, differ in their arrays or key versions, hold values that are not finite, or all weigh 0.
+
+    Examples
+    --------
+    >>> import numpy as np, scinfl as si
+    >>> updates = [
+    ...     si.federation.Update(site, 1, {"w": np.array([value])}, n_obs=n, weight=n)
+    ...     for site, value, n in (("a", 1.0, 10), ("b", 2.0, 30), ("c", 9.0, 10))
+    ... ]
+    >>> si.federation.weighted_mean(updates).state["w"]
+    array([3.2])
     """
     if not updates:
         msg = "Expected at least one update to average, found none."

@@ -35,6 +35,13 @@ class Update:
         What the update is for: ``"training"`` or ``"evaluation"``. Protections keep purposes apart.
     header
         What travels beside the arrays for a protection (a nonce, a tag), never secret.
+
+    Examples
+    --------
+    >>> import numpy as np, scinfl as si
+    >>> update = si.federation.Update("north", 1, {"w": np.zeros(3)}, n_obs=10, weight=10)
+    >>> update.site, update.state["w"].shape
+    ('north', (3,))
     """
 
     site: str

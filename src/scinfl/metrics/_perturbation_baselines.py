@@ -36,7 +36,9 @@ def perturbation_baselines(
         the first ``n_components`` principal component scores of the genes in the training changes :math:`Y` (genes ×
         perturbations), rows of :math:`P` those of the perturbed gene, or the sum of the perturbed genes; one that is
         not measured counts with 0. :math:`b` is the train mean, and
-        :math:`W = (G^\top G + \lambda I)^{-1} G^\top (Y - b) P\, (P^\top P + \lambda I)^{-1}`.
+
+        .. math:: W = (G^\top G + \lambda I)^{-1} G^\top (Y - b) P\, (P^\top P + \lambda I)^{-1} .
+
     ``"similar"``
         As additive, but a gene that was never perturbed alone counts with the mean of its neighbours in
         ``similarity`` that were, weighted by their similarity. Only with ``similarity``.

@@ -56,6 +56,13 @@ class MetaLearner(nn.Module):
         :math:`\omega_0`.
     generator
         Source of the initial parameters.
+
+    Examples
+    --------
+    >>> import torch, scinfl as si
+    >>> meta = si.nn.MetaLearner(n_dims=4, width=32, frequency=30.0, generator=None)
+    >>> meta(torch.rand(10, 4) * 2 - 1).shape
+    torch.Size([10, 3])
     """
 
     weight3: nn.Parameter
@@ -127,6 +134,18 @@ class CoordinateLinear(KeyedLayer):
         predicted better, and its gradients show the features of the units.
     generator
         Source of the meta learner's parameters.
+
+    Examples
+    --------
+    >>> import torch, scinfl as si
+    >>> layer = si.nn.CoordinateLinear(torch.nn.Linear(5, 3))
+    >>> layer.set_coordinates(si.privacy.Key.generate().coordinates)
+    >>> layer
+    CoordinateLinear(
+      5, 3, bias=True, is_set=True
+    ...
+    >>> layer(torch.ones(4, 5)).shape
+    torch.Size([4, 3])
     """
 
     def __init__(

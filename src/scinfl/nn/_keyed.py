@@ -99,6 +99,13 @@ def unkeyed(network: nn.Module) -> nn.Module:
 
     What remains is the network without its modules; secret projections stay, since they have no parameters. To keep
     what a network with a key computes, load ``unlock(network, network.state_dict())`` into the result.
+
+    Examples
+    --------
+    >>> import torch, scinfl as si
+    >>> network = si.nn.keyed(torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)))
+    >>> type(si.nn.unkeyed(network)[0]).__name__
+    'Linear'
     """
     swap: dict[nn.Module, nn.Module] = {}
     for layer in keyed_layers(network).values():
@@ -122,6 +129,13 @@ def projected(network: nn.Module, layer: str) -> nn.Module:
         Any torch network.
     layer
         Name of the linear layer, usually the first.
+
+    Examples
+    --------
+    >>> import torch, scinfl as si
+    >>> network = torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> list(si.nn.projected(network, "0").state_dict())  # the first layer has nothing to send
+    ['2.weight', '2.bias']
     """
     linears = _linear_layers(network)
     if layer not in linears:
@@ -149,12 +163,29 @@ def folded(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
 
 
 def keyed_layers(network: nn.Module) -> dict[str, KeyedLayer]:
-    """Keyed layers of a network by name."""
+    """Keyed layers of a network by name.
+
+    Examples
+    --------
+    >>> import torch, scinfl as si
+    >>> network = si.nn.keyed(torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)))
+    >>> list(si.nn.keyed_layers(network))
+    ['0', '2']
+    """
     return {name: layer for name, layer in network.named_modules() if isinstance(layer, KeyedLayer)}
 
 
 def at_boundary(network: nn.Module) -> bool:
-    """Whether the plain network can be trained in place of the keyed one, because :func:`lock` is exact."""
+    """Whether the plain network can be trained in place of the keyed one, because :func:`lock` is exact.
+
+    Examples
+    --------
+    >>> import torch, scinfl as si
+    >>> si.nn.at_boundary(si.nn.keyed(torch.nn.Linear(5, 3)))
+    True
+    >>> si.nn.at_boundary(si.nn.keyed(torch.nn.Linear(5, 3), train_meta=True))
+    False
+    """
     return all(layer.at_boundary for layer in keyed_layers(network).values())
 
 
@@ -167,6 +198,16 @@ def set_key(network: nn.Module, coordinates: Coordinates) -> None:
         Network with keyed layers.
     coordinates
         Maps a label and a shape to secret numbers in [−1, 1), always the same: ``Key.coordinates``.
+
+    Examples
+    --------
+    >>> import torch, scinfl as si
+    >>> network = si.nn.keyed(torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)))
+    >>> x = torch.ones(1, 5)
+    >>> before = network(x)
+    >>> si.nn.set_key(network, si.privacy.Key.generate().coordinates)
+    >>> torch.allclose(network(x), before)
+    False
     """
     layers = keyed_layers(network)
     if not layers:
@@ -177,7 +218,17 @@ def set_key(network: nn.Module, coordinates: Coordinates) -> None:
 
 
 def clear_key(network: nn.Module) -> None:
-    """Make all keyed layers of a network forget their coordinates."""
+    """Make all keyed layers of a network forget their coordinates.
+
+    Examples
+    --------
+    >>> import torch, scinfl as si
+    >>> network = si.nn.keyed(torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)))
+    >>> si.nn.set_key(network, si.privacy.Key.generate().coordinates)
+    >>> si.nn.clear_key(network)
+    >>> network[0].is_set
+    False
+    """
     for layer in keyed_layers(network).values():
         layer.clear_coordinates()
 
@@ -188,12 +239,33 @@ def lock(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Entries that belong to no layer or table of the scheme ``"coordinate"`` pass unchanged. Locking is linear in the
     weights but for the constant shift, so it commutes with weighted means: averages of locked states are locked
     averages.
+
+    Examples
+    --------
+    >>> import torch, scinfl as si
+    >>> plain = torch.nn.Linear(5, 3)
+    >>> network = si.nn.keyed(torch.nn.Linear(5, 3))
+    >>> si.nn.set_key(network, si.privacy.Key.generate().coordinates)
+    >>> _ = network.load_state_dict(si.nn.lock(network, plain.state_dict()), strict=False)
+    >>> x = torch.ones(4, 5)
+    >>> torch.allclose(network(x), plain(x), atol=1e-5)
+    True
     """
     return _transformed(network, state, "lock")
 
 
 def unlock(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn the state of the keyed network (which must have its key) into that of the plain one: inverse of `lock`."""
+    """Turn the state of the keyed network (which must have its key) into that of the plain one: inverse of `lock`.
+
+    Examples
+    --------
+    >>> import torch, scinfl as si
+    >>> network = si.nn.keyed(torch.nn.Linear(5, 3))
+    >>> si.nn.set_key(network, si.privacy.Key.generate().coordinates)
+    >>> plain = si.nn.unlock(network, network.state_dict())
+    >>> torch.allclose(si.nn.lock(network, plain)["weight"], network.weight, atol=1e-6)
+    True
+    """
     return _transformed(network, state, "unlock")
 
 

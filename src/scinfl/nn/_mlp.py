@@ -22,6 +22,12 @@ class MLP(nn.Sequential):
         Probability to drop a hidden unit and a feature, in training.
     norm
         ``"layer"`` (stores no statistics), ``"batch"`` or ``None``.
+
+    Examples
+    --------
+    >>> import torch, scinfl as si
+    >>> si.nn.MLP(100, 16, n_layers=2)(torch.ones(4, 100)).shape
+    torch.Size([4, 16])
     """
 
     def __init__(

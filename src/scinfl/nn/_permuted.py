@@ -36,6 +36,18 @@ class PermutedLinear(KeyedLayer):
         :math:`\alpha`.
     generator
         Source of the module's parameters.
+
+    Examples
+    --------
+    >>> import torch, scinfl as si
+    >>> layer = si.nn.PermutedLinear(torch.nn.Linear(5, 3))
+    >>> layer.set_coordinates(si.privacy.Key.generate().coordinates)
+    >>> layer
+    PermutedLinear(
+      5, 3, bias=True, is_set=True
+    ...
+    >>> layer(torch.ones(4, 5)).shape
+    torch.Size([4, 3])
     """
 
     def __init__(

@@ -43,6 +43,18 @@ class PooledLinear(KeyedLayer):
         :math:`s`.
     generator
         Source of the modules' parameters.
+
+    Examples
+    --------
+    >>> import torch, scinfl as si
+    >>> layer = si.nn.PooledLinear(torch.nn.Linear(5, 3))
+    >>> layer.set_coordinates(si.privacy.Key.generate().coordinates)
+    >>> layer
+    PooledLinear(
+      5, 3, bias=True, is_set=True
+    ...
+    >>> layer(torch.ones(4, 5)).shape
+    torch.Size([4, 3])
     """
 
     def __init__(

@@ -26,6 +26,14 @@ class SecretProjection(KeyedLayer):
         Layer to put it in place of; its parameters are dropped.
     generator
         Not used; here so that all keyed layers are made alike.
+
+    Examples
+    --------
+    >>> import torch, scinfl as si
+    >>> layer = si.nn.SecretProjection(torch.nn.Linear(5, 3))
+    >>> layer.set_coordinates(si.privacy.Key.generate().coordinates)
+    >>> layer(torch.ones(4, 5)).shape, list(layer.parameters())
+    (torch.Size([4, 3]), [])
     """
 
     def __init__(self, linear: nn.Linear, *, generator: torch.Generator | None = None) -> None:
@@ -38,7 +46,7 @@ class SecretProjection(KeyedLayer):
 
     @property
     def at_boundary(self) -> bool:
-        """True: there is nothing to send."""
+        """True, since there is nothing to send."""
         return True
 
     def labels(self, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:

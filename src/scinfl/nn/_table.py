@@ -25,6 +25,12 @@ class Table(nn.Module):
         Rows that are longer are shortened, in training for good.
     std
         Standard deviation of the initial values (normal), one for all or one a column.
+
+    Examples
+    --------
+    >>> import scinfl as si
+    >>> si.nn.Table(["KLF1", "BAK1"], 8)().shape
+    torch.Size([2, 8])
     """
 
     def __init__(
@@ -84,6 +90,15 @@ class CoordinateTable(KeyedLayer):
         Train the read-out of the meta learner.
     generator
         Source of the meta learner's parameters.
+
+    Examples
+    --------
+    >>> import torch, scinfl as si
+    >>> table = si.nn.CoordinateTable(si.nn.Table(["KLF1", "BAK1"], 8))
+    >>> stored = table()
+    >>> table.set_coordinates(si.privacy.Key.generate().coordinates)
+    >>> torch.allclose(table(), stored)
+    False
     """
 
     def __init__(

@@ -17,6 +17,14 @@ class WeightedBatchNorm(nn.BatchNorm1d):
         \mu = \sum_i p_i x_i, \qquad \sigma^2 = \sum_i p_i (x_i - \mu)^2, \qquad p_i = w_i / \sum_j w_j
 
     Running variances are unbiased, :math:`n / (n - 1)` with :math:`n = \sum_i w_i`, as in torch.
+
+    Examples
+    --------
+    >>> import torch, scinfl as si
+    >>> norm, x = si.nn.WeightedBatchNorm(3), torch.randn(4, 3)
+    >>> twice = norm(torch.cat([x, x[:1]]))  # the first row twice, or with weight 2
+    >>> torch.allclose(norm(x, torch.tensor([2.0, 1.0, 1.0, 1.0])), twice[:4], atol=1e-6)
+    True
     """
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -71,6 +79,12 @@ class NormMLP(nn.Module):
         Units of input, hidden layers and output.
     last_norm
         Normalise the output too.
+
+    Examples
+    --------
+    >>> import torch, scinfl as si
+    >>> si.nn.NormMLP([8, 16, 4])(torch.randn(10, 8)).shape
+    torch.Size([10, 4])
     """
 
     def __init__(self, sizes: list[int], *, last_norm: bool = True) -> None:

@@ -25,6 +25,14 @@ class FixedPoint:
         64 or 32.
     bound
         :math:`B`, a power of two.
+
+    Examples
+    --------
+    >>> import numpy as np, scinfl as si
+    >>> numbers = si.privacy.FixedPoint(bits=64, bound=65536.0)
+    >>> a, b = numbers.encode(np.array([0.25])), numbers.encode(np.array([-0.5]))
+    >>> numbers.decode(a + b)
+    array([-0.25])
     """
 
     bits: int

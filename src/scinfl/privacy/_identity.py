@@ -130,7 +130,7 @@ class Identity:
     """Secret keys of one site, known to no other: what the shared key cannot prove, who is speaking.
 
     One key signs (Ed25519, RFC 8032), the other agrees on secrets with single sites (X25519, RFC 7748). The public
-    halves, :attr:`public`, are pinned by every other site and by the server. An identity shows its fingerprint only,
+    halves, ``public``, are pinned by every other site and by the server. An identity shows its fingerprint only,
     and can be neither pickled nor copied.
 
     Parameters

@@ -67,6 +67,20 @@ class KeyedSum(MaskedSum):
     identities
         Private identities of the sites that this process speaks for. By default the sites of an in-process run get one
         each.
+
+    Examples
+    --------
+    >>> import numpy as np, scinfl as si
+    >>> protection = si.privacy.KeyedSum(si.privacy.Key.generate())
+    >>> _ = protection.agree("training", {"a": 10, "b": 20, "c": 10})
+    >>> sent = [
+    ...     protection.encode(si.federation.Update(site, 1, {"w": np.array([value])}, n_obs=n, weight=n))
+    ...     for site, value, n in (("a", 1.0, 10), ("b", 2.0, 20), ("c", 3.0, 10))
+    ... ]
+    >>> {name: array.dtype for name, array in sent[0].state.items()}  # integers without a name
+    {'masked': dtype('uint64')}
+    >>> protection.decode(protection.combine(sent), sent).state["w"].round(9)
+    array([2.])
     """
 
     _name: ClassVar[str] = "keyed sum"

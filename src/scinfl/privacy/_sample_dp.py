@@ -212,7 +212,7 @@ class SampleDP(NoiseInside):
     def release_sums(
         self, site: str, matrix: Any, rows: Sequence[np.ndarray], *, spend: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Release the noisy sum and number of the cells of disjoint sets; see :func:`noisy_sums`.
+        """Release the noisy sum and number of the cells of disjoint sets.
 
         Parameters
         ----------

@@ -25,6 +25,18 @@ def embed(adata: AnnData | MuData, model: Classifier | SpaMosaic) -> None:
         Data with the model's features in the model's order; of a MuData its own ``.obsm``.
     model
         Trained model.
+
+    Examples
+    --------
+    >>> import scinfl as si
+    >>> adata = si.datasets.pbmc()
+    >>> si.pp.split_sites(adata, n_sites=3, rng=0)
+    >>> si.model.Classifier.setup_anndata(adata, labels_key="bulk_labels", site_key="site")
+    >>> model = si.model.Classifier(adata, n_hidden=8)
+    >>> model.train(n_rounds=2, key=si.privacy.Key.generate(), progress=False)
+    >>> si.tl.embed(adata, model)
+    >>> adata.obsm["X_infl"].shape
+    (700, 8)
     """
     adata.obsm[_names.EMBEDDING] = model.get_latent_representation(adata)
     adata.uns.setdefault(_names.UNS, {})["embed"] = {"key_fingerprint": model.key_fingerprint or "none"}
