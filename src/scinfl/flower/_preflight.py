@@ -14,7 +14,7 @@ from cryptography.exceptions import InvalidSignature
 from scinfl import __version__
 from scinfl._checks import first_of
 from scinfl.flower._job import Job
-from scinfl.flower._tasks import Task
+from scinfl.flower._task import Task
 from scinfl.privacy import Key, PublicIdentity, Seal, agree_version
 from scinfl.privacy._derivation import joined
 

@@ -26,7 +26,8 @@ from scinfl.flower._preflight import agreement_hash, hello_content, open_facts, 
 from scinfl.flower._require import require_flower
 from scinfl.flower._site_data import alone, copy_folder, read_data
 from scinfl.flower._steps import Steps
-from scinfl.flower._tasks import TASKS, Facts
+from scinfl.flower._task import Facts
+from scinfl.flower._tasks import TASKS
 from scinfl.flower._travelling_sum import TravellingSum, rehearsed_sum
 from scinfl.privacy import Identity, Key, KeyedSum, PairwiseSum, Seal
 

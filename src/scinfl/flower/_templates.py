@@ -15,9 +15,11 @@ def job_template(sites: Sequence[str]) -> str:
 sites = [{names}]
 min_sites = {min(3, len(sites))}    # least number of sites in a sum; a sum of few shows them to each other
 deadline = 600   # seconds to wait for slow sites once min_sites have answered
+# sum = "pairwise"            # hides what a site sends also from a site that works together with the server
+# features = "intersection"   # or "union": the sites bring themselves to the same features; else they must be the same
 
 [model]
-class = "Classifier"
+class = "Classifier"   # or "GEARS", "SpaMosaic"; below it the hyper-parameters of that class
 n_hidden = 256
 
 [setup]
@@ -31,6 +33,12 @@ validation_size = 0.1
 
 [strategy]
 class = "FedAvg"
+
+# Noise at each site, before anything is sent:
+# [[protections]]
+# class = "SampleDP"
+# target_epsilon = 8.0
+# delta = 1e-4
 """
 
 
@@ -41,6 +49,10 @@ site = "{site}"
 # labels_key = "cell_type"
 # layer = "log1p"
 # group_key = "donor"
+# condition_key = "perturbation"      # for GEARS
+# gene_ontology = "terms.tsv"         # for GEARS: a file beside this one, the same at all sites
+# section_key = "slice"               # for SpaMosaic
+# spatial_key = "spatial"
 device = "cpu"
 min_cells_per_label = 1   # refuse to take part where a label has fewer cells here
 """

@@ -9,6 +9,7 @@ import numpy as np
 from scinfl._checks import first_of
 
 _ALIKE = 0.999  # correlation of two rows of a weight from which they count as one
+_NOTHING = 0.01  # of the size of the largest row
 _FEWEST = 8  # rows below which a few may be alike by chance
 _MOST = 128  # rows of a weight that are looked at: all pairs of them are compared
 
@@ -121,12 +122,12 @@ def _products(rows: np.ndarray) -> np.ndarray:
 
 
 def _repeated(products: np.ndarray) -> float:
-    """Share of the rows that are another one up to sign and size."""
+    """Share of the rows that are another one up to sign and size; rows that decayed to nearly nothing read nothing."""
     sizes = np.sqrt(np.diag(products))
-    sizes = np.where(sizes > 0, sizes, 1)
-    likeness = np.abs(products / np.outer(sizes, sizes))
+    counted = sizes > _NOTHING * sizes.max()
+    likeness = np.abs(products[counted][:, counted] / np.outer(sizes[counted], sizes[counted]))
     np.fill_diagonal(likeness, 0)
-    return float((likeness.max(1) > _ALIKE).mean())
+    return float((likeness.max(1, initial=0) > _ALIKE).sum() / len(sizes))
 
 
 def _effective_rank(products: np.ndarray) -> float:
