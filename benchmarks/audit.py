@@ -5,10 +5,11 @@ layer (2 x 64 hidden units, 30 rounds of 2 local epochs; a twin is trained on 60
 between attackers and judge), and prints for each what every adversary gets beside its baseline: cells read off one step
 (Pearson correlation and share of cells re-identified), off the local round of a site of 10 and of 50 cells, the order
 of the features that a watching server recovers, use of the model without the key, thieves with 50 and 200 labelled
-samples, membership, class proportions, crafted weights. Then membership of a deliberately overfitted network, of one
-with the usual settings and of one trained with differential privacy.
+samples, membership, class proportions, crafted weights. Reconstruction by optimisation knows the key, does not know it,
+or searches for it together with the cells. Then membership of a deliberately overfitted network, of one with the usual
+settings and of one trained with differential privacy.
 
-    python benchmarks/audit.py [--seeds 1] [--quick] [--membership] [--data PATH]
+    python benchmarks/audit.py [--seeds 1] [--quick] [--membership] [--data PATH] [--table PATH]
 """
 
 from __future__ import annotations
@@ -64,12 +65,14 @@ def audited(adata, method, seed, *, quick):
     return audit["table"], audit["parameters"]["balanced_accuracy"], time.time() - started, audit["verdicts"]
 
 
-def run_audits(adata, seeds, *, quick):
+def run_audits(adata, seeds, *, quick, path):
     tables, accuracy, seconds, verdicts = [], {}, {}, {}
-    for method in METHODS:
-        for seed in range(seeds):
+    for seed in range(seeds):
+        for method in METHODS:
             table, right, took, said = audited(adata, method, seed, quick=quick)
-            tables.append(table.assign(method=method, seed=seed))
+            tables.append(table.assign(method=method, seed=seed, accuracy=right, seconds=took))
+            if path is not None:
+                pd.concat(tables).to_csv(path, index=False)
             accuracy.setdefault(method, []).append(right)
             seconds.setdefault(method, []).append(took)
             verdicts[method] = said
@@ -144,12 +147,13 @@ def main():
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--membership", action="store_true", help="leave the audits out")
     parser.add_argument("--data", type=Path, default=SHARED / "data" / "bulk" / "tcga_rppa.h5ad")
+    parser.add_argument("--table", type=Path, help="write all findings to a csv file, after every audit")
     options = parser.parse_args()
     warnings.simplefilter("ignore", UserWarning)
     torch.set_num_threads(1)
     adata = si.datasets.tcga_proteins(options.data)
     if not options.membership:
-        run_audits(adata, options.seeds, quick=options.quick)
+        run_audits(adata, options.seeds, quick=options.quick, path=options.table)
     for seed in range(options.seeds):
         print(f"\nmembership by network (balanced accuracy on outsiders), 95 % intervals, seed {seed}\n")
         print(membership(adata, seed, n_shadows=4 if options.quick else 16).to_string())

@@ -280,3 +280,18 @@ def test_however_theta_is_trained_magnitudes_keep_their_spread_and_signs_stay(ke
     for scale in (s_in, s_out):
         assert 0.1 < scale.abs().log().std() < 0.25
     assert 0.05 < shift.std() < 0.2
+
+
+@pytest.mark.parametrize("train_meta", [False, True])
+def test_a_layer_that_predicted_before_can_be_trained(key, train_meta):
+    network = keyed(nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3)), "coordinate", train_meta=train_meta)
+    set_key(network, key.coordinates)
+    x = torch.randn(4, 5)
+    with torch.inference_mode():
+        before = network(x)
+        lock(network, {name: p.detach().clone() for name, p in network.named_parameters()})
+    loss = network(x).square().sum()
+    loss.backward()
+    assert torch.allclose(network(x), before)
+    assert all(parameter.grad is not None for parameter in network.parameters() if parameter.requires_grad)
+    lock(network, dict(network.named_parameters()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tests.conftest import make_cells
 
 from scinfl.datasets import tcga_proteins
 from scinfl.model import Classifier
@@ -49,6 +50,38 @@ def test_keyed_sums_give_nothing_away(hospitals, key):
     share, watcher = recovered(hospitals, key, [KeyedSum(key)])
     assert share < 0.1
     assert all(set(upload.state) == {"masked"} for uploads in watcher.seen.values() for upload in uploads)
+
+
+class WithoutMasks(KeyedSum):
+    """Packs and adds as a keyed sum does, with masks of zeros."""
+
+    def _stream(self, update, site, nonce, n, dtype):
+        return np.zeros(n, dtype), 0
+
+
+@pytest.mark.parametrize("bits", [None, 64, 32], ids=["in the open", "64 bits", "32 bits"])
+def test_a_server_reads_each_parameter_at_its_place_in_the_sum(key, bits):
+    adata, watcher = make_cells(), Watcher()
+    adata = adata[adata.obs["site"].ne("hospital_0") | (np.arange(adata.n_obs) % 2 == 0)].copy()  # of different sizes
+    Classifier.setup_anndata(adata, "label", site_key="site")
+    model = Classifier(adata, n_hidden=16, key_scheme=None)
+    guards = [watcher] if bits is None else [WithoutMasks(key, bits=bits), watcher]
+    model.train(1, protections=guards, validation_size=0, progress=False)
+    assert (bits is None) == ("encoder.1.weight" in watcher.seen[1][0].state)
+    for name, parameter in model.module.named_parameters():
+        (mean,) = watcher.mean(name, tuple(parameter.shape))
+        np.testing.assert_allclose(mean, parameter.detach(), atol=1e-6)
+
+
+def test_a_server_that_adds_what_keyed_sums_mask_reads_noise(key):
+    adata, watcher = make_cells(), Watcher()
+    Classifier.setup_anndata(adata, "label", site_key="site")
+    model = Classifier(adata, n_hidden=16)
+    model.train(1, key=key, protections=[KeyedSum(key), watcher], validation_size=0, progress=False)
+    (mean,) = watcher.mean("encoder.1.weight", (16, 30))
+    assert abs(np.corrcoef(mean.ravel(), model.module.encoder[1].weight.detach().ravel())[0, 1]) < 0.2
+    with pytest.raises(KeyError, match=r"found 'encoder.1.weight' of shape \(30, 16\)"):
+        watcher.mean("encoder.1.weight", (30, 16))
 
 
 def test_what_is_not_hidden_at_all_is_matched_exactly():

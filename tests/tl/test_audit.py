@@ -14,7 +14,7 @@ from tests.conftest import make_cells
 from scinfl import tl
 from scinfl.model import GEARS, Classifier
 from scinfl.privacy import Key
-from scinfl.tl import _audit as module_under_test
+from scinfl.tl import _audit_classifier as module_under_test
 from scinfl.tl._audit_findings import ADVERSARIES, COLUMNS, finding, verdicts
 from scinfl.tl._audit_target import split_by_group
 

@@ -201,8 +201,8 @@ class CoordinateLinear(KeyedLayer):
         """Permutation, signs and features, in float64, so that all machines agree."""
         if self._units is None:
             secret = self._secret()
-            permutation = torch.argsort(secret["permutation"], stable=True)
-            with torch.no_grad():
+            with torch.inference_mode(mode=False), torch.no_grad():  # it is kept, and training may read it later
+                permutation = torch.argsort(secret["permutation"], stable=True)
                 self._units = _Units(
                     permutation=permutation,
                     inverse=torch.argsort(permutation),
@@ -218,7 +218,8 @@ class CoordinateLinear(KeyedLayer):
         if self._reading is not None:
             return self._reading
         units, like = self._read_units(), self.weight.detach()
-        with torch.set_grad_enabled(self.train_meta and torch.is_grad_enabled()):
+        grad, inference = (self.train_meta and on() for on in (torch.is_grad_enabled, torch.is_inference_mode_enabled))
+        with torch.inference_mode(mode=inference), torch.set_grad_enabled(grad):
             at_inputs, at_outputs = (self.meta.read_out(f) for f in (units.input_features, units.output_features))
             reading = _Reading(
                 input_scale=(units.input_signs * torch.exp(self.magnitude * at_inputs[:, 0])).to(like),
@@ -234,9 +235,11 @@ class CoordinateLinear(KeyedLayer):
         if self._factors is not None:
             return self._factors
         inverse, (scale_in, scale_out, _) = self._read_units().inverse, self._read()
-        factors = _Factors(
-            to_plain=(scale_in[inverse], scale_out[:, None]), to_locked=(1 / scale_in, (1 / scale_out)[:, None])
-        )
+        grad, inference = torch.is_grad_enabled(), self.train_meta and torch.is_inference_mode_enabled()
+        with torch.inference_mode(mode=inference), torch.set_grad_enabled(grad):
+            factors = _Factors(
+                to_plain=(scale_in[inverse], scale_out[:, None]), to_locked=(1 / scale_in, (1 / scale_out)[:, None])
+            )
         if not self.train_meta:
             self._factors = factors
         return factors

@@ -150,11 +150,12 @@ class CoordinateTable(KeyedLayer):
             return self._reading
         secret = self._secret()
         position, signs, at_rows = secret["rows"].split([1, self.in_features, self.n_dims], dim=1)
-        name = torch.argsort(position[:, 0], stable=True)
-        with torch.set_grad_enabled(self.train_meta and torch.is_grad_enabled()):
+        grad, inference = (self.train_meta and on() for on in (torch.is_grad_enabled, torch.is_inference_mode_enabled))
+        with torch.inference_mode(mode=inference), torch.set_grad_enabled(grad):  # it is kept; training may read it
+            name = torch.argsort(position[:, 0], stable=True)
             exponent = self.meta(at_rows)[:, 0, None] + self.meta(secret["columns"])[:, 1]
             scale = torch.where(signs < 0, -1.0, 1.0) * torch.exp(self.magnitude * exponent)
-        reading = _Reading(torch.argsort(name), name, scale.to(self.weight))
+            reading = _Reading(torch.argsort(name), name, scale.to(self.weight))
         if not self.train_meta:
             self._reading = reading
         return reading

@@ -24,7 +24,8 @@ def check_received(
     much like those before. Refused are:
 
     - other names or shapes than before, and values that are no numbers;
-    - a tenth or more of the rows of a weight that repeat another (up to sign and size), where they did not before;
+    - a tenth or more of the rows of a weight, and at least 8, that repeat another (up to sign and size), where they did
+      not before;
     - a weight, bias or scale whose largest value grew more than ``max_growth`` times (from at least 1);
     - a weight whose effective rank :math:`(\sum_i s_i)^2 / \sum_i s_i^2` fell below a third of what it was, or below
       a tenth of the smaller side where nothing came before.
@@ -101,7 +102,7 @@ def _strange(name: str, array: np.ndarray, before: np.ndarray | None, max_growth
     products = _products(array[rows])
     products_before = None if before is None else _products(before[rows])
     repeated, repeated_before = _repeated(products), 0.0 if products_before is None else _repeated(products_before)
-    if repeated >= 0.1 and repeated > 2 * repeated_before:
+    if repeated >= max(0.1, _FEWEST / len(rows)) and repeated > 2 * repeated_before:
         reasons.append(f"{repeated:.0%} of the rows of '{name}' repeat another")
     rank = _effective_rank(products)
     least = min(len(rows), array.shape[1]) / 10 if products_before is None else _effective_rank(products_before) / 3

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from scinfl.nn import CoordinateLinear
 from scinfl.privacy import attacks
@@ -54,11 +53,11 @@ def reconstruct(target: Target, *, n_cells: int, n_batches: int, batch_sizes: tu
             for size, n_trials in sizes:
                 found = _read_batches(target, sender.step, read, size, n_trials)
                 setting = f"one step on {size} cell{'s' if size > 1 else ''}, {when}"
-                rows += _rated(target, found, adversary, uploads, "first layer", setting)
+                rows += rated_cells(target, found, adversary, uploads, "first layer", setting)
             if fresh:
                 found = _read_batches(target, sender.round, read, _SMALLEST_SITE, n_batches)
                 setting = f"local round of a site of {_SMALLEST_SITE} cells"
-                rows += _rated(target, found, adversary, uploads, "first layer", setting)
+                rows += rated_cells(target, found, adversary, uploads, "first layer", setting)
     return rows
 
 
@@ -82,47 +81,7 @@ def aggregate(target: Target, *, n_batches: int) -> list[dict[str, Any]]:
     n_others = min(n_others, *layer.weight.shape)
     found = _read_batches(target, send, read, n_others, n_batches)
     setting = f"sum of {n_others} other sites, one step on one cell each"
-    return _rated(target, found, "fellow site", "in the open or keyed sums", "first layer", setting)
-
-
-def invert(target: Target, *, n_batches: int, n_iterations: int, site_sizes: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Search for cells that explain an update: a step, several steps, and a real local round."""
-    sender = target.sender(fresh=True)
-    prior = attacks.CellPrior.from_cells(target.public.x.numpy())
-    reads = [] if sender.first is None else [("server", "in the open", "travelling")]
-    if target.is_keyed:
-        reads.append(("server + one site", "in the open or keyed sums", "opened"))
-    one = {"lr": 0.01}
-    settings: list[tuple[str, int, dict[str, Any], bool]] = [
-        ("one step on 4 cells", 4, one, False),
-        ("5 steps on 4 cells", 4, {"n_steps": 5, **one}, False),
-        # a round of Adam is inverted best as if it were one step
-        *((f"local round of a site of {size} cells", size, one, True) for size in site_sizes),
-    ]
-    rows: list[dict[str, Any]] = []
-    for adversary, uploads, what in reads:
-        knows = what == "opened" or target.keeps_order
-        network = sender.network if knows else sender.as_travelling({})
-        for setting, size, local, is_round in settings:
-            found = []
-            for trial in range(n_batches):
-                batch = _batch(target, size, trial)
-                sent = sender.round(batch) if is_round else sender.step(batch, **local)
-                change = {name: torch.from_numpy(value).float() for name, value in getattr(sent, what).items()}
-                labels = _labels(target, network, change, size, local)
-                guess = attacks.invert_update(
-                    network,
-                    change,
-                    labels,
-                    prior=prior if knows else None,
-                    local=local,
-                    n_iterations=n_iterations,
-                    rng=target.rng + trial,
-                )
-                found.append((batch, guess))
-            attack = "optimisation with priors" if knows else "optimisation without key"
-            rows += _rated(target, found, adversary, uploads, attack, setting)
-    return rows
+    return rated_cells(target, found, "fellow site", "in the open or keyed sums", "first layer", setting)
 
 
 def match_key(target: Target, *, n_restarts: int, n_cells: int) -> list[dict[str, Any]]:
@@ -168,7 +127,7 @@ def _read_with(
         for batch, cells in _read_batches(target, sender.step, read, 1, n_cells)
     ]
     setting = "one step on 1 cell, first round"
-    return _rated(target, found, "server", "in the open", "first layer, matched order", setting)
+    return rated_cells(target, found, "server", "in the open", "first layer, matched order", setting)
 
 
 def _read_batches(
@@ -177,7 +136,7 @@ def _read_batches(
     sparse = float((target.public.x == 0).float().mean()) > 0.3
     found = []
     for trial in range(n_trials):
-        batch = _batch(target, size, trial)
+        batch = draw_batch(target, size, trial)
         weight, bias = read(send(batch))
         n = min(size, *weight.shape)
         cells = attacks.recover_inputs(weight, bias, n, sparse=sparse, rng=target.rng)
@@ -185,26 +144,13 @@ def _read_batches(
     return found
 
 
-def _batch(target: Target, size: int, trial: int) -> Rows:
+def draw_batch(target: Target, size: int, trial: int) -> Rows:
     """Training cells of one trial, the same for all attackers."""
     generator = np.random.default_rng([target.rng, size, trial])
     return target.train.take(generator.choice(len(target.train), min(size, len(target.train)), replace=False))
 
 
-def _labels(target: Target, network: Any, change: Any, size: int, local: dict[str, Any]) -> torch.Tensor:
-    """Labels that the attacker infers from the last bias, with what an untrained network says on average."""
-    name = "head.bias"
-    if name not in change:
-        return torch.bincount(target.public.y).argmax().repeat(size)
-    expected = attacks.outputs_of(network, target.public.x).mean(0)
-    moved = -change[name].numpy() / (local["lr"] * local.get("n_steps", 1))
-    if np.abs(moved).sum() > 2:  # no gradient of a cross-entropy is longer: Adam kept the direction alone
-        moved = moved / np.abs(moved).max() * expected.mean()
-    counts = attacks.infer_label_counts(moved, expected, size)
-    return torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
-
-
-def _rated(
+def rated_cells(
     target: Target, found: list[tuple[Rows, np.ndarray]], adversary: str, uploads: str, attack: str, setting: str
 ) -> list[dict[str, Any]]:
     """Rows of all scores, against the mean cell or random public cells, whichever is the stronger baseline."""

@@ -64,11 +64,13 @@ def from_update(target: Target) -> list[dict[str, Any]]:
     after = sender.with_change(sent.opened)
     drop = attacks.loss_drop(sender.network, after, x, y)
     if not target.is_keyed:
-        return _cells(drop, member, "server", "loss drop", target.rng, setting, "in the open")
-    rows = _cells(drop, member, "server + one site", "loss drop", target.rng, setting, "in the open or keyed sums")
+        return rate_membership(drop, member, "server", "loss drop", target.rng, setting, "in the open")
+    rows = rate_membership(
+        drop, member, "server + one site", "loss drop", target.rng, setting, "in the open or keyed sums"
+    )
     locked = sender.as_travelling({})
     drop = attacks.loss_drop(locked, sender.as_travelling(sent.travelling), x, y)
-    return rows + _cells(drop, member, "server", "loss drop", target.rng, setting, "in the open")
+    return rows + rate_membership(drop, member, "server", "loss drop", target.rng, setting, "in the open")
 
 
 def _pool(target: Target) -> tuple[Rows, np.ndarray]:
@@ -88,15 +90,15 @@ def _pool(target: Target) -> tuple[Rows, np.ndarray]:
 def _rated(
     score: np.ndarray, member: np.ndarray, pool: Rows, adversary: str, attack: str, rng: int, *, setting: str = ""
 ) -> list[dict[str, Any]]:
-    rows = _cells(score, member, adversary, attack, rng, setting)
+    rows = rate_membership(score, member, adversary, attack, rng, setting)
     if pool.groups is not None and len(set(pool.groups)) < len(pool):
         usable = ~np.isnan(score)
         by_group, group_member = attacks.by_group(score[usable], member[usable], pool.groups[usable])
-        rows += _cells(by_group, group_member, adversary, f"{attack}, by donor", rng, setting)
+        rows += rate_membership(by_group, group_member, adversary, f"{attack}, by donor", rng, setting)
     return rows
 
 
-def _cells(
+def rate_membership(
     score: np.ndarray, member: np.ndarray, adversary: str, attack: str, rng: int, setting: str, uploads: str = ""
 ) -> list[dict[str, Any]]:
     table = attacks.membership_scores(score, member, rng=rng)

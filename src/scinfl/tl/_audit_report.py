@@ -84,7 +84,7 @@ def _as_html(audit: Mapping[str, Any]) -> str:
         parts.append(_figure(own[own["metric"] == metric]))
         parts.append(f"<details><summary>All numbers</summary>{_html_table(own)}</details>")
     parts.append("<h2>Settings</h2><table>")
-    for name, value in audit["parameters"].items():
+    for name, value in _settings(audit).items():
         parts.append(f"<tr><td>{html.escape(name)}</td><td>{html.escape(_number(value))}</td></tr>")
     parts.append("</table><h2>Not tested</h2><ul>")
     parts += [f"<li>{html.escape(str(words))}</li>" for words in audit["not_tested"]]
@@ -102,7 +102,7 @@ def _as_markdown(audit: Mapping[str, Any]) -> str:
         lines += [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
         lines += [f"| {' | '.join(_cell(row, name) for name in columns)} |" for _, row in own.iterrows()]
     lines += ["", "## Settings", "", "| setting | value |", "|---|---|"]
-    lines += [f"| {name} | {_number(value)} |" for name, value in audit["parameters"].items()]
+    lines += [f"| {name} | {_number(value)} |" for name, value in _settings(audit).items()]
     lines += ["", "## Not tested", "", *(f"- {words}" for words in audit["not_tested"]), ""]
     return "\n".join(lines)
 
@@ -110,11 +110,14 @@ def _as_markdown(audit: Mapping[str, Any]) -> str:
 def _summary(audit: Mapping[str, Any]) -> str:
     said = audit["parameters"]
     return (
-        f"Attacked: {said['attacked']} (key scheme {said['key_scheme']}, shared: {said['share']}), trained on "
-        f"{said['n_train']} cells at {said['n_sites']} sites. Balanced accuracy on other cells "
-        f"{said['balanced_accuracy']:.3f}, by chance {said['chance']:.3f}. A finding leaks where its 95% interval lies "
-        "above a baseline that looks at nothing of the model."
+        f"Attacked: {said['model']}, {said['attacked']} (key scheme {said['key_scheme']}, shared: {said['share']}). "
+        f"{said['summary']} A finding leaks where its 95% interval lies above a baseline that looks at nothing of the "
+        "model."
     )
+
+
+def _settings(audit: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in audit["parameters"].items() if name != "summary"}
 
 
 def _html_table(own: pd.DataFrame) -> str:

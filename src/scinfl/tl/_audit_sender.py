@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from scinfl.federation import FedAvg, State, Update
 from scinfl.model._cells import Cells
 from scinfl.model._share import shared_names
-from scinfl.model._site import LocalSite, LocalTraining, SharedNetwork
+from scinfl.model._site import Batches, LocalSite, LocalTraining, SharedNetwork
 from scinfl.nn import keyed_layers, set_key
 from scinfl.privacy import Key, KeyedSum, attacks
+from scinfl.tl._audit_attacked import CPU, Attacked
 
 if TYPE_CHECKING:
     from scinfl.tl._audit_target import Rows, Target
 
-_CPU = torch.device("cpu")
+OPEN, MASKED, BETRAYED = "in the open", "keyed sums", "in the open or keyed sums"
 
 
 @dataclass(frozen=True)
@@ -34,62 +35,47 @@ class Sent:
     state: State
 
 
-class Sender:
-    """A site that trains a network on cells and sends what came of it.
+class Uploader:
+    """A site that trains a network and sends what came of it.
 
     Parameters
     ----------
     network
         Network as sites train it.
     target
-        Model and settings.
+        Model under attack.
     """
 
-    def __init__(self, network: nn.Module, target: Target) -> None:
-        self.network, self._target = network, target
-        share = target.model._share
-        self.shared = shared_names(network, share)
+    def __init__(self, network: nn.Module, target: Attacked) -> None:
+        self.network, self._attacked = network, target
+        self.shared = shared_names(network, target.model._share)
 
-    @property
-    def first(self) -> str | None:
-        """Name of the first layer, where its weight leaves the site."""
-        name = self._target.model.first_layer
-        return name if f"{name}.weight" in self.shared else None
+    def gradient(self, loss: Callable[[Any], Tensor]) -> Sent:
+        """Send one step of gradient descent with a rate of 1 on the loss of the network, in the mode that it is in."""
+        network = self.copy()
+        parameters = {name: p for name, p in network.named_parameters() if name in self.shared}
+        gradients = torch.autograd.grad(loss(network), list(parameters.values()), allow_unused=True)
+        return self._sent(
+            {
+                name: torch.zeros_like(p) if gradient is None else -gradient.detach()
+                for (name, p), gradient in zip(parameters.items(), gradients, strict=True)
+            }
+        )
 
-    @property
-    def last_bias(self) -> str | None:
-        """Name of the bias of the last layer, where it leaves the site."""
-        return "head.bias" if "head.bias" in self.shared else None
-
-    def step(self, rows: Rows, **local: Any) -> Sent:
-        """Send the change of full steps on some cells, by default one of gradient descent; dropout is off."""
-        change = attacks.local_change(self.network, rows.x, rows.y, **{"lr": 1.0, **local})
-        return self._sent({name: value.detach() for name, value in change.items()})
-
-    def round(self, rows: Rows, *, number: int = 1) -> Sent:
+    def local_round(
+        self, train: Batches, training: LocalTraining, *, number: int = 1, loss_options: Mapping[str, Any] | None = None
+    ) -> Sent:
         """Send what one real local round makes of the network."""
-        network = self._copy()
-        x, y = rows.x.numpy(), rows.y.numpy()
-        settings = self._target.training
-        training = LocalTraining(
-            settings["local_epochs"], settings["batch_size"], settings["lr"], settings["weight_decay"], self._target.rng
-        )
-        site = LocalSite(
-            "site",
-            SharedNetwork(network),
-            self.shared,
-            Cells(x, np.arange(len(x)), y, _CPU),
-            Cells(x, np.arange(0), y[:0], _CPU),
-            training,
-            FedAvg(),
-        )
+        nothing: Any = ()
+        network = SharedNetwork(self.copy())
+        site = LocalSite("site", network, self.shared, train, nothing, training, FedAvg(), loss_options=loss_options)
         before = {name: p.detach().clone() for name, p in self.network.named_parameters() if name in self.shared}
         after = site.fit(number, {name: p.numpy() for name, p in before.items()}).state
         return self._sent({name: torch.from_numpy(after[name]) - before[name] for name in before})
 
     def with_change(self, change: Mapping[str, np.ndarray]) -> nn.Module:
         """The network after a change, as whoever has the key reads it."""
-        network = self._copy()
+        network = self.copy()
         with torch.no_grad():
             for name, parameter in network.named_parameters():
                 if name in change:
@@ -109,20 +95,20 @@ class Sender:
 
     def locked(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Parameters as they travel."""
-        return {name: value.detach() for name, value in self._target.lock(state).items()}
+        return {name: value.detach() for name, value in self._attacked.lock(state).items()}
 
-    def _copy(self) -> nn.Module:
-        """Copies come without the key."""
-        network = copy.deepcopy(self.network)
-        if self._target.key is not None and keyed_layers(network):
-            set_key(network, self._target.key.coordinates)
+    def copy(self) -> nn.Module:
+        """A copy of the network, with the key inside where it has one."""
+        network = copy.deepcopy(self.network)  # comes without the key
+        if self._attacked.key is not None and keyed_layers(network):
+            set_key(network, self._attacked.key.coordinates)
         return network
 
     def _sent(self, change: Mapping[str, Tensor]) -> Sent:
         before = {name: p.detach() for name, p in self.network.named_parameters() if name in self.shared}
         after = {name: value + change[name] for name, value in before.items()}
         opened = {name: change[name].numpy() for name in before}
-        if not self._target.hides_updates:
+        if not self._attacked.hides_updates:
             return Sent(opened, opened, {name: value.numpy() for name, value in after.items()})
         wide = [{name: value.double() for name, value in side.items()} for side in (before, after)]
         wide[1] = {name: wide[0][name] + change[name].double() for name in before}
@@ -131,15 +117,71 @@ class Sender:
         return Sent(travelling, opened, {name: value.float().numpy() for name, value in locked[1].items()})
 
 
-def masked_change(sent: Sent, name: str, key: Key | None) -> tuple[np.ndarray, np.ndarray]:
-    """Weight and bias of a layer as a server reads them off an upload under keyed sums, whose order is public."""
+class Sender(Uploader):
+    """A site that trains a classifier on cells."""
+
+    def __init__(self, network: nn.Module, target: Target) -> None:
+        super().__init__(network, target)
+        self._target = target
+
+    @property
+    def first(self) -> str | None:
+        """Name of the first layer, where its weight leaves the site."""
+        name = self._target.model.first_layer
+        return name if f"{name}.weight" in self.shared else None
+
+    @property
+    def last_bias(self) -> str | None:
+        """Name of the bias of the last layer, where it leaves the site."""
+        return "head.bias" if "head.bias" in self.shared else None
+
+    def step(self, rows: Rows, **local: Any) -> Sent:
+        """Send the change of full steps on some cells, by default one of gradient descent; dropout is off."""
+        change = attacks.local_change(self.network, rows.x, rows.y, **{"lr": 1.0, **local})
+        return self._sent({name: value.detach() for name, value in change.items()})
+
+    def round(self, rows: Rows, *, number: int = 1) -> Sent:
+        """Send what one real local round makes of the network."""
+        x, y = rows.x.numpy(), rows.y.numpy()
+        settings = self._target.training
+        training = LocalTraining(
+            settings["local_epochs"], settings["batch_size"], settings["lr"], settings["weight_decay"], self._target.rng
+        )
+        return self.local_round(Cells(x, np.arange(len(x)), y, CPU), training, number=number)
+
+
+def readers(attacked: Attacked) -> Iterator[tuple[str, str, str]]:
+    """Who reads an update, by which uploads, and what of it, for :func:`read`."""
+    yield "server", OPEN, "travelling"
+    if attacked.keeps_order or attacked.hides_updates:
+        yield "server + one site", BETRAYED, "opened"  # the key of a site opens keyed sums
+    yield "server", MASKED, "masked"
+
+
+def read(sent: Sent, what: str, attacked: Attacked) -> State:
+    """Change of every parameter as somebody reads it."""
+    return masked_state(sent.state, attacked.key) if what == "masked" else getattr(sent, what)
+
+
+def masked_state(state: State, key: Key | None) -> State:
+    """Arrays as a server reads them off an upload under keyed sums, whose order is public."""
     sums = KeyedSum(key or Key.generate(), min_sites=2)
     sums.agree("training", {"site": 1.0, "other": 1.0})
-    integers = sums.encode(Update("site", 1, dict(sent.state), 1, 1.0)).state["masked"]
+    integers = sums.encode(Update("site", 1, dict(state), 1, 1.0)).state["masked"]
+    return unpacked(integers, {name: array.shape for name, array in state.items()})
+
+
+def unpacked(integers: np.ndarray, shapes: Mapping[str, tuple[int, ...]]) -> State:
+    """Masked integers as numbers between -1 and 1, in the order that is public."""
     parts, start = {}, 0
-    for part in sorted(sent.state):
-        shape = sent.state[part].shape
-        stop = start + math.prod(shape)
-        parts[part] = (integers[start:stop].astype(np.float64) / 2.0**63 - 1).reshape(shape)
+    for name in sorted(shapes):
+        stop = start + math.prod(shapes[name])
+        parts[name] = (integers[start:stop].astype(np.float64) / 2.0**63 - 1).reshape(shapes[name])
         start = stop
+    return parts
+
+
+def masked_change(sent: Sent, name: str, key: Key | None) -> tuple[np.ndarray, np.ndarray]:
+    """Weight and bias of a layer as a server reads them off an upload under keyed sums."""
+    parts = masked_state(sent.state, key)
     return parts[f"{name}.weight"], parts[f"{name}.bias"]

@@ -18,20 +18,10 @@ from torch import Tensor, nn
 
 from scinfl.model import Classifier
 from scinfl.model._cells import values_of
-from scinfl.model._site import Lock
-from scinfl.nn import (
-    CoordinateLinear,
-    KeyedLayer,
-    SecretProjection,
-    at_boundary,
-    keyed_layers,
-    unkeyed,
-    unlock,
-)
+from scinfl.nn import KeyedLayer, keyed_layers, unkeyed, unlock
 from scinfl.privacy import Key, attacks
+from scinfl.tl._audit_attacked import Attacked
 from scinfl.tl._audit_sender import Sender
-
-_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -70,7 +60,7 @@ class Rows:
 
 
 @dataclass
-class Target:
+class Target(Attacked):
     """Model under attack, unlocked, with the cells of all parties.
 
     Parameters
@@ -100,32 +90,6 @@ class Target:
     rng: int
     watched: attacks.Watcher | None = field(default=None)
 
-    @property
-    def network(self) -> nn.Module:
-        """The network with its key."""
-        return self.model.module
-
-    @property
-    def is_keyed(self) -> bool:
-        """Whether the model was trained with a key."""
-        return self.key is not None
-
-    @property
-    def hides_updates(self) -> bool:
-        """Whether what a site sends differs from what it trained, because the key is applied to it."""
-        return self.is_keyed and at_boundary(self.network)
-
-    @property
-    def keeps_order(self) -> bool:
-        """Whether whoever lacks the key still reads features in their order: without a key, and in published forms."""
-        layers = keyed_layers(self.network).values()
-        return not any(isinstance(layer, CoordinateLinear | SecretProjection) for layer in layers)
-
-    @cached_property
-    def lock(self) -> Lock:
-        """How plain parameters become what is sent."""
-        return self.model._training_network(self.key)[1]
-
     @cached_property
     def plain(self) -> nn.Module:
         """Plain network of the same shape; it computes the same where the key acts at the boundary.
@@ -143,11 +107,6 @@ class Target:
         network.load_state_dict({name: value for name, value in state.items() if name in names}, strict=False)
         return network.eval()
 
-    @cached_property
-    def stripped(self) -> nn.Module:
-        """What a thief computes with: no key."""
-        return unkeyed(copy.deepcopy(self.network)).eval() if self.is_keyed else self.network
-
     def score(self, network: nn.Module) -> float:
         """Balanced accuracy on the cells that attackers are judged by."""
         with torch.inference_mode():
@@ -155,14 +114,9 @@ class Target:
 
     def sender(self, *, fresh: bool) -> Sender:
         """A site that holds the network, trained or as it was before the first round."""
-        network = self.model._training_network(self.key)[0].to(_CPU)
-        if self.hides_updates:
-            with torch.no_grad():
-                for name, value in unlock(self.network, dict(self.network.named_parameters())).items():
-                    if name in (own := dict(network.named_parameters())):
-                        own[name].copy_(value)
+        network = self.site_network()
         if fresh:
-            _draw_again(network, self.rng)
+            draw_again(network, self.rng)
         return Sender(network.eval(), self)
 
 
@@ -175,7 +129,7 @@ def split_by_group(groups: Any, share: float, rng: int) -> tuple[np.ndarray, np.
     return np.flatnonzero(~chosen[codes]), np.flatnonzero(chosen[codes])
 
 
-def _draw_again(network: nn.Module, rng: int) -> None:
+def draw_again(network: nn.Module, rng: int) -> None:
     """Initial parameters anew; layers with a key inside as torch draws those of linear layers."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(rng)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,9 @@ from torch import nn
 
 from scinfl.datasets import pbmc
 from scinfl.module import ClassifierModule
-from scinfl.privacy import attacks
-from scinfl.privacy._received import check_received
+from scinfl.nn import keyed, projected, set_key
+from scinfl.privacy import Key, attacks, check_received
+from scinfl.privacy.attacks._likeness import correlations
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +39,7 @@ def test_crafted_weights_recover_cells_of_a_batch_and_honest_ones_none(blood, no
     network, crafted = make(norm), make(norm)
     imprint = attacks.imprint(network, public)
     crafted.load_state_dict(imprint.state)
-    shares = []
-    for sent in (crafted, network):
-        sent.loss((x[:32], y[:32])).backward()
-        layer = sent.get_submodule(imprint.layer)
-        found = attacks.read_imprint(layer.weight.grad.numpy(), layer.bias.grad.numpy(), imprint.n_bins)
-        shares.append(attacks.share_recovered(x[:32].numpy(), found))
+    shares = [recovered(sent, imprint, x[:32], y[:32])[1] for sent in (crafted, network)]
     assert shares[0] > 0.4
     assert shares[1] < 0.1
 
@@ -77,7 +75,7 @@ def test_a_site_does_not_notice_honest_training(blood):
         (lambda state: state.update({"head.bias": np.zeros(3)}), "'head.bias' has another shape"),
         (lambda state: state["head.bias"].fill(np.nan), "no numbers"),
         (lambda state: state["head.bias"].fill(50), "largest value of 'head.bias' is 50"),
-        (lambda state: state["head.weight"].__setitem__(slice(5), state["head.weight"][5]), "60% of the rows"),
+        (lambda state: state["encoder.1.weight"].__setitem__(slice(20), state["encoder.1.weight"][20]), "% of the rows"),
     ],
 )
 def test_each_reason_is_named(change, message):
@@ -106,3 +104,47 @@ def test_crafting_leaves_the_network_as_it_is(blood):
 
 def test_nothing_found_is_nothing_recovered():
     assert attacks.share_recovered(np.ones((3, 4)), np.empty((0, 4))) == 0
+
+
+@pytest.mark.parametrize("scheme", ["permuted", "pooled"])
+def test_a_server_switches_modules_off_whose_key_acts_inside(blood, key, scheme):
+    public, x, y = blood
+    network = keyed(make(), scheme)
+    crafted = copy.deepcopy(network)
+    imprint = attacks.imprint(network, public)  # knows no key
+    crafted.load_state_dict(imprint.state, strict=False)  # the encoder that layers share stands once in it
+    set_key(crafted, key.coordinates)
+    set_key(network, key.coordinates)
+    shares = [recovered(sent, imprint, x[:32], y[:32])[1] for sent in (crafted, network)]
+    assert shares[0] > 0.4
+    assert shares[1] < 0.1
+
+
+@pytest.mark.parametrize(("n_hidden", "least"), [(1024, 0.99), (256, 0.5)])
+def test_crafted_weights_behind_a_projection_take_its_key(blood, key, n_hidden, least):
+    public, x, y = blood
+    network = projected(make(n_hidden=n_hidden), "encoder.1")
+    best = {}
+    for name, known in (("with the key", key), ("without", Key.generate())):
+        set_key(network, known.coordinates)
+        imprint = attacks.imprint(network, public)
+        projection = network.encoder[1](torch.eye(765)).T.numpy()
+        set_key(network, key.coordinates)  # the site has the right one
+        crafted = copy.deepcopy(network)
+        set_key(crafted, key.coordinates)
+        crafted.load_state_dict(imprint.state, strict=False)
+        assert imprint.layer == "encoder.5"
+        hidden = recovered(crafted, imprint, x[:16], y[:16])[0]
+        likeness = correlations(x[:16].numpy(), attacks.unproject(hidden, projection, public)).max(1)
+        best[name] = np.sort(likeness)[-4:].mean()  # of the cells that are alone between two thresholds
+    assert best["with the key"] > least
+    assert best["without"] < 0.3
+
+
+def recovered(network, imprint, x, y):
+    """What crafted weights give of a batch, and the share of its cells that is among it."""
+    network.zero_grad()
+    network.loss((x, y)).backward()
+    layer = network.get_submodule(imprint.layer)
+    found = attacks.read_imprint(layer.weight.grad.numpy(), layer.bias.grad.numpy(), imprint.n_bins)
+    return found, attacks.share_recovered(x.numpy(), found) if found.shape[1] == x.shape[1] else None

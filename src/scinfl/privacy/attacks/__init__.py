@@ -1,7 +1,8 @@
 """Attackers: plain functions over a network and what was sent."""
 
-from scinfl.privacy.attacks._imprint import Imprint, imprint, read_imprint, share_recovered
+from scinfl.privacy.attacks._imprint import Imprint, imprint, read_imprint, share_recovered, unproject
 from scinfl.privacy.attacks._inversion import CellPrior, infer_label, infer_label_counts, invert_update, local_change
+from scinfl.privacy.attacks._joint import JointGuess, invert_jointly
 from scinfl.privacy.attacks._likeness import mean_cell, nearest_cell, reconstruction_scores
 from scinfl.privacy.attacks._membership import (
     by_group,
@@ -11,6 +12,7 @@ from scinfl.privacy.attacks._membership import (
     membership_scores,
     train_shadows,
 )
+from scinfl.privacy.attacks._perturbations import missed_change, moved_rows, number_of_perturbed, undo_propagation
 from scinfl.privacy.attacks._property import (
     flatten,
     infer_attribute,
@@ -37,6 +39,7 @@ from scinfl.privacy.attacks._without_key import matched_statistics, removed_modu
 __all__ = [
     "CellPrior",
     "Imprint",
+    "JointGuess",
     "Watcher",
     "average_versions",
     "by_group",
@@ -55,6 +58,7 @@ __all__ = [
     "infer_property",
     "inversion_scores",
     "invert_class",
+    "invert_jointly",
     "invert_update",
     "likelihood_ratio",
     "local_change",
@@ -65,7 +69,10 @@ __all__ = [
     "matched_statistics",
     "mean_cell",
     "membership_scores",
+    "missed_change",
+    "moved_rows",
     "nearest_cell",
+    "number_of_perturbed",
     "outputs_of",
     "read_imprint",
     "reconstruction_scores",
@@ -76,6 +83,8 @@ __all__ = [
     "simulate_sites",
     "train_from_scratch",
     "train_shadows",
+    "undo_propagation",
+    "unproject",
     "unscramble",
     "use_pooled_key",
     "wrong_keys",

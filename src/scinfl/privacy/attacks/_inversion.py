@@ -137,6 +137,7 @@ def local_change(
     lr: float = 1e-2,
     optimizer: str = "sgd",
     create_graph: bool = False,
+    start: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Change of the parameters in steps on all of some cells, differentiable by the cells where asked.
 
@@ -154,8 +155,11 @@ def local_change(
         ``"sgd"``, or ``"adam"`` with its usual constants.
     create_graph
         Keep what is needed to differentiate by the cells.
+    start
+        Parameters to train, and what to start from, where that is not what the network holds.
     """
-    start = {name: p.detach().requires_grad_() for name, p in network.named_parameters() if p.requires_grad}
+    if start is None:
+        start = {name: p.detach().requires_grad_() for name, p in network.named_parameters() if p.requires_grad}
     now, change = dict(start), {name: torch.zeros_like(p) for name, p in start.items()}
     first = {name: torch.zeros_like(p) for name, p in start.items()}
     second = {name: torch.zeros_like(p) for name, p in start.items()}
@@ -239,7 +243,7 @@ def invert_update(
     for _ in range(n_iterations):
         search.zero_grad()
         own = local_change(network, x, y, create_graph=True, **(local or {}))  # type: ignore[arg-type]
-        value = _distance(own, change, distance)
+        value = distance_of(own, change, distance)
         if prior is not None:
             value = value + strength * prior.penalty(x)
         if value.item() < best:
@@ -254,7 +258,8 @@ def invert_update(
     return found.numpy().astype(np.float64)
 
 
-def _distance(own: Change, change: Change, kind: str) -> Tensor:
+def distance_of(own: Change, change: Change, kind: str = "cosine") -> Tensor:
+    """Distance of two changes over the parameters that both have."""
     pairs = [(own[name], change[name].to(own[name])) for name in change if name in own]
     if kind == "squared":
         size = sum(sent.square().sum() for _, sent in pairs)

@@ -27,6 +27,13 @@ def confidence(network: nn.Module, x: Tensor, y: Tensor) -> np.ndarray:
         Network with its key.
     x, y
         Cells (n × features) and label codes.
+
+    Examples
+    --------
+    >>> import torch, scinfl as si
+    >>> network = torch.nn.Identity()  # its input is what it says
+    >>> si.privacy.attacks.confidence(network, torch.tensor([[2.0, 0.0], [0.0, 3.0]]), torch.tensor([0, 0]))
+    array([ 2., -3.])
     """
     was_training = network.training
     with torch.no_grad():
@@ -186,8 +193,9 @@ def membership_scores(scores: np.ndarray, member: np.ndarray, *, rng: int = 0) -
     -------
     Data frame with the rows ``auc`` (baseline 0.5, bootstrap interval), ``advantage`` (true less false positive rate at
     the threshold that was best on one half, on the other half; baseline 0), ``tpr_at_1%`` and ``tpr_at_0.1%``
-    (baseline: the false positive rate; exact binomial interval) and the columns ``value``, ``baseline``, ``low``,
-    ``high`` (95 %). With fewer outsiders than 100 or 1000 the last two cannot be told and are NaN.
+    (baseline: the false positive rate; exact binomial interval, wider where redrawn outsiders set another threshold)
+    and the columns ``value``, ``baseline``, ``low``, ``high`` (95 %). With fewer outsiders than 100 or 1000 the last
+    two cannot be told and are NaN.
 
     Examples
     --------
@@ -210,11 +218,22 @@ def membership_scores(scores: np.ndarray, member: np.ndarray, *, rng: int = 0) -
     for rate, name in ((0.01, "tpr_at_1%"), (0.001, "tpr_at_0.1%")):
         rows[name] = (np.nan, rate, np.nan, np.nan)
         if len(outside) * rate >= 1:
-            threshold = np.sort(outside)[-int(len(outside) * rate)]  # at most this share lies above
-            hits = int((inside > threshold).sum())
+            hits = int((inside > _threshold(outside, rate)).sum())
             interval = binomtest(hits, len(inside)).proportion_ci(0.95, method="exact")
-            rows[name] = (hits / len(inside), rate, interval.low, interval.high)
+            thresholds = [_threshold(generator.choice(outside, len(outside)), rate) for _ in range(200)]
+            redrawn = np.quantile([(inside > threshold).mean() for threshold in thresholds], [0.025, 0.975])
+            rows[name] = (
+                hits / len(inside),
+                rate,
+                min(interval.low, float(redrawn[0])),
+                max(interval.high, float(redrawn[1])),
+            )
     return pd.DataFrame(rows, index=["value", "baseline", "low", "high"]).T.astype(float)
+
+
+def _threshold(outside: np.ndarray, rate: float) -> float:
+    """Score above which lies at most this share of the outsiders."""
+    return float(np.sort(outside)[-int(len(outside) * rate)])
 
 
 def _advantage(scores: np.ndarray, member: np.ndarray, generator: np.random.Generator) -> tuple[float, ...]:

@@ -62,6 +62,12 @@ def flatten(change: Mapping[str, np.ndarray]) -> np.ndarray:
     ----------
     change
         Changes by name.
+
+    Examples
+    --------
+    >>> import numpy as np, scinfl as si
+    >>> si.privacy.attacks.flatten({"bias": np.ones(2), "weight": np.array([[1.0, 3.0], [0.0, 0.0]])})
+    array([1., 1., 2., 0.])
     """
     parts = [np.asarray(change[name], dtype=np.float64) for name in sorted(change)]
     return np.concatenate([part.reshape(len(part), -1).mean(1) if part.ndim > 1 else part.ravel() for part in parts])
@@ -225,6 +231,12 @@ def outputs_of(network: nn.Module, x: Tensor) -> np.ndarray:
         Network.
     x
         Cells.
+
+    Examples
+    --------
+    >>> import torch, scinfl as si
+    >>> si.privacy.attacks.outputs_of(torch.nn.Linear(5, 4), torch.ones(3, 5)).shape
+    (3, 4)
     """
     with torch.no_grad():
         return network(x).softmax(1).double().numpy()

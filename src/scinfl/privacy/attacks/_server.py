@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from scipy.optimize import quadratic_assignment
+
+from scinfl.privacy._blind_server import MASKED
+from scinfl.privacy._fixed_point import FixedPoint
 
 
 class Watcher:
@@ -22,6 +26,12 @@ class Watcher:
 
     def __init__(self) -> None:
         self.seen: dict[int, list[Any]] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def begin_round(self, site: str, round: int, state: Mapping[str, np.ndarray]) -> None:
+        """Note which parameters travel: names and shapes are no secret, and tell where each stands in a masked sum."""
+        del site, round
+        self._shapes = {name: np.shape(array) for name, array in state.items()}
 
     def on_step(self, network: Any, batch: Any) -> None:
         """Leave the step to the site."""
@@ -44,16 +54,41 @@ class Watcher:
     def mean(self, name: str, shape: tuple[int, ...]) -> list[np.ndarray]:
         """Mean of a parameter in each round, as far as the server can tell.
 
-        Masked uploads hold no parameters by name: the server then takes the first integers of the sum for them.
+        Masked uploads hold no parameters by name but all of them in the order of their names. The server adds them up
+        and takes the integers at the place of the parameter for numbers: what it gets is the mean where the masks
+        cancel in the sum, else noise.
+
+        Parameters
+        ----------
+        name
+            Name of the parameter.
+        shape
+            Its shape.
+
+        Raises
+        ------
+        KeyError
+            If no parameter of this name and shape travelled.
         """
         means = []
         for uploads in self.seen.values():
             if name in uploads[0].state:
-                means.append(np.mean([upload.state[name] for upload in uploads], axis=0))
-            else:
-                total = sum(upload.state["masked"] for upload in uploads)
-                means.append(total[: int(np.prod(shape))].astype(np.float64).reshape(shape))
+                sizes = [upload.weight for upload in uploads]
+                means.append(np.average([upload.state[name] for upload in uploads], axis=0, weights=sizes))
+                continue
+            if self._shapes.get(name) != tuple(shape):
+                msg = f"Expected a parameter that travels, found '{name}' of shape {shape} among {self._shapes}."
+                raise KeyError(msg)
+            start = sum(math.prod(size) for other, size in self._shapes.items() if other < name)
+            means.append(_added(uploads)[start : start + math.prod(shape)].reshape(shape))
         return means
+
+
+def _added(uploads: Sequence[Any]) -> np.ndarray:
+    """Sum of masked uploads, read as the fixed-point numbers that they would be without masks."""
+    total = sum(upload.state[MASKED] for upload in uploads)
+    bound = 2.0 ** int.from_bytes(uploads[0].header["bound"], "big", signed=True)
+    return FixedPoint(8 * total.itemsize, bound).decode(total)
 
 
 def match_features(

@@ -7,19 +7,46 @@ keeps its best checkpoint by the score that it is judged with: an upper bound on
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scinfl.nn import CoordinateLinear, KeyedLayer, PooledLinear, SecretProjection, keyed_layers, unkeyed
+from scinfl.nn import (
+    CoordinateLinear,
+    CoordinateTable,
+    PooledLinear,
+    SecretProjection,
+    Table,
+    keyed_layers,
+    unkeyed,
+)
+from scinfl.privacy.attacks._surrogate_layers import (
+    _FreeRows,
+    _FreeScales,
+    _SurrogateCoordinates,
+    _SurrogateRows,
+    _SurrogateShift,
+    _SurrogateVector,
+)
 from scinfl.privacy.attacks._without_key import Score
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Loss of what a network says of samples, given what is known of them."""
 
 
 def train_from_scratch(
-    network: nn.Module, x: Tensor, y: Tensor, score: Score, *, n_steps: int = 600, lr: float = 3e-3, rng: int = 0
+    network: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    score: Score,
+    *,
+    loss: Loss = F.cross_entropy,
+    n_steps: int = 600,
+    lr: float = 3e-3,
+    rng: int = 0,
 ) -> float:
     """Forget the stolen weights and train a plain network of the same shape: what the samples alone are worth.
 
@@ -28,9 +55,11 @@ def train_from_scratch(
     network
         Stolen network; left as it is.
     x, y
-        Samples (n × features) and label codes of the attacker.
+        Samples (n × features) of the attacker, and their label codes or what else the loss asks for.
     score
         Rates a network.
+    loss
+        Of what the network says of samples, given ``y``.
     n_steps, lr, rng
         Training.
     """
@@ -38,11 +67,19 @@ def train_from_scratch(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng)
         _forget(thief)
-    return _train(thief, thief.parameters(), x, y, score, n_steps, lr, rng)
+    return _train(thief, thief.parameters(), x, y, score, n_steps, lr, rng, loss)
 
 
 def fine_tune(
-    network: nn.Module, x: Tensor, y: Tensor, score: Score, *, n_steps: int = 600, lr: float = 3e-3, rng: int = 0
+    network: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    score: Score,
+    *,
+    loss: Loss = F.cross_entropy,
+    n_steps: int = 600,
+    lr: float = 3e-3,
+    rng: int = 0,
 ) -> float:
     """Strip the keyed modules and train all stolen weights on.
 
@@ -51,29 +88,43 @@ def fine_tune(
     network
         Stolen network; left as it is.
     x, y
-        Samples (n × features) and label codes of the attacker.
+        Samples (n × features) of the attacker, and their label codes or what else the loss asks for.
     score
         Rates a network.
+    loss
+        Of what the network says of samples, given ``y``.
     n_steps, lr, rng
         Training.
     """
     thief = _stripped(network, rng)
-    return _train(thief, thief.parameters(), x, y, score, n_steps, lr, rng)
+    return _train(thief, thief.parameters(), x, y, score, n_steps, lr, rng, loss)
 
 
 def fit_scales(
-    network: nn.Module, x: Tensor, y: Tensor, score: Score, *, n_steps: int = 600, lr: float = 1e-2, rng: int = 0
+    network: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    score: Score,
+    *,
+    loss: Loss = F.cross_entropy,
+    n_steps: int = 600,
+    lr: float = 1e-2,
+    rng: int = 0,
 ) -> float:
     """Strip the keyed modules, freeze the weights and fit free scales and shifts of all inputs and outputs of a layer.
+
+    Of a table they are scales of its rows and columns.
 
     Parameters
     ----------
     network
         Stolen network; left as it is.
     x, y
-        Samples (n × features) and label codes of the attacker.
+        Samples (n × features) of the attacker, and their label codes or what else the loss asks for.
     score
         Rates a network.
+    loss
+        Of what the network says of samples, given ``y``.
     n_steps, lr, rng
         Training.
     """
@@ -81,26 +132,38 @@ def fit_scales(
     names = list(keyed_layers(thief))
     thief = unkeyed(thief)
     for name in names:
-        _put(thief, name, _FreeScales(thief.get_submodule(name)))  # type: ignore[arg-type]
-    return _train(thief, _freeze_but(thief, _FreeScales), x, y, score, n_steps, lr, rng)
+        layer = thief.get_submodule(name)
+        _put(thief, name, _FreeRows(layer) if isinstance(layer, Table) else _FreeScales(layer))  # type: ignore[arg-type]
+    return _train(thief, _freeze_but(thief, _FreeScales, _FreeRows), x, y, score, n_steps, lr, rng, loss)
 
 
 def fit_key(
-    network: nn.Module, x: Tensor, y: Tensor, score: Score, *, n_steps: int = 600, lr: float = 1e-2, rng: int = 0
+    network: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    score: Score,
+    *,
+    loss: Loss = F.cross_entropy,
+    n_steps: int = 600,
+    lr: float = 1e-2,
+    rng: int = 0,
 ) -> float:
     """Fit a surrogate key: keep the modules and learn what the key would have given them.
 
     For ``"coordinate"`` that is a coordinate of every unit (read by the stolen meta learner), with signs relaxed to
-    numbers and the permutation guessed; for ``"pooled"`` the pooled vector; for ``"permuted"`` what is added to a unit.
+    numbers and the permutation guessed, and of a table likewise the coordinate of every row and column, the sign of
+    every value and a guessed order; for ``"pooled"`` the pooled vector; for ``"permuted"`` what is added to a unit.
 
     Parameters
     ----------
     network
         Stolen network; left as it is.
     x, y
-        Samples (n × features) and label codes of the attacker.
+        Samples (n × features) of the attacker, and their label codes or what else the loss asks for.
     score
         Rates a network.
+    loss
+        Of what the network says of samples, given ``y``.
     n_steps, lr, rng
         Training.
     """
@@ -110,72 +173,15 @@ def fit_key(
     for name, layer in keyed_layers(thief).items():
         if isinstance(layer, CoordinateLinear):
             swap: nn.Module = _SurrogateCoordinates(layer, generator)
+        elif isinstance(layer, CoordinateTable):
+            swap = _SurrogateRows(layer, generator)
         elif isinstance(layer, PooledLinear):
             swap = _SurrogateVector(layer, pooled)
         else:
             swap = _SurrogateShift(layer)
         _put(thief, name, swap)
-    parameters = _freeze_but(thief, _SurrogateCoordinates, _SurrogateVector, _SurrogateShift)
-    return _train(thief, parameters, x, y, score, n_steps, lr, rng)
-
-
-class _FreeScales(nn.Module):
-    """A fixed linear layer between free scales."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.linear = linear
-        self.input_scale = nn.Parameter(torch.ones(linear.in_features))
-        self.output_scale = nn.Parameter(torch.ones(linear.out_features))
-        self.shift = nn.Parameter(torch.zeros(linear.out_features))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x * self.input_scale) * self.output_scale + self.shift
-
-
-class _SurrogateCoordinates(nn.Module):
-    """The coordinate scheme with learned coordinates, relaxed signs and no permutation."""
-
-    def __init__(self, layer: CoordinateLinear, generator: torch.Generator) -> None:
-        super().__init__()
-        self.layer = layer
-        self.inputs = nn.Parameter(torch.rand(layer.in_features, layer.n_dims, generator=generator) * 2 - 1)
-        self.outputs = nn.Parameter(torch.rand(layer.out_features, layer.n_dims, generator=generator) * 2 - 1)
-        self.input_signs = nn.Parameter(torch.ones(layer.in_features))
-        self.output_signs = nn.Parameter(torch.ones(layer.out_features))
-
-    def forward(self, x: Tensor) -> Tensor:
-        layer = self.layer
-        meta = layer.meta
-        at_inputs, at_outputs = (meta.features(c) for c in (self.inputs, self.outputs))
-        scale_in = torch.tanh(self.input_signs) * torch.exp(layer.magnitude * meta.read_out(at_inputs)[:, 0])
-        out = meta.read_out(at_outputs)
-        scale_out = torch.tanh(self.output_signs) * torch.exp(layer.magnitude * out[:, 1])
-        y = F.linear(x * scale_in, layer.weight) * scale_out
-        return y if layer.bias is None else y + layer.bias + layer.shift * out[:, 2]
-
-
-class _SurrogateVector(nn.Module):
-    """The pooled scheme with a learned pooled vector, one for the network."""
-
-    def __init__(self, layer: PooledLinear, vector: nn.Parameter) -> None:
-        super().__init__()
-        self.layer, self.vector = layer, vector
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer.modulated(x, self.vector)
-
-
-class _SurrogateShift(nn.Module):
-    """The permuted scheme: whatever its module adds is a bias."""
-
-    def __init__(self, layer: KeyedLayer) -> None:
-        super().__init__()
-        self.layer = layer
-        self.shift = nn.Parameter(torch.zeros(layer.out_features))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.layer.weight, self.layer.bias) + self.shift
+    parameters = _freeze_but(thief, _SurrogateCoordinates, _SurrogateRows, _SurrogateVector, _SurrogateShift)
+    return _train(thief, parameters, x, y, score, n_steps, lr, rng, loss)
 
 
 class _GuessedProjection(nn.Linear):
@@ -208,7 +214,10 @@ def _stripped(network: nn.Module, rng: int) -> nn.Module:
 def _forget(network: nn.Module) -> None:
     """Draw all weights anew."""
     for module in network.modules():
-        if hasattr(module, "reset_parameters"):
+        if isinstance(module, Table):
+            with torch.no_grad():
+                module.weight.copy_(torch.randn_like(module.weight) * module.std)
+        elif hasattr(module, "reset_parameters"):
             module.reset_parameters()  # type: ignore[operator]
 
 
@@ -234,6 +243,7 @@ def _train(
     n_steps: int,
     lr: float,
     rng: int,
+    loss: Loss = F.cross_entropy,
 ) -> float:
     """Train on the attacker's samples and return the best score of twenty checkpoints, the start included."""
     generator = torch.Generator().manual_seed(rng)
@@ -245,7 +255,7 @@ def _train(
             rows = torch.randint(len(x), (min(32, len(x)),), generator=generator)
             network.train()
             optimizer.zero_grad()
-            F.cross_entropy(network(x[rows]), y[rows]).backward()
+            loss(network(x[rows]), y[rows]).backward()
             optimizer.step()
             if step % max(n_steps // 20, 1) == 0:
                 best = max(best, score(network.eval()))

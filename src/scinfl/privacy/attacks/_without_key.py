@@ -31,6 +31,18 @@ def wrong_keys(network: nn.Module, score: Score, *, n_keys: int = 50) -> np.ndar
     Returns
     -------
     One score a key.
+
+    Examples
+    --------
+    >>> import torch, scinfl as si
+    >>> network = si.nn.keyed(torch.nn.Linear(5, 2))
+    >>> si.nn.set_key(network, si.privacy.Key.generate().coordinates)
+    >>> x = torch.randn(100, 5)
+    >>> right = network(x).argmax(1)
+    >>> def agreement(other):
+    ...     return float((other(x).argmax(1) == right).float().mean())
+    >>> si.privacy.attacks.wrong_keys(network, agreement, n_keys=3).shape
+    (3,)
     """
     thief = copy.deepcopy(network)  # a copy comes without the key
     scores = np.empty(n_keys)
@@ -76,6 +88,14 @@ def removed_modules(network: nn.Module, score: Score) -> float:
         Network with keyed layers; left as it is.
     score
         Rates a network.
+
+    Examples
+    --------
+    >>> import torch, scinfl as si
+    >>> network = si.nn.keyed(torch.nn.Linear(5, 2))
+    >>> si.nn.set_key(network, si.privacy.Key.generate().coordinates)
+    >>> si.privacy.attacks.removed_modules(network, lambda stripped: float(stripped.is_set))
+    0.0
     """
     thief = copy.deepcopy(network)
     clear_key(thief)

@@ -1,0 +1,49 @@
+"""What is asked of an audit, and what an audit of one kind of model consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from scinfl.privacy import Key
+
+Job = Callable[[], list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Arguments of an audit, with those of ``train`` filled in."""
+
+    data: Any
+    model: Any
+    held_out: Any
+    key: Key | None
+    training: Mapping[str, Any]
+    attributes: Sequence[str]
+    quick: bool
+    rng: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Attacks on one model.
+
+    Parameters
+    ----------
+    jobs
+        Attacks by name; each gives rows of findings.
+    said
+        Settings that repeat the audit, as a file can hold them, with a ``summary`` in words.
+    left_open
+        What the audit cannot say, given what it found.
+    n_further
+        Steps that the jobs count by themselves.
+    """
+
+    jobs: Mapping[str, Job]
+    said: Mapping[str, Any]
+    left_open: Callable[[pd.DataFrame], list[str]]
+    n_further: int = field(default=0)
