@@ -36,7 +36,7 @@ def screen(key):
 
 def sections(key):
     """A trained SpaMosaic, its data, and how it was trained."""
-    adata = ad.read_h5ad(SHARED / "spatial" / "starmap_mpfc_3slices_labelled.h5ad")
+    adata = ad.read_h5ad(SHARED / "data" / "spatial" / "starmap_mpfc_3slices_labelled.h5ad")
     si.model.SpaMosaic.setup_anndata(adata, section_key="slice", site_key="slice")
     model = si.model.SpaMosaic(adata)
     model.train(key=key, progress=False)

@@ -87,6 +87,11 @@ def add_federation(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     site.add_argument("--poll", type=float, default=0.5, help="seconds between looks for messages (default 0.5)")
     site.set_defaults(run=_site)
 
+    add = command(actions, "add", "write the folder of a further site", "scinfl federation add kit/server west")
+    add.add_argument("kit", type=Path, help="folder of the operator")
+    add.add_argument("site", help="name of the new site")
+    add.set_defaults(run=_add)
+
     show = command(
         actions,
         "show",
@@ -100,7 +105,7 @@ def add_federation(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     revoke.add_argument("kit", type=Path, help="folder of the operator")
     revoke.add_argument("site", help="name of the site")
     revoke.set_defaults(run=_revoke)
-    for parser in (init, server, site, show, revoke):
+    for parser in (init, add, server, site, show, revoke):
         parser.set_defaults(tell=tell)
 
 
@@ -109,7 +114,20 @@ def _init(options: argparse.Namespace) -> None:
 
     sites = [name.strip() for name in options.sites.split(",") if name.strip()]
     make_kit(options.out, sites, address=options.address, job=options.job)
-    options.tell(f"Wrote '{options.out}' for {len(sites)} sites. Read '{options.out / 'README.md'}'.")
+    options.tell(
+        f"Wrote '{options.out}' for {len(sites)} sites. Send each site_… folder to its site and delete your copy; keep "
+        f"authority/ off the server. '{options.out / 'README.md'}' says more."
+    )
+
+
+def _add(options: argparse.Namespace) -> None:
+    from scinfl.flower import add_site
+
+    path = add_site(options.kit, options.site)
+    options.tell(
+        f"Wrote '{path}'. Send it to the site and delete your copy. Name '{options.site}' in `sites` of the job, and "
+        f"send the job to all sites; under pairwise sums with '{options.kit / 'identities' / options.site}.json'."
+    )
 
 
 def _server(options: argparse.Namespace) -> None:
@@ -165,6 +183,7 @@ def _show(options: argparse.Namespace) -> None:
     if not pinned:
         msg = f"Expected a folder that `scinfl federation init` wrote, found no identities in '{options.kit}'."
         raise ValueError(msg)
+    options.tell("fingerprints of the identities of the sites:")
     for name, public in pinned.items():
         options.tell(f"{public.fingerprint}  {name}")
 
@@ -187,5 +206,8 @@ def _answer(question: str) -> bool:
 
 
 def _as_text(payload: pd.DataFrame) -> str:
-    shown = payload[["purpose", "array", "shape", "type", "rounds", "bytes", "masked"]]
-    return f"{shown.to_string(index=False)}\n{int(payload['bytes'].sum())} bytes in all"
+    from scinfl.flower._words import in_bytes
+
+    shown = payload[["purpose", "array", "shape", "type", "rounds", "bytes"]]
+    masked = "the server can read none of it" if payload["masked"].all() else "the server reads what is not masked"
+    return f"{shown.to_string(index=False)}\n{in_bytes(payload['bytes'].sum())} in all; {masked}"

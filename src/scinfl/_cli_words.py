@@ -73,6 +73,7 @@ def told(error: BaseException, options: argparse.Namespace) -> str:
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     if not hasattr(options, "overwrite"):
         text = text.replace(", or pass `overwrite=True`", "")
-    for said, typed in _WORDS.items():
+    in_files = hasattr(options, "kit")  # a federation names its settings in files, as the Python API does
+    for said, typed in () if in_files else _WORDS.items():
         text = text.replace(said, typed)
     return " ".join(text.split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import stat
 from dataclasses import replace
 
@@ -12,7 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tests.flower.conftest import SITES, job_text, make_cells
 
 from scinfl.cli import main
-from scinfl.flower import Job, list_payload, make_kit, revoke_site, run_server, run_site
+from scinfl.flower import Job, add_site, list_payload, make_kit, revoke_site, run_server, run_site
+from scinfl.flower._job import SiteSettings
 from scinfl.flower._kit import pinned_identities, split_address
 from scinfl.flower._server import _public_keys
 from scinfl.flower._templates import job_template
@@ -63,7 +65,7 @@ def test_every_folder_pins_the_same_identities(kit):
     ("sites", "address", "match"),
     [
         (["a", "a"], "h:1", "different names"),
-        (["a", "../b"], "h:1", "different names"),
+        (["a", "../b"], "h:1", "letters, digits"),
         (["a"], "h:1", "at least 2 sites"),
         (["a", "b"], "host", "host:port"),
         (["a", "b"], "host:99999", "host:port"),
@@ -238,3 +240,28 @@ def test_a_site_that_sends_no_term_reads_the_sum_of_the_others(fresh_key):
     read = at["c"].decode(combined, encoded)
     assert read.state["w"] == pytest.approx(1.75)
     assert read.metrics["loss"] == pytest.approx(1.75)
+
+
+def test_a_site_is_added_without_touching_the_others(tmp_path):
+    make_kit(tmp_path / "kit", SITES)
+    server = tmp_path / "kit" / "server"
+    before = {path: path.read_bytes() for path in (tmp_path / "kit").rglob("*") if path.is_file()}
+    folder = add_site(server, "west")
+    assert folder.stat().st_mode & 0o077 == 0
+    assert {path: path.read_bytes() for path in before} == before
+    assert {path.name for path in folder.iterdir()} == {
+        path.name for path in (tmp_path / "kit/site_hospital_0").iterdir()
+    }
+    assert set(pinned_identities(server)) == set(pinned_identities(folder)) == {*SITES, "west"}
+    assert (server / "sites" / "west.pub").exists()
+    assert SiteSettings.read(folder / "site.toml").site == "west"
+    with pytest.raises(FileExistsError, match="no site has or had, found 'west'"):
+        add_site(server, "west")
+    with pytest.raises(ValueError, match="letters, digits"):
+        add_site(server, "../west")
+    with pytest.raises(FileNotFoundError, match="folder of the operator"):
+        add_site(tmp_path, "east")
+    revoke_site(server, "hospital_1")
+    shutil.rmtree(tmp_path / "kit" / "site_hospital_1")
+    with pytest.raises(FileExistsError, match="hospital_1"):
+        add_site(server, "hospital_1")

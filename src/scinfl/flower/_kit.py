@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from scinfl._checks import new_path
+from scinfl._checks import first_of, new_path
 from scinfl.flower._job import JOB, SITE_SETTINGS, Job
 from scinfl.flower._templates import job_template, operator_guide, site_guide, site_template
 from scinfl.privacy import Identity, PublicIdentity
@@ -99,24 +99,80 @@ def _write_kit(path: Path, sites: Sequence[str], host: str, port: int, job: str)
     (server / ADDRESS).write_text(f"{host}:{port}\n")
     (server / JOB).write_text(job)
     identities = {site: Identity.generate(site) for site in sites}
+    for identity in identities.values():
+        (server / IDENTITIES / f"{identity.site}.json").write_text(identity.public.to_text() + "\n")
     for site, identity in identities.items():
         folder = path / f"site_{site}"
         folder.mkdir(mode=0o700)
-        link = ec.generate_private_key(ec.SECP384R1())
-        write_private(folder / LINK_KEY, _openssh(link))
-        public = link.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-        (server / SITES / f"{site}.pub").write_bytes(public + b"\n")
-        (folder / CA).write_bytes(_public(root))
-        (folder / ADDRESS).write_text(f"{host}:{port}\n")
-        (folder / JOB).write_text(job)
-        (folder / SITE_SETTINGS).write_text(site_template(site))
-        identity.save(folder / IDENTITY)
-        (folder / "README.md").write_text(site_guide(site))
-    for folder in (server, *(path / f"site_{site}" for site in sites)):
-        (folder / IDENTITIES).mkdir(exist_ok=True)
-        for site, identity in identities.items():
-            (folder / IDENTITIES / f"{site}.json").write_text(identity.public.to_text() + "\n")
+        _write_site(folder, server, identity)
     (path / "README.md").write_text(operator_guide(sites))
+
+
+def _write_site(folder: Path, server: Path, identity: Identity) -> None:
+    """Fill the folder of a site, and let the server know its public keys."""
+    site, link = identity.site, ec.generate_private_key(ec.SECP384R1())
+    write_private(folder / LINK_KEY, _openssh(link))
+    public = link.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    (server / SITES / f"{site}.pub").write_bytes(public + b"\n")
+    (server / IDENTITIES / f"{site}.json").write_text(identity.public.to_text() + "\n")
+    for name in (CA, ADDRESS, JOB):
+        (folder / name).write_bytes((server / name).read_bytes())
+    (folder / SITE_SETTINGS).write_text(site_template(site))
+    identity.save(folder / IDENTITY)
+    (folder / "README.md").write_text(site_guide(site))
+    shutil.copytree(server / IDENTITIES, folder / IDENTITIES)
+
+
+def add_site(kit: str | Path, site: str) -> Path:
+    """Write the folder of a further site, beside that of the operator; certificates and other sites stay as they are.
+
+    The job must then name the site, and be sent to all sites. Under pairwise sums every other site also puts the
+    public identity of the new one (``identities/SITE.json``) into the same folder of its own.
+
+    Parameters
+    ----------
+    kit
+        Folder of the operator.
+    site
+        Name of the new site.
+
+    Returns
+    -------
+    Folder of the site.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no kit.
+    FileExistsError
+        If there is such a site already, or there was one.
+    ValueError
+        If the name cannot be used.
+
+    Examples
+    --------
+    >>> import tempfile, scinfl as si
+    >>> kit = tempfile.mkdtemp() + "/kit"
+    >>> si.flower.make_kit(kit, ["north", "south", "west"])
+    >>> si.flower.add_site(f"{kit}/server", "east").name
+    'site_east'
+    """
+    server = Path(kit)
+    if not (server / SITES).is_dir():
+        msg = f"Expected the folder of the operator, found none at '{server}'. Name the folder 'server' of the kit."
+        raise FileNotFoundError(msg)
+    _check_names([site])
+    path = server.parent / f"site_{site}"
+    if path.exists() or list((server / SITES).glob(f"{site}.*")):
+        msg = f"Expected a name that no site has or had, found '{site}'. Choose another."
+        raise FileExistsError(msg)
+    temporary = Path(tempfile.mkdtemp(dir=server.parent, prefix=f".{path.name}."))
+    try:
+        _write_site(temporary, server, Identity.generate(site))
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return path
 
 
 def pinned_identities(kit: Path) -> dict[str, PublicIdentity]:
@@ -145,14 +201,17 @@ def write_private(path: Path, content: bytes) -> None:
 
 def _checked_names(sites: Sequence[str]) -> list[str]:
     names = sorted(sites)
-    odd = [name for name in names if not _NAME.fullmatch(name)]
-    if odd or len(set(names)) < len(names) or len(names) < 2:
-        msg = (
-            f"Expected at least 2 sites with different names of letters, digits, '_' and '-', found {names}. "
-            "Write for example `--sites north,south,west`."
-        )
+    if len(set(names)) < len(names) or len(names) < 2:
+        msg = f"Expected at least 2 sites with different names, found {names}. Write `--sites north,south,west`."
         raise ValueError(msg)
+    _check_names(names)
     return names
+
+
+def _check_names(names: Sequence[str]) -> None:
+    if odd := [name for name in names if not _NAME.fullmatch(name)]:
+        msg = f"Expected names of letters, digits, '_' and '-', found {first_of(odd)}. Write for example 'north'."
+        raise ValueError(msg)
 
 
 def _certificate(

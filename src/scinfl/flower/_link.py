@@ -48,6 +48,7 @@ _SECONDS_TO_FETCH = 600.0
 _SECONDS_TO_LINGER = 3.0
 _SECONDS_TO_DOUBT = 8.0
 _SOON = 0.05
+_SECONDS_BETWEEN_NOTES = 60.0
 
 
 class RefusedError(RuntimeError):
@@ -94,6 +95,7 @@ class Link:
         self._stop = threading.Event()
         self._sent = 0.0
         self._refused: float | None = None
+        self._noted = -_SECONDS_BETWEEN_NOTES
 
     def serve(self, app: ClientApp) -> None:
         """Answer messages until :meth:`stop`; waits for a server that is away.
@@ -216,7 +218,10 @@ class Link:
                 )
                 raise RefusedError(msg) from None
             return
-        logger.info("The server at %s does not answer (%s); trying again.", self._address, type(error).__name__)
+        now = time.monotonic()
+        if now - self._noted >= _SECONDS_BETWEEN_NOTES:
+            logger.info("The server at %s does not answer (%s); waiting for it.", self._address, type(error).__name__)
+            self._noted = now
 
 
 def _is_refusal(error: httpx.HTTPStatusError) -> bool:

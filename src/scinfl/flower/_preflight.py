@@ -21,8 +21,14 @@ from scinfl.privacy._derivation import joined
 _CURES = {
     "job": "Send it the present 'job.toml'.",
     "scinfl": "Install the same version at all sites.",
-    "features": "Bring all sites to the same features with `scinfl.pp.align_genes`.",
-    "order of features": "Bring all sites to the same order of features with `scinfl.pp.align_genes`.",
+    "features": (
+        'Write `features = "intersection"` in the job, or bring the files of all sites to the same features with '
+        "`scinfl.pp.align_genes`."
+    ),
+    "order of features": (
+        'Write `features = "intersection"` in the job, or bring the files of all sites to the same order of features '
+        "with `scinfl.pp.align_genes`."
+    ),
     "scale of values": (
         "Some have raw counts, others do not: run `sc.pp.normalize_total` and `sc.pp.log1p` at the sites that have "
         "counts."

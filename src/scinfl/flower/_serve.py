@@ -19,6 +19,7 @@ from scinfl.flower._node import Courier, Node, checks_of, compare_sites, named
 from scinfl.flower._pairwise_gathering import PairwiseGathering
 from scinfl.flower._preflight import check_hello
 from scinfl.flower._run_folder import RunFolder
+from scinfl.flower._words import in_bytes
 from scinfl.privacy import BlindServer, PublicIdentity
 from scinfl.privacy._blind_server import MASKED
 from scinfl.privacy._pairwise_sum import PairwiseServer
@@ -87,6 +88,7 @@ class Serve:
         self._finished: set[str] = set()
         self._used = self._kept.nonces()
         self._told_of: set[str] = set()
+        self._met: set[str] = set()
         self._bar = tqdm(total=job.n_rounds, disable=not progress, unit="round", desc="Training")
         self._bounds: dict[str, float] = {}
         self._agreed: dict[str, str] = {}
@@ -128,8 +130,9 @@ class Serve:
         for number in list(self._nodes):
             if number not in found or found[number] != self._nodes[number].started:
                 node = self._nodes.pop(number)
-                if node.site is not None and node.stage != "refused" and node.site not in self._finished:
-                    self._tell(f"site '{node.site}' is gone" if number not in found else f"site '{node.site}' is back")
+                gone = node.site is not None and node.stage != "refused" and node.site not in self._finished
+                if gone and number not in found:
+                    self._tell(f"site '{node.site}' is gone")
         for number, started in found.items():
             self._nodes.setdefault(number, Node(started))
 
@@ -227,7 +230,9 @@ class Serve:
         node.site, node.hello, node.stage = site, hello, "greeted"
         if self._kept.facts:
             self._admit(node, site)
-        self._tell(f"site '{site}' is here ({len(self._here())} of {len(self._expected)})")
+        back = "back" if site in self._met else "here"
+        self._met.add(site)
+        self._tell(f"site '{site}' is {back} ({len(self._here())} of {len(self._expected)})")
 
     def _admit(self, node: Node, site: str) -> None:
         """Compare a site that comes late, or again, with those that began."""
@@ -301,7 +306,8 @@ class Serve:
         self._kept.facts = {str(site): node.hello["facts"] for site, node in greeted.items()}
         self._kept.write()
         self._journal.log("preflight", sites=sorted(self._kept.facts))
-        self._tell(f"preflight passed: {first_of(sorted(self._kept.facts), 20)}")
+        sites = first_of(sorted(self._kept.facts), 20)
+        self._tell(f"preflight passed: same job, version, key and features at {sites}")
         self._started = self._heard = now
 
     def _maybe_add(self, now: float) -> None:
@@ -335,13 +341,13 @@ class Serve:
                 row = [step, combined.round, n_sites, " ".join(left_out), f"{seconds:.3f}", n_bytes]
                 self._kept.add_to_history(row)
                 self._tell(
-                    f"round {combined.round}/{self._job.n_rounds}: {n_sites} sites{without}, loss -, {seconds:.1f} s, "
-                    f"{n_bytes} bytes"
+                    f"round {combined.round}/{self._job.n_rounds}: {n_sites} sites{without}, {seconds:.1f} s, "
+                    f"{in_bytes(n_bytes)}"
                 )
             elif combined.purpose not in _WITH_ROUNDS and combined.purpose not in self._told_of:
                 self._told_of.add(combined.purpose)
                 if not combined.purpose.startswith("total of "):
-                    self._tell(f"added '{combined.purpose}': {n_sites} sites{without}, {n_bytes} bytes")
+                    self._tell(f"added '{combined.purpose}': {n_sites} sites{without}, {in_bytes(n_bytes)}")
 
     def _is_closing(self) -> bool:
         return self._kept.is_closing
@@ -358,7 +364,8 @@ class Serve:
     def _remind(self, now: float) -> None:
         waiting = sorted(self._expected - self._gathering.sites - {n.site for n in self._nodes.values() if n.site})
         if now - self._reminded > _REMIND and waiting and not self._is_closing():
-            self._tell(f"waiting for site {first_of(waiting, 20)}")
+            n = f"{len(self._here())} of at least {self._job.min_sites} sites are here"
+            self._tell(f"waiting for {first_of(waiting, 20)}: {n}")
             self._reminded = now
         if now - self._heard > self._job.give_up:
             msg = (

@@ -173,7 +173,11 @@ class Classifier(FederatedModel):
         )
         fields = [LayerField("X", layer, is_count_data=False, correct_data_format=False), label_field]
         manager = AnnDataManager(fields=fields, setup_method_args=setup_args)
-        manager.register_fields(adata, **kwargs)
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "Category .* has fewer than 3 cells"
+            )  # in words of scvi-tools' own column
+            manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
 
     def _make_module(self) -> ClassifierModule:
