@@ -342,3 +342,20 @@ def test_a_site_without_the_model_or_with_another_one_is_refused(tmp_path, make_
     assert federation.sites[SITES[0]].payload()["masked"].all()
     with pytest.raises(RuntimeError, match="agree"):
         federation.run()
+
+
+# ---- layers that stay
+
+
+def test_layers_that_stay_at_a_site_are_those_of_one_process(make_federation, fresh_key):
+    adata = make_cells()
+    federation = make_federation(job_text(more='share = ["encoder"]'))
+    federation.run()
+    assert not federation.errors
+    expected = trained_in_process(adata, fresh_key, share=["encoder"])
+    for site in SITES:
+        trained, own = federation.model(site), adata[adata.obs["site"] == site].copy()
+        told = [trained.predict(own, soft=True), expected.predict(own, soft=True, site=site)]
+        np.testing.assert_array_equal(*told)
+    heads = [federation.model(site).module.head.weight.detach() for site in SITES[:2]]
+    assert not (heads[0] == heads[1]).all()
