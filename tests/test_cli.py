@@ -12,6 +12,7 @@ from importlib.metadata import version
 import anndata as ad
 import pandas as pd
 import pytest
+import torch
 
 import scinfl
 from scinfl import _cli_info, _cli_keys, _cli_words, cli
@@ -185,7 +186,7 @@ def test_info_shows_versions_devices_and_what_an_extra_lacks(monkeypatch, capsys
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert [line for line in lines if " " not in line] == ["versions", "devices", "extras"]
     assert f"scinfl {scinfl.__version__}" in lines
-    assert any(line.startswith("CPU 1 threads of torch") for line in lines)
+    assert any(line.startswith(f"CPU {torch.get_num_threads()} threads of torch") for line in lines)
     assert {line.split()[0] for line in lines} >= {"python", "torch", "scvi-tools", "CUDA", "MPS", "auto"}
     extras = lines[lines.index("extras") + 1 :]
     found = version("anndata")
