@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -386,3 +387,23 @@ def test_a_site_of_other_name_or_signature_is_refused(make_federation):
     for fields, match in (({"site": "hospital_9"}, "not in the job"), ({"site": SITES[1]}, "signature of site")):
         with pytest.raises(ValueError, match=match):
             server._take_hello(Node("1"), Letter("hello", {**hello.fields, **fields}))
+
+
+def test_the_server_does_not_leave_before_a_site_that_is_here_has_the_model(make_federation):
+    """A site that came back late needs longer than a deadline of rounds to start and to catch up."""
+    sites = [*SITES, "hospital_3"]
+    job = job_text(sites, deadline=0.2)
+    federation = make_federation(job, adata=make_cells(n_sites=4), sites=sites)
+
+    def be_late(site, answer):
+        step = answer.fields.get("step")
+        if answer.kind == "step" and site == "hospital_3" and step == 2:
+            federation.hand.held = {"hospital_3"}
+        if answer.kind == "finished" and site == SITES[0]:
+            threading.Timer(1.0, federation.hand.held.clear).start()
+        return answer
+
+    federation.hand.changes.append(be_late)
+    federation.run()
+    assert not federation.errors
+    assert same(federation.model("hospital_3"), federation.model(SITES[0]))

@@ -26,6 +26,7 @@ from scinfl.privacy._pairwise_sum import PairwiseServer
 
 _REMIND = 30.0
 _GONE = 30.0  # seconds to wait for a site that left without saying that it has the model
+_SECONDS_TO_MAKE_THE_MODEL = 180.0  # at least, for a site that is here and catches up: it imports and sets up first
 _MAX_REFUSALS = 3
 _SECONDS_TO_GREET = 20.0  # after which the same is asked again: one lost message should not hold up the start
 _SECONDS_TO_LISTEN = 15.0
@@ -359,7 +360,7 @@ class Serve:
         here = {node.site for node in self._nodes.values() if node.stage in ("new", "greeted", "ready")}
         waited = time.monotonic() - self._started
         waiting = ((here | self._last) if waited < _GONE else here) - self._finished
-        return not waiting or waited > self._job.deadline
+        return not waiting or waited > max(self._job.deadline, _SECONDS_TO_MAKE_THE_MODEL)
 
     def _remind(self, now: float) -> None:
         waiting = sorted(self._expected - self._gathering.sites - {n.site for n in self._nodes.values() if n.site})
