@@ -359,3 +359,13 @@ def test_layers_that_stay_at_a_site_are_those_of_one_process(make_federation, fr
         np.testing.assert_array_equal(*told)
     heads = [federation.model(site).module.head.weight.detach() for site in SITES[:2]]
     assert not (heads[0] == heads[1]).all()
+
+
+def test_sums_before_training_travel_under_pairwise_masks_too(make_federation, fresh_key):
+    adata = make_sections()
+    job = SPATIAL_JOB.format(setup="").replace("deadline", 'sum = "pairwise"\ndeadline')
+    federation = make_federation(job, adata=adata)
+    federation.run()
+    assert not federation.errors
+    trained = load(model.SpaMosaic, federation.kit(SITES[1]) / "model", fresh_key)
+    assert same(trained, spamosaic_in_process(adata, fresh_key))  # sums of integers, whatever the masks

@@ -143,4 +143,5 @@ class PairwiseMasking(Masking):
     def _keep(self, revealed: tuple[int, Mapping[str, str]] | None) -> None:
         memory = self.protection.site(self._site).memory()
         content = json.dumps({"position": self._position, "memory": memory, "revealed": revealed}).encode()
+        self._file.parent.mkdir(parents=True, exist_ok=True)  # sums before training come before the journal
         write_atomically(self._file, self._seal.seal(content, what="pairwise masks", site=self._site))
