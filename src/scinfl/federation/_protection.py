@@ -93,6 +93,11 @@ class NeedsExchange(Protocol):
         ...
 
 
+def are_elsewhere(protections: Sequence[Protection]) -> bool:
+    """Whether the other sites are on machines of their own: a protection fetches their terms (``travels = True``)."""
+    return any(getattr(protection, "travels", False) for protection in protections)
+
+
 def check_order(protections: Sequence[Protection]) -> None:
     """Refuse protections that do not combine: what follows a sum would read masks as numbers.
 

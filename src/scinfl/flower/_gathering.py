@@ -10,11 +10,10 @@ from scinfl.federation import Journal, Update
 from scinfl.flower._letter import Letter
 from scinfl.privacy import BlindServer
 from scinfl.privacy._blind_server import MASKED
+from scinfl.privacy._masked_sum import MAX_BOUND
 
 Summed = list[tuple[Update, list[Update]]]
 """Sums, and the terms in each."""
-
-_MAX_BOUND = 2.0**40
 
 
 class Gathering:
@@ -136,8 +135,8 @@ class Gathering:
     def _repeat(self, letter: Letter) -> None:
         """A number exceeds the bound: all sites send the step again, with a wider one."""
         bounds = {str(purpose): float(bound) for purpose, bound in dict(letter.fields["bounds"]).items()}
-        if not bounds or not all(0 < bound <= _MAX_BOUND for bound in bounds.values()):
-            msg = f"Expected bounds of up to {_MAX_BOUND:g}, found {bounds}. Nothing of it was used."
+        if not bounds or not all(0 < bound <= MAX_BOUND for bound in bounds.values()):
+            msg = f"Expected bounds of up to {MAX_BOUND:g}, found {bounds}. Nothing of it was used."
             raise ValueError(msg)
         for purpose, bound in bounds.items():
             self._bounds[purpose] = max(self._bounds.get(purpose, 0.0), bound)

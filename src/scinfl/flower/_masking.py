@@ -12,12 +12,11 @@ from scinfl.federation import write_atomically
 from scinfl.flower._letter import Letter
 from scinfl.privacy import PairwiseSum, Seal
 from scinfl.privacy._advertisement import Advertisement
+from scinfl.privacy._blind_sum import purpose_of
 from scinfl.privacy._masked_sum import MaskedSum
 
 Place = tuple[str, int]
 """Purpose and round of a sum."""
-
-_TOTAL = "total of "
 
 
 class Masking:
@@ -116,8 +115,8 @@ class PairwiseMasking(Masking):
     def _begin(self, position: int, places: Sequence[Place]) -> None:
         self._position, self._said = position, {}
         for purpose, _ in places:
-            if purpose.startswith(_TOTAL):
-                self.protection.begin(purpose.removeprefix(_TOTAL))
+            if (of := purpose_of(purpose)) is not None:
+                self.protection.begin(of)
 
     def _advertise(self, asked: Mapping[str, Any], places: Sequence[Place], encode: Any) -> Letter:
         del encode

@@ -13,7 +13,7 @@ from scinfl.federation._simulate import _best_round, _smoothed, _spending, _stal
 from scinfl.flower._letter import Letter
 from scinfl.flower._steps import Steps, as_update
 from scinfl.flower._travelling_sum import TravellingSum
-from scinfl.privacy._blind_sum import total_of
+from scinfl.privacy._blind_sum import purpose_of, total_of
 
 logger = logging.getLogger(__name__)
 
@@ -109,8 +109,7 @@ class Part:
         if not counted:
             self._was_left_out(combined)
         purpose = combined.purpose
-        if purpose.startswith(total_of("")):
-            of = purpose.removeprefix(total_of(""))
+        if (of := purpose_of(purpose)) is not None:
             self._totals[of] = self._protection.decode_weights(of, combined, members)
             if len(self._totals) == len(_TOTALS):
                 self._check_judges()
@@ -178,10 +177,9 @@ class Part:
         logger.warning("%s of round %d went on without this site.", combined.purpose.capitalize(), combined.round)
         if self._journal is not None:
             self._journal.log("left out", purpose=combined.purpose, round=combined.round)
-        if not combined.purpose.startswith(total_of("")):
+        if purpose_of(combined.purpose) is None:
             self._expect(combined.purpose)
-            bound = 2.0 ** int.from_bytes(combined.header["bound"], "big", signed=True)
-            self._protection.widen(combined.purpose, bound)
+            self._protection.follow(combined)
 
     def _expect(self, purpose: str) -> None:
         """Tell the protection what a sum holds that this process has sent nothing for."""

@@ -50,6 +50,7 @@ class RunFolder:
         """Whether a site has the model, so that no further sum is needed."""
         self.path, self._job = path, job
         self._nonces: set[str] = set()
+        self._latest: Letter | None = None  # which every site asks for, one after the other
         (path / _SUMS).mkdir(exist_ok=True)
         found = (path / _RUN).exists()
         if found != resume:
@@ -106,12 +107,14 @@ class RunFolder:
 
     def sums_from(self, step: int) -> list[Letter]:
         """Sums from a step on, from their files: all of a run need not fit into memory."""
-        return [Letter.read(self._file(number)) for number in range(step, self.n_sums)]
+        before = [Letter.read(self._file(number)) for number in range(step, self.n_sums - (self._latest is not None))]
+        return before if self._latest is None or step >= self.n_sums else [*before, self._latest]
 
     def add(self, sums: Letter) -> None:
         """Keep the sums of a step."""
         sums.write(self._file(self.n_sums))
         self._nonces |= _nonces_of(sums)
+        self._latest = sums
         self.n_sums += 1
 
     def _file(self, step: int) -> Path:

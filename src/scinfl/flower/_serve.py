@@ -22,6 +22,7 @@ from scinfl.flower._run_folder import RunFolder
 from scinfl.flower._words import in_bytes
 from scinfl.privacy import BlindServer, PublicIdentity
 from scinfl.privacy._blind_server import MASKED
+from scinfl.privacy._blind_sum import purpose_of
 from scinfl.privacy._pairwise_sum import PairwiseServer
 
 _REMIND = 30.0
@@ -347,7 +348,7 @@ class Serve:
                 )
             elif combined.purpose not in _WITH_ROUNDS and combined.purpose not in self._told_of:
                 self._told_of.add(combined.purpose)
-                if not combined.purpose.startswith("total of "):
+                if purpose_of(combined.purpose) is None:
                     self._tell(f"added '{combined.purpose}': {n_sites} sites{without}, {in_bytes(n_bytes)}")
 
     def _is_closing(self) -> bool:

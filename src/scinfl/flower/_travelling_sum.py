@@ -121,7 +121,7 @@ class TravellingSum:
         combined, self._members = self._sum((own.purpose, own.round), masked)
         if not self._has_sent:
             self.protection.expect(self._totals[own.purpose], own)  # how to read it
-        self.protection.widen(own.purpose, 2.0 ** int.from_bytes(combined.header["bound"], "big", signed=True))
+        self.protection.follow(combined)
         return combined
 
     def decode(self, combined: Any, members: Sequence[Any]) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from scinfl.federation import Payload, Protection, State, Update, mean_of
+from scinfl.federation._protection import are_elsewhere
 from scinfl.model._spatial_basis import SpatialBasis
 from scinfl.model._spots import Measured
 
@@ -46,8 +47,7 @@ def judge_imputation(
         Of the sums.
     """
     known = np.isfinite(told).all(1)
-    elsewhere = any(getattr(protection, "travels", False) for protection in protections)
-    if not known.any() and not elsewhere:
+    if not known.any() and not are_elsewhere(protections):
         return {}
     rows = {site: np.flatnonzero(known & (measured.site == site)) for site in sites}
 

@@ -15,6 +15,7 @@ from scipy.linalg import eigh
 
 from scinfl import _names, pp
 from scinfl.federation import Payload, Protection, State
+from scinfl.federation._protection import are_elsewhere
 from scinfl.model._cells import Matrix
 from scinfl.model._mutual_neighbours import section_pairs
 from scinfl.model._normalise import normalised
@@ -219,7 +220,7 @@ class BasisFit:
     ) -> None:
         self._measured, self._options, self._payload, self._rng = measured, options, payload, rng
         self._sum: dict[str, Any] = {"site_key": _SITE, "key": key, "protections": protections}
-        self._elsewhere = any(getattr(protection, "travels", False) for protection in protections or ())
+        self._elsewhere = are_elsewhere(protections or ())
         self._graphs: dict[int | None, sparse.csr_matrix] = {}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Two sites", UserWarning)  # said once for all sums

@@ -14,6 +14,7 @@ from scinfl import _names
 from scinfl._checks import first_of, obs_column, whole_number
 from scinfl.federation import Protection, State, Update, mean_of
 from scinfl.federation._payload import Payload
+from scinfl.federation._protection import are_elsewhere
 from scinfl.privacy import Key
 from scinfl.privacy._default_protections import default_protections
 from scinfl.privacy._linter import PayloadLinter
@@ -138,8 +139,7 @@ def _guards(protections: Sequence[Protection] | None, key: Key | None, n_sites: 
                 "cells, which would leave as they are. Use a `KeyedSum` or a `PairwiseSum`."
             )
             raise ValueError(msg)
-    elsewhere = any(getattr(protection, "travels", False) for protection in protections)
-    return protections if n_sites > 1 or elsewhere else ()
+    return protections if n_sites > 1 or are_elsewhere(protections) else ()
 
 
 def rows_by_site(adata: AnnData, site_key: str, min_cells: int) -> dict[str, np.ndarray]:

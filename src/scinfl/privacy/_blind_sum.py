@@ -12,6 +12,7 @@ import numpy as np
 from scinfl._checks import whole_number
 from scinfl._errors import TamperedSumError
 
+_TOTAL = "total of "
 Layout = tuple[tuple[str, tuple[int, ...], np.dtype], ...]
 
 
@@ -184,4 +185,9 @@ class BlindSum(ABC):
 
 def total_of(purpose: str) -> str:
     """Name of the sum of weights of a purpose."""
-    return f"total of {purpose}"
+    return f"{_TOTAL}{purpose}"
+
+
+def purpose_of(total: str) -> str | None:
+    """Purpose whose weights a sum adds, by its name; ``None`` for any other sum."""
+    return total.removeprefix(_TOTAL) if total.startswith(_TOTAL) else None

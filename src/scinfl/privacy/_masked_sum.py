@@ -18,7 +18,7 @@ from scinfl.privacy._fixed_point import FixedPoint
 from scinfl.privacy._identity import Identity, PublicIdentity
 
 _TOTALS_BOUND = 2.0**40
-_MAX_BOUND = 2.0**40
+MAX_BOUND = 2.0**40
 
 
 class MaskedSum(BlindSum):
@@ -57,7 +57,7 @@ class MaskedSum(BlindSum):
         one_of("bits", bits, [64, 32])
         if bound is None:
             bound = 65536.0 if bits == 64 else 8.0
-        if not 0 < bound <= _MAX_BOUND or not np.log2(bound).is_integer():
+        if not 0 < bound <= MAX_BOUND or not np.log2(bound).is_integer():
             msg = f"Expected `bound` to be a power of two up to 2^40, found {bound}."
             raise ValueError(msg)
         self._run = os.urandom(16).hex() if run is None else run
@@ -115,6 +115,16 @@ class MaskedSum(BlindSum):
         """
         self._widened[purpose] = replace(self._numbers, bound=bound)
 
+    def follow(self, combined: Any) -> None:
+        """Take over the bound that a sum was made with, to read it where this process sent no term of it.
+
+        Parameters
+        ----------
+        combined
+            What the server added.
+        """
+        self.widen(combined.purpose, 2.0 ** int.from_bytes(combined.header["bound"], "big", signed=True))
+
     def forget(self) -> None:
         """Forget what was sent and is not in a sum, so that sums without it can be read."""
         self._forget()
@@ -157,9 +167,9 @@ class MaskedSum(BlindSum):
 
     def _widen(self, purpose: str, site: str, error: RepeatRoundError) -> None:
         bound = self._numbers_of(purpose).bound * 4
-        if bound > _MAX_BOUND:
+        if bound > MAX_BOUND:
             msg = (
-                f"Expected numbers up to {_MAX_BOUND:g}, found larger ones at site '{site}': training diverged. Lower "
+                f"Expected numbers up to {MAX_BOUND:g}, found larger ones at site '{site}': training diverged. Lower "
                 "the learning rate `lr`, or look for extreme values in that site's data."
             )
             raise ValueError(msg) from error
