@@ -118,6 +118,10 @@ class Hand:
         return [(ticket, self._answers.pop(ticket)[1]) for ticket in came]
 
 
+class CrashError(Exception):
+    """The server's machine lost power."""
+
+
 class LocalFederation:
     """Server and sites in threads, without Flower."""
 
@@ -161,6 +165,20 @@ class LocalFederation:
         self.server(resume=resume).run(self.hand)
         for thread in self._threads:
             thread.join(10)
+
+    def run_until_crash(self, site, step, *, kind="step"):
+        """Start, and lose the server as soon as a site has answered a step."""
+
+        def crash(name, answer):
+            if name == site and answer.kind == kind and answer.fields["step"] == step:
+                self.hand.changes.remove(crash)
+                raise CrashError
+            return answer
+
+        self.hand.changes.append(crash)
+        self.start()
+        with pytest.raises(CrashError):
+            self.server().run(self.hand)
 
     def model(self, site):
         return load(self.kit(site) / "model", self.key)

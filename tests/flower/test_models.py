@@ -128,18 +128,7 @@ def test_a_site_of_a_screen_that_starts_again_reads_the_first_sums_from_its_fold
 ):
     first = apart(SCREEN_JOB.format(loss="squared"), screen, screen.uns["gene_terms"])
 
-    class CrashError(Exception):
-        pass
-
-    def crash(site, answer):
-        if answer.kind == "step" and answer.fields["step"] == 10 and site == SITES[1]:
-            raise CrashError
-        return answer
-
-    first.hand.changes.append(crash)
-    first.start()
-    with pytest.raises(CrashError):
-        first.server().run(first.hand)
+    first.run_until_crash(SITES[1], 10)
     second = make_federation(SCREEN_JOB.format(loss="squared"), adata=screen)
     second.run(resume=True)
     assert not second.errors

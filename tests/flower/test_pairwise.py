@@ -60,25 +60,12 @@ def test_a_lost_answer_costs_an_attempt_or_a_wait(make_federation, fresh_key, ph
     assert same(federation.model(SITES[2]), expected)
 
 
-class CrashError(Exception):
-    """A machine lost power."""
-
-
 @pytest.mark.parametrize("phase", ["advertise", "step", "reveal"])
 @pytest.mark.parametrize("who", ["server", "all"])
 def test_a_crash_in_any_phase_ends_with_the_same_model(make_federation, fresh_key, phase, who):
     first = make_federation(pairwise_job())
 
-    def crash(site, answer):
-        if site == SITES[1] and answer.kind == phase and answer.fields["step"] == 3:
-            first.hand.changes.clear()
-            raise CrashError
-        return answer
-
-    first.hand.changes.append(crash)
-    first.start()
-    with pytest.raises(CrashError):
-        first.server().run(first.hand)
+    first.run_until_crash(SITES[1], 3, kind=phase)
     if who == "server":
         first.server(resume=True).run(first.hand)
         for thread in first._threads:

@@ -80,16 +80,7 @@ def test_a_run_goes_on_without_a_revoked_site(make_federation):
     sites = [*SITES, "hospital_3"]
     federation = make_federation(job_text(sites), adata=make_cells(n_sites=4), sites=sites)
 
-    def crash(site, answer):
-        if answer.kind == "step" and answer.fields["step"] == 2 and site == SITES[2]:
-            federation.hand.changes.clear()
-            raise CrashError
-        return answer
-
-    federation.hand.changes.append(crash)
-    federation.start()
-    with pytest.raises(CrashError):
-        federation.server().run(federation.hand)
+    federation.run_until_crash(SITES[2], 2)
     federation.server(resume=True, expected=SITES).run(federation.hand)
     assert any("not in the job, or revoked" in line for line in federation.told)
     assert "not in the job, or revoked" in str(federation.errors["hospital_3"])
@@ -121,24 +112,11 @@ def test_a_slow_site_is_waited_for_once_and_counted_again_when_it_answers(make_f
     assert "late" in {event["event"] for event in journal.events()}
 
 
-class CrashError(Exception):
-    """The server's machine lost power."""
-
-
 @pytest.mark.parametrize("step", [0, 1, 3, 5])
 def test_a_run_that_lost_its_server_ends_with_the_same_model(make_federation, fresh_key, step):
     federation = make_federation()
 
-    def crash(site, answer):
-        if answer.kind == "step" and answer.fields["step"] == step and site == SITES[2]:
-            federation.hand.changes.clear()
-            raise CrashError
-        return answer
-
-    federation.hand.changes.append(crash)
-    federation.start()
-    with pytest.raises(CrashError):
-        federation.server().run(federation.hand)
+    federation.run_until_crash(SITES[2], step)
     federation.server(resume=True).run(federation.hand)
     for thread in federation._threads:
         thread.join(10)
@@ -206,15 +184,7 @@ def test_a_site_with_labels_that_nobody_knew_is_refused_when_it_comes_late(make_
 def test_sites_that_start_again_go_on_from_their_journal(make_federation, fresh_key, tmp_path):
     first = make_federation()
 
-    def crash(site, answer):
-        if answer.kind == "step" and answer.fields["step"] == 3 and site == SITES[1]:
-            raise CrashError
-        return answer
-
-    first.hand.changes.append(crash)
-    first.start()
-    with pytest.raises(CrashError):
-        first.server().run(first.hand)
+    first.run_until_crash(SITES[1], 3)
     second = make_federation()
     second.run(resume=True)
     assert same(second.model(SITES[0]), trained_in_process(make_cells(), fresh_key))
