@@ -26,8 +26,8 @@ import pandas as pd
 
 import scinfl as si
 from scinfl.federation import FedAvg, Update
-from scinfl.privacy._homomorphic_sum import HomomorphicSum
-from scinfl.privacy._pairwise_sum import PairwiseSum
+from scinfl.privacy.aggregation._homomorphic_sum import HomomorphicSum
+from scinfl.privacy.aggregation._pairwise_sum import PairwiseSum
 
 REFERENCE = "KeyedSum, 64 bits"
 MOST_FOR_CKKS = 1_000_000
@@ -78,7 +78,7 @@ def one_round(protection, updates):
     decode, mean = timed(protection.decode, combined, members)
     signatures = 0.0
     if "signature" in first.header:
-        verify = si.privacy.BlindServer(protection._public()).verify
+        verify = si.privacy.Aggregator(protection._public()).verify
         signatures = timed(verify, first)[0] * (1 + len(sites))  # signing takes as long: nearly all of it is the hash
     return (exchange + encode, server, decode, signatures), first.n_bytes, mean
 

@@ -28,8 +28,8 @@ import torch
 from cryptography.hazmat.primitives.asymmetric import ec
 
 import scinfl as si
-from scinfl.flower._kit import LINK_KEY, _openssh
 from scinfl.flower._search import needles_of, search_files, search_memory
+from scinfl.flower.setup._kit import LINK_KEY, _openssh
 
 JOB = """[federation]
 sites = {sites}

@@ -28,12 +28,12 @@ import pandas as pd
 import torch
 
 import scinfl as si
-from scinfl.model._cell_gears import translated
-from scinfl.model._coexpression import strongest_edges
-from scinfl.model._gears_data import ConditionBatches, Design, SiteCells
-from scinfl.model._gears_graphs import Vocabulary
-from scinfl.model._gears_sums import own_second_moments
-from scinfl.model._moments import Moments
+from scinfl.model.gears._cell_gears import translated
+from scinfl.model.gears._coexpression import strongest_edges
+from scinfl.model.gears._data import ConditionBatches, Design, SiteCells
+from scinfl.model.gears._graphs import Vocabulary
+from scinfl.model.gears._moments import Moments
+from scinfl.model.gears._sums import own_second_moments
 from scinfl.module import Conditions, GEARSModule, Targets, change_loss
 
 ROUNDS, LOCAL_EPOCHS, LR = 3, 5, 6e-3  # fixed on seeds 100, 101 and 102

@@ -39,9 +39,9 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 import scinfl as si
 from scinfl.federation import Payload
-from scinfl.model._normalise import normalised
-from scinfl.model._spatial_basis import BasisFit, BasisOptions
-from scinfl.model._spots import read_spots
+from scinfl.model.spamosaic._normalise import normalised
+from scinfl.model.spamosaic._spatial_basis import BasisFit, BasisOptions
+from scinfl.model.spamosaic._spots import read_spots
 from scinfl.module import contrastive_loss
 from scinfl.privacy import Key
 

@@ -40,8 +40,8 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.model_selection import GroupShuffleSplit
 
 import scinfl as si
-from scinfl.privacy._accounting import gaussian_epsilon, gaussian_noise_multiplier
-from scinfl.privacy._sample_dp import SampleDP
+from scinfl.privacy.dp._accounting import gaussian_epsilon, gaussian_noise_multiplier
+from scinfl.privacy.dp._sample_dp import SampleDP
 
 SHARED = Path(os.environ.get("SCINFL_SHARED", Path(__file__).parents[2] / "shared"))
 METHODS = {

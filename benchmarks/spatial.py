@@ -28,10 +28,10 @@ from scipy import stats
 
 import scinfl as si
 from scinfl.federation import Payload
-from scinfl.model._sections import centred, hop_matrix, propagated
-from scinfl.model._spatial_basis import BasisFit, BasisOptions
-from scinfl.model._spatial_graph import spatial_graph
-from scinfl.model._spots import read_spots
+from scinfl.model.spamosaic._batches import centred, hop_matrix, propagated
+from scinfl.model.spamosaic._spatial_basis import BasisFit, BasisOptions
+from scinfl.model.spamosaic._spatial_graph import spatial_graph
+from scinfl.model.spamosaic._spots import read_spots
 from scinfl.privacy import Key
 
 SHARED = Path(os.environ.get("SCINFL_SHARED", Path(__file__).parents[2] / "shared"))

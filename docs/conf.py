@@ -85,7 +85,7 @@ nitpick_ignore = [
     # in signatures of public names, but nothing to build with
     ("py:class", "scinfl.federation._journal.Cipher"),
     ("py:class", "scinfl.nn._pair_decoder.Statistics"),
-    ("py:class", "scinfl.privacy._per_unit.PoissonBatch"),
+    ("py:class", "scinfl.privacy.dp._per_unit.PoissonBatch"),
     # raised and caught inside a run
     ("py:exc", "RepeatRoundError"),
 ]

@@ -11,22 +11,22 @@ import numpy as np
 import pytest
 import torch
 from tests.conftest import make_cells
+from tests.model.gears.test_model import make_model as make_gears
+from tests.model.gears.test_model import make_screen
+from tests.model.spamosaic.test_model import make_model as make_spamosaic
+from tests.model.spamosaic.test_model import make_sections
 from tests.model.test_classifier import fit
-from tests.model.test_gears import make_model as make_gears
-from tests.model.test_gears import make_screen
-from tests.model.test_spamosaic import make_model as make_spamosaic
-from tests.model.test_spamosaic import make_sections
 
 from scinfl import nn as keyed_nn
 from scinfl.federation import FedAvg, Journal, Median, Update, mean_of, simulate
 from scinfl.federation._payload import Payload
 from scinfl.federation._rehearse import rehearse
 from scinfl.model import Classifier
-from scinfl.model._secrets import secret_arrays
-from scinfl.model._site import LocalSite
+from scinfl.model.base._local_training import LocalSite
+from scinfl.model.base._secrets import secret_arrays
 from scinfl.privacy import Key, KeyedSum
 from scinfl.privacy._linter import PayloadLinter
-from scinfl.privacy._update_dp import UpdateDP
+from scinfl.privacy.dp._update_dp import UpdateDP
 
 pytestmark = pytest.mark.filterwarnings("ignore:Left out:UserWarning")
 

@@ -19,11 +19,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scinfl.flower._desk import Desk
-from scinfl.flower._job import Job
-from scinfl.flower._kit import make_kit, pinned_identities
-from scinfl.flower._serve import Serve
-from scinfl.flower._site import _Site
+from scinfl.flower.server._coordinator import Coordinator
+from scinfl.flower.setup._job import Job
+from scinfl.flower.setup._kit import make_kit, pinned_identities
+from scinfl.flower.site._mailbox import Mailbox
+from scinfl.flower.site._run import _Site
 from scinfl.model import Classifier
 from scinfl.privacy import Key
 
@@ -89,27 +89,27 @@ def load(path, key):
 
 
 class Hand:
-    """Carries letters by hand, one after the other: torch has one generator for all threads."""
+    """Carries messages by hand, one after the other: torch has one generator for all threads."""
 
     def __init__(self, desks):
         self.desks = dict(enumerate(desks.values()))
         self.names = dict(enumerate(desks))
         self.away = set()
         self.held = set()  # sites whose answers are on their way
-        self.changes = []  # functions of (site, letter) -> letter
+        self.changes = []  # functions of (site, message) -> message
         self.log = []
         self._answers, self._n = {}, 0
 
     def nodes(self):
         return {number: "1" for number in self.desks if self.names[number] not in self.away}
 
-    def send(self, node, letter, *, seconds):
+    def send(self, node, message, *, seconds):
         self._n += 1
         site = self.names[node]
-        answer = self.desks[node].handle(letter)
+        answer = self.desks[node].handle(message)
         for change in self.changes:
             answer = change(site, answer)
-        self.log.append((site, letter, answer))
+        self.log.append((site, message, answer))
         self._answers[str(self._n)] = site, answer
         return str(self._n)
 
@@ -136,7 +136,7 @@ class LocalFederation:
             own = (data or {}).get(site)
             own = adata[adata.obs["site"] == site].copy() if own is None else own
             self.sites[site] = _Site(self.kit(site), own, (keys or {}).get(site, key), self.told.append)
-        self.desks = {site: Desk(own._greet) for site, own in self.sites.items()}
+        self.desks = {site: Mailbox(own._greet) for site, own in self.sites.items()}
         self.hand = Hand(self.desks)
         self._threads = [threading.Thread(target=self._train, args=(site,), daemon=True) for site in self.sites]
 
@@ -147,7 +147,7 @@ class LocalFederation:
         run = self.folder / "kit" / "server" / "run"
         run.mkdir(exist_ok=True)
         identities = pinned_identities(self.folder / "kit" / "server")
-        return Serve(run, self.job, identities, self.told.append, resume=resume, expected=expected, poll=0.002)
+        return Coordinator(run, self.job, identities, self.told.append, resume=resume, expected=expected, poll=0.002)
 
     def _train(self, site):
         try:

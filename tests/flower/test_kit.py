@@ -14,10 +14,10 @@ from tests.flower.conftest import SITES, job_text, make_cells
 
 from scinfl.cli import main
 from scinfl.flower import Job, add_site, list_payload, make_kit, revoke_site, run_server, run_site
-from scinfl.flower._job import SiteSettings
-from scinfl.flower._kit import pinned_identities, split_address
-from scinfl.flower._server import _public_keys
-from scinfl.flower._templates import job_template
+from scinfl.flower.server._run import _public_keys
+from scinfl.flower.setup._job import SiteSettings
+from scinfl.flower.setup._kit import pinned_identities, split_address
+from scinfl.flower.setup._templates import job_template
 from scinfl.privacy import Identity, KeyedSum
 
 PRIVATE = {"ca.key", "server.key", "link.key", "identity.json"}
@@ -65,7 +65,7 @@ def test_every_folder_pins_the_same_identities(kit):
     ("sites", "address", "match"),
     [
         (["a", "a"], "h:1", "different names"),
-        (["a", "../b"], "h:1", "letters, digits"),
+        (["a", "../b"], "h:1", "messages, digits"),
         (["a"], "h:1", "at least 2 sites"),
         (["a", "b"], "host", "host:port"),
         (["a", "b"], "host:99999", "host:port"),
@@ -228,9 +228,9 @@ def test_a_site_that_sends_no_term_reads_the_sum_of_the_others(fresh_key):
     at = {site: KeyedSum(fresh_key, run="r", min_sites=2, identities={site: identities[site]}) for site in "abc"}
     totals = {"a": 10.0, "b": 30.0, "c": 5.0}
     sent = [at[site].encode_weight("training", site, totals[site]) for site in "abc"]
-    from scinfl.privacy import BlindServer
+    from scinfl.privacy import Aggregator
 
-    server = BlindServer({site: identity.public for site, identity in identities.items()})
+    server = Aggregator({site: identity.public for site, identity in identities.items()})
     total = server.combine(sent)
     assert {at[site].decode_weights("training", total, sent) for site in "abc"} == {45.0}
     updates = [Update(s, 1, {"w": np.array([v])}, 1, totals[s], {"loss": v}) for s, v in (("a", 1.0), ("b", 2.0))]
@@ -257,7 +257,7 @@ def test_a_site_is_added_without_touching_the_others(tmp_path):
     assert SiteSettings.read(folder / "site.toml").site == "west"
     with pytest.raises(FileExistsError, match="no site has or had, found 'west'"):
         add_site(server, "west")
-    with pytest.raises(ValueError, match="letters, digits"):
+    with pytest.raises(ValueError, match="messages, digits"):
         add_site(server, "../west")
     with pytest.raises(FileNotFoundError, match="folder of the operator"):
         add_site(tmp_path, "east")

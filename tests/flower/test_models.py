@@ -77,14 +77,14 @@ def apart(make_federation, tmp_path, monkeypatch):
     """Makes a federation whose sites read a gene ontology of their own folder."""
 
     def make(job, adata, terms=None, **options):
-        from scinfl.flower import _templates
+        from scinfl.flower.setup import _templates
 
         if terms is not None:
             usual = _templates.site_template
             monkeypatch.setattr(
-                "scinfl.flower._kit.site_template", lambda site: usual(site) + 'gene_ontology = "terms.tsv"\n'
+                "scinfl.flower.setup._kit.site_template", lambda site: usual(site) + 'gene_ontology = "terms.tsv"\n'
             )
-            from scinfl.flower._kit import make_kit
+            from scinfl.flower.setup._kit import make_kit
 
             (tmp_path / "job.toml").write_text(job)
             make_kit(tmp_path / "kit", SITES, job=tmp_path / "job.toml")
@@ -132,7 +132,7 @@ def test_a_site_of_a_screen_that_starts_again_reads_the_first_sums_from_its_fold
     second = make_federation(SCREEN_JOB.format(loss="squared"), adata=screen)
     second.run(resume=True)
     assert not second.errors
-    steps = [letter.fields["step"] for _, letter, _ in second.hand.log if letter.kind == "step"]
+    steps = [message.fields["step"] for _, message, _ in second.hand.log if message.kind == "step"]
     assert min(steps) >= 9  # nothing is asked for again
     expected = gears_in_process(screen, fresh_key, loss="squared")
     assert same(load(model.GEARS, second.kit(SITES[0]) / "model", fresh_key), expected)

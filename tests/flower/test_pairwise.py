@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.flower.conftest import SITES, job_text, make_cells, same, trained_in_process
 
-from scinfl.flower._letter import Letter
+from scinfl.flower.protocol._message import Message
 from scinfl.privacy import KeyedSum, PairwiseSum
 
 
@@ -20,7 +20,7 @@ def test_pairwise_masks_give_the_model_of_one_process(make_federation, fresh_key
     expected = trained_in_process(make_cells(), fresh_key, protections=[PairwiseSum(fresh_key)])
     for site in SITES:
         assert same(federation.model(site), expected)
-    assert {letter.kind for _, _, letter in federation.hand.log} >= {"advertise", "step", "reveal"}
+    assert {message.kind for _, _, message in federation.hand.log} >= {"advertise", "step", "reveal"}
 
 
 def test_a_site_that_works_with_the_server_opens_no_other_upload(make_federation, fresh_key):
@@ -29,9 +29,9 @@ def test_a_site_that_works_with_the_server_opens_no_other_upload(make_federation
     federation.run()
     uploads = [
         update
-        for site, _, letter in federation.hand.log
-        if site == SITES[1] and letter.kind == "step"
-        for update in letter.updates
+        for site, _, message in federation.hand.log
+        if site == SITES[1] and message.kind == "step"
+        for update in message.updates
         if update.purpose == "training"
     ]
     run = federation.server(resume=True)._kept.run
@@ -49,7 +49,7 @@ def test_a_lost_answer_costs_an_attempt_or_a_wait(make_federation, fresh_key, ph
     def lose(site, answer):
         if site == SITES[1] and answer.kind == phase and answer.fields["step"] == 2 and not lost:
             lost.append(1)
-            return Letter("behind", {"position": 2})  # which the server refuses: nothing of it counts
+            return Message("behind", {"position": 2})  # which the server refuses: nothing of it counts
         return answer
 
     federation.hand.changes.append(lose)
@@ -112,7 +112,7 @@ def test_a_number_beyond_the_bound_repeats_the_step(make_federation, fresh_key):
         site._sum = narrow
     federation.run()
     assert not federation.errors
-    assert any(letter.kind == "repeat" for _, _, letter in federation.hand.log)
+    assert any(message.kind == "repeat" for _, _, message in federation.hand.log)
     assert same(federation.model(SITES[0]), federation.model(SITES[1]))
 
 
@@ -121,11 +121,11 @@ def test_a_server_that_drops_a_site_from_the_exchange_is_noticed(make_federation
 
     usual = federation.desks[SITES[0]].handle
 
-    def forge(letter):
-        if letter.fields.get("phase") == "terms" and letter.fields["step"] == 2:
-            ads = [said for said in letter.fields["ads"] if said["site"] != SITES[0]]
-            letter = Letter(letter.kind, {**letter.fields, "ads": ads}, letter.updates)
-        return usual(letter)
+    def forge(message):
+        if message.fields.get("phase") == "terms" and message.fields["step"] == 2:
+            ads = [said for said in message.fields["ads"] if said["site"] != SITES[0]]
+            message = Message(message.kind, {**message.fields, "ads": ads}, message.updates)
+        return usual(message)
 
     federation.desks[SITES[0]].handle = forge
     federation.hand.desks[0].handle = forge

@@ -16,9 +16,9 @@ from flwr.clientapp import ClientApp
 from tests.flower.conftest import SITES, job_text, load, make_cells, parameters, processes, same, trained_in_process
 
 from scinfl.federation import Journal
-from scinfl.flower._kit import CA, LINK_KEY, _openssh, make_kit
-from scinfl.flower._link import Link, RefusedError
 from scinfl.flower._search import needles_of, search_files, search_memory
+from scinfl.flower.setup._kit import CA, LINK_KEY, _openssh, make_kit
+from scinfl.flower.site._connection import FleetConnection, RefusedError
 from scinfl.privacy import Key
 
 COORDINATES = ["encoder.1/permutation", "encoder.1/inputs", "head/inputs"]
@@ -72,11 +72,13 @@ def test_a_federation_of_processes_from_start_to_end(tmp_path, monkeypatch):
         for pid in (superlink, server):
             os.kill(pid, signal.SIGCONT)
 
-        monkeypatch.setattr("scinfl.flower._link._SECONDS_TO_DOUBT", 1.0)
+        monkeypatch.setattr("scinfl.flower.site._connection._SECONDS_TO_DOUBT", 1.0)
         with pytest.raises(RefusedError, match="it was never registered, or revoked"):
-            Link(address, kit / CA, stranger, site="hospital_0", poll=0.1).serve(ClientApp())
+            FleetConnection(address, kit / CA, stranger, site="hospital_0", poll=0.1).serve(ClientApp())
         with pytest.raises(RefusedError, match="somebody may be between you and the server"):
-            Link(address, tmp_path / "other" / "server" / CA, kit / LINK_KEY, site="hospital_0").serve(ClientApp())
+            FleetConnection(address, tmp_path / "other" / "server" / CA, kit / LINK_KEY, site="hospital_0").serve(
+                ClientApp()
+            )
 
         running.kill("server")
         time.sleep(2)
@@ -160,7 +162,7 @@ def test_a_server_whose_superlink_died_says_so_and_goes_on(tmp_path, fresh_key):
 def test_what_is_not_loopback_reaches_the_sites_calls_only():
     import asyncio
 
-    from scinfl.flower._superlink import LoopbackOnly
+    from scinfl.flower.server._superlink_process import LoopbackOnly
 
     async def status(path, client):
         sent = []

@@ -10,7 +10,7 @@ import pytest
 from tests.flower.conftest import SITES, job_text, make_cells, same, trained_in_process
 
 from scinfl.federation import Journal
-from scinfl.flower._letter import Letter
+from scinfl.flower.protocol._message import Message
 from scinfl.privacy import Key
 
 
@@ -124,18 +124,18 @@ def test_a_run_that_lost_its_server_ends_with_the_same_model(make_federation, fr
 
 
 def test_a_full_disk_stops_the_server_and_leaves_what_it_had(make_federation, fresh_key, monkeypatch):
-    federation, usual = make_federation(), Letter.write
+    federation, usual = make_federation(), Message.write
 
-    def full(letter, path):
+    def full(message, path):
         if path.name == "step-00003.safetensors":
             raise OSError(28, "No space left on device")
-        usual(letter, path)
+        usual(message, path)
 
-    monkeypatch.setattr(Letter, "write", full)
+    monkeypatch.setattr(Message, "write", full)
     federation.start()
     with pytest.raises(OSError, match="No space left"):
         federation.server().run(federation.hand)
-    monkeypatch.setattr(Letter, "write", usual)
+    monkeypatch.setattr(Message, "write", usual)
     federation.server(resume=True).run(federation.hand)
     for thread in federation._threads:
         thread.join(10)
@@ -248,7 +248,7 @@ def test_an_answer_that_makes_no_sense_is_refused_and_training_goes_on(make_fede
     def change(site, answer):
         if site == SITES[1] and answer.kind == "step" and answer.fields["step"] == 2 and not done:
             done.append(1)
-            return Letter(kind, fields)
+            return Message(kind, fields)
         return answer
 
     federation.hand.changes.append(change)
@@ -267,12 +267,12 @@ def test_sites_refuse_a_sum_that_the_server_changed(make_federation):
         masked[0] += np.uint64(1)
         return step, [(replace(combined, state={"masked": masked}), members), *others]
 
-    from scinfl.flower import _serve
+    from scinfl.flower.server import _coordinator
 
-    usual = _serve.sums_letter
+    usual = _coordinator.sums_message
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            _serve, "sums_letter", lambda step, sums: usual(*(tamper(step, sums) if step == 2 else (step, sums)))
+            _coordinator, "sums_message", lambda step, sums: usual(*(tamper(step, sums) if step == 2 else (step, sums)))
         )
         patch.setattr(server, "_job", replace(federation.job, give_up=2.0))
         federation.start()
@@ -288,7 +288,7 @@ def test_a_number_beyond_the_bound_repeats_the_step_at_all_sites(make_federation
     for site in federation.sites.values():
         site._sum = lambda run, usual=site._sum: _narrow(usual(run))
     federation.run()
-    assert any(letter.kind == "repeat" for _, _, letter in federation.hand.log)
+    assert any(message.kind == "repeat" for _, _, message in federation.hand.log)
     from scinfl.privacy import KeyedSum
 
     expected = trained_in_process(adata, fresh_key, protections=[KeyedSum(fresh_key, bits=32, bound=0.25)])
@@ -325,7 +325,7 @@ def test_sites_that_differ_are_named_before_the_first_round(make_federation, wha
         options["data"] = {SITES[1]: own}
     federation = make_federation(adata=adata, **options)
     if what == "job":
-        from scinfl.flower._job import Job
+        from scinfl.flower.setup._job import Job
 
         federation.sites[SITES[1]]._job = Job.parse(job_text(n_rounds=5))
     with pytest.raises(ValueError, match=expected) as error:
@@ -351,12 +351,12 @@ def test_what_sites_compare_tells_the_server_neither_labels_nor_genes(make_feder
 def test_a_site_of_other_name_or_signature_is_refused(make_federation):
     federation = make_federation()
     server = federation.server()
-    from scinfl.flower._node import Node
+    from scinfl.flower.server._participant import Participant
 
-    hello = federation.sites[SITES[0]]._greet(Letter("hello", {"run": "r", "job": federation.job.text}))
+    hello = federation.sites[SITES[0]]._greet(Message("hello", {"run": "r", "job": federation.job.text}))
     for fields, match in (({"site": "hospital_9"}, "not in the job"), ({"site": SITES[1]}, "signature of site")):
         with pytest.raises(ValueError, match=match):
-            server._take_hello(Node("1"), Letter("hello", {**hello.fields, **fields}))
+            server._take_hello(Participant("1"), Message("hello", {**hello.fields, **fields}))
 
 
 def test_the_server_does_not_leave_before_a_site_that_is_here_has_the_model(make_federation):

@@ -474,8 +474,8 @@ def test_a_proximal_term_keeps_sites_near_the_shared_state(cells):
 
 def test_the_proximal_gradient_is_that_of_the_term_in_the_loss(cells):
     from scinfl.federation import FedProx
-    from scinfl.model._cells import Cells
-    from scinfl.model._site import LocalSite, LocalTraining, SharedNetwork
+    from scinfl.model.base._cells import Cells
+    from scinfl.model.base._local_training import LocalSite, LocalTraining, SharedNetwork
     from scinfl.module import ClassifierModule
 
     codes = cells.obs["label"].cat.codes.to_numpy()

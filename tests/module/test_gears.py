@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from scinfl.model._cell_gears import translated
+from scinfl.model.gears._cell_gears import translated
 from scinfl.module import Conditions, GEARSModule, Targets, change_loss
 from scinfl.module import _gears as gears
 from scinfl.module._gears_loss import scores

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scinfl.model._moments import Moments
+from scinfl.model.gears._moments import Moments
 from scinfl.module import Targets, change_loss
 from scinfl.module._gears_loss import SUMS, scores
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from scinfl.model._sections import propagated
-from scinfl.model._spatial_graph import merged_graph, original_propagation, spatial_graph
+from scinfl.model.spamosaic._batches import propagated
+from scinfl.model.spamosaic._spatial_graph import merged_graph, original_propagation, spatial_graph
 from scinfl.module import SpaMosaicModule, SpotBatch, contrastive_loss
 from scinfl.nn import keyed, keyed_layers, set_key
 

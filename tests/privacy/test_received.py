@@ -60,7 +60,9 @@ def test_honest_rounds_pass_even_with_large_steps_and_noise(cells):
 
 def test_sites_that_make_the_state_themselves_have_nothing_to_look_over(cells, key, monkeypatch):
     looked = []
-    monkeypatch.setattr("scinfl.model._site.check_received", lambda *args, **options: looked.append(args))
+    monkeypatch.setattr(
+        "scinfl.model.base._local_training.check_received", lambda *args, **options: looked.append(args)
+    )
     model_of(cells, key_scheme="coordinate").train(4, key=key, protections=[KeyedSum(key)], progress=False)
     assert looked == []
     model_of(cells).train(4, protections=(), progress=False)

@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 from tests.conftest import make_cells
 from tests.federation.test_payload import alike
-from tests.model.test_gears import make_model as make_gears
-from tests.model.test_gears import make_screen
-from tests.model.test_spamosaic import make_model as make_spamosaic
-from tests.model.test_spamosaic import make_sections
+from tests.model.gears.test_model import make_model as make_gears
+from tests.model.gears.test_model import make_screen
+from tests.model.spamosaic.test_model import make_model as make_spamosaic
+from tests.model.spamosaic.test_model import make_sections
 
 import scinfl as si
 from scinfl.federation import Journal, Median, TrimmedMean, Update, mean_of
 from scinfl.model import Classifier, SpaMosaic
 from scinfl.privacy import (
-    BlindServer,
+    Aggregator,
     HomomorphicSum,
     Identity,
     Key,
@@ -357,7 +357,7 @@ def sum_of(guards, pinned):
     for guard in guards.values():
         guard.expect(3.0, updates()[0])
     encoded = [guards[update.site].encode(update) for update in updates()]
-    combined = BlindServer(pinned).combine(encoded)
+    combined = Aggregator(pinned).combine(encoded)
     guards["a"].decode(combined, encoded)
 
 

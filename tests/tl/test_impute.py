@@ -11,7 +11,7 @@ from sklearn.neighbors import NearestNeighbors
 import scinfl as si
 from scinfl.datasets import mosaic_simulated
 from scinfl.model import SpaMosaic
-from scinfl.model._normalise import normalised
+from scinfl.model.spamosaic._normalise import normalised
 from scinfl.privacy import Key
 
 pytestmark = pytest.mark.filterwarnings("ignore:(One site|Two sites) alone measured:UserWarning")

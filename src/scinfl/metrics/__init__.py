@@ -1,12 +1,12 @@
 """Arrays in, pandas out."""
 
 from scinfl.metrics._classification import classification
+from scinfl.metrics._embedding._integration import integration
+from scinfl.metrics._embedding._modality_alignment import modality_alignment
 from scinfl.metrics._imputation import imputation, imputation_features
-from scinfl.metrics._integration import integration
-from scinfl.metrics._interaction import interaction
-from scinfl.metrics._modality_alignment import modality_alignment
-from scinfl.metrics._perturbation import perturbation, perturbation_summary
-from scinfl.metrics._perturbation_baselines import perturbation_baselines
+from scinfl.metrics._responses._baselines import perturbation_baselines
+from scinfl.metrics._responses._interaction import interaction
+from scinfl.metrics._responses._perturbation import perturbation, perturbation_summary
 
 __all__ = [
     "classification",

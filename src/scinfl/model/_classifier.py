@@ -21,10 +21,10 @@ from torch import nn
 from scinfl import _names
 from scinfl._checks import finite, first_of, looks_like_counts, number_between, obs_column, one_of, whole_number
 from scinfl.federation import FedAvg, Protection, State, Strategy
-from scinfl.model._base import FederatedModel, categories_of, resolve_device
-from scinfl.model._cells import Cells, Matrix, owned, sites_of, values_of
-from scinfl.model._local import as_site
-from scinfl.model._site import LocalTraining, check_run
+from scinfl.model.base._cells import Cells, Matrix, owned, sites_of, values_of
+from scinfl.model.base._local_training import LocalTraining, check_run
+from scinfl.model.base._model import FederatedModel, categories_of, resolve_device
+from scinfl.model.base._site_parameters import as_site
 from scinfl.module import ClassifierModule
 from scinfl.privacy import Key
 

@@ -2,16 +2,16 @@
 
 from scinfl.pp._align_genes import align_genes
 from scinfl.pp._clr import clr
-from scinfl.pp._federated_class_means import federated_class_means
-from scinfl.pp._federated_highly_variable_genes import federated_highly_variable_genes
-from scinfl.pp._federated_lsi import federated_lsi
-from scinfl.pp._federated_offsets import federated_offsets
-from scinfl.pp._federated_pca import federated_pca
-from scinfl.pp._federated_scale import federated_scale
 from scinfl.pp._join_sections import join_sections
 from scinfl.pp._perturbations import perturbations
-from scinfl.pp._split_perturbations import split_perturbations
-from scinfl.pp._split_sites import split_sites
+from scinfl.pp.federated._class_means import federated_class_means
+from scinfl.pp.federated._highly_variable_genes import federated_highly_variable_genes
+from scinfl.pp.federated._lsi import federated_lsi
+from scinfl.pp.federated._offsets import federated_offsets
+from scinfl.pp.federated._pca import federated_pca
+from scinfl.pp.federated._scale import federated_scale
+from scinfl.pp.splits._perturbations import split_perturbations
+from scinfl.pp.splits._sites import split_sites
 
 __all__ = [
     "align_genes",

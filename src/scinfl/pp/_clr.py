@@ -9,7 +9,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from scinfl._checks import first_of
-from scinfl.pp._site_sums import _check_own
+from scinfl.pp.federated._site_sums import _check_own
 
 
 def clr(adata: AnnData, *, layer: str | None = None, key_added: str | None = None) -> None:

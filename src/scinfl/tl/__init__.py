@@ -5,8 +5,8 @@ from scinfl.tl._annotate import annotate
 from scinfl.tl._audit import audit
 from scinfl.tl._audit_report import audit_report
 from scinfl.tl._cluster import cluster
-from scinfl.tl._compare import METHODS, compare
-from scinfl.tl._compare_perturbations import PERTURBATION_METHODS, compare_perturbations
+from scinfl.tl._compare._compare import METHODS, compare
+from scinfl.tl._compare._perturbations import PERTURBATION_METHODS, compare_perturbations
 from scinfl.tl._embed import embed
 from scinfl.tl._explain import explain
 from scinfl.tl._impute import impute

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import pandas as pd
 from anndata import AnnData
 from mudata import MuData
-from tqdm import tqdm
 
 from scinfl import _names
-from scinfl._checks import whole_number
+from scinfl._audit import run_audit
 from scinfl.model import GEARS, Classifier, SpaMosaic
 from scinfl.privacy import Key
-from scinfl.tl import _audit_classifier, _audit_gears, _audit_spamosaic
-from scinfl.tl._audit_findings import COLUMNS, verdicts
-from scinfl.tl._audit_gears_target import check_gears
-from scinfl.tl._audit_plan import Plan, Request
-from scinfl.tl._audit_settings import check_classifier, check_model, training_of
-from scinfl.tl._audit_spamosaic_sections import check_spamosaic
-
-_KINDS: dict[type, tuple[Callable[..., None], Callable[..., Plan]]] = {
-    Classifier: (check_classifier, _audit_classifier.plan),
-    GEARS: (check_gears, _audit_gears.plan),
-    SpaMosaic: (check_spamosaic, _audit_spamosaic.plan),
-}
 
 
 def audit(
@@ -114,49 +98,15 @@ def audit(
     >>> sorted(adata.uns["infl"]["audit"])
     ['not_tested', 'parameters', 'table', 'verdicts']
     """
-    check, plan_of = _kind(model)
-    check_model(model, key)
-    whole_number("rng", rng, 0)
-    check(adata, model, held_out, attributes)
-    training = training_of(model, train or {})
-    request = Request(adata, model, held_out, key, training, attributes, quick, rng)
-    with _unlocked(model, key), tqdm(total=1, disable=not progress, desc="Auditing") as bar:
-        plan = plan_of(request, bar.update)
-        bar.reset(total=len(plan.jobs) + plan.n_further)
-        rows = []
-        for name, job in plan.jobs.items():
-            bar.set_postfix_str(name)
-            rows += job()
-            bar.update()
-        table = pd.DataFrame(rows, columns=list(COLUMNS))
-        found = {
-            "table": table,
-            "verdicts": verdicts(table),
-            "parameters": dict(plan.said),
-            "not_tested": np.array(plan.left_open(table), dtype=object),
-        }
-    adata.uns.setdefault(_names.UNS, {})["audit"] = found
-
-
-def _kind(model: object) -> tuple[Callable[..., None], Callable[..., Plan]]:
-    for kind, parts in _KINDS.items():
-        if isinstance(model, kind):
-            return parts
-    msg = (
-        f"Expected a Classifier, GEARS or SpaMosaic to audit, found {type(model).__name__}. Use "
-        "`scinfl.privacy.attacks` directly."
+    found = run_audit(
+        adata,
+        model,
+        held_out=held_out,
+        key=key,
+        train=train or {},
+        attributes=attributes,
+        quick=quick,
+        rng=rng,
+        progress=progress,
     )
-    raise TypeError(msg)
-
-
-@contextmanager
-def _unlocked(model: Any, key: Key | None) -> Iterator[None]:
-    """Lock a model again that was locked."""
-    was_locked = model.is_locked
-    if key is not None:
-        model.unlock(key)
-    try:
-        yield
-    finally:
-        if was_locked:
-            model.lock()
+    adata.uns.setdefault(_names.UNS, {})["audit"] = found

@@ -13,8 +13,8 @@ from anndata import AnnData
 from scinfl import _names
 from scinfl._checks import one_of, whole_number
 from scinfl.model import Classifier
-from scinfl.model._cells import Cells
-from scinfl.model._local import as_site
+from scinfl.model.base._cells import Cells
+from scinfl.model.base._site_parameters import as_site
 from scinfl.tl._shap_values import Shares, explain_network, require_shap
 
 _N_DRAWS = {"permutation": 5, "gradient": 500}

@@ -12,6 +12,7 @@ from scinfl.privacy.attacks._membership import (
     membership_scores,
     train_shadows,
 )
+from scinfl.privacy.attacks._model_stealing import fine_tune, fit_key, fit_scales, train_from_scratch
 from scinfl.privacy.attacks._perturbations import missed_change, moved_rows, number_of_perturbed, undo_propagation
 from scinfl.privacy.attacks._property import (
     flatten,
@@ -32,7 +33,6 @@ from scinfl.privacy.attacks._surrogate import (
     match_surrogate,
     use_pooled_key,
 )
-from scinfl.privacy.attacks._thief import fine_tune, fit_key, fit_scales, train_from_scratch
 from scinfl.privacy.attacks._unscramble import match_signs, unscramble
 from scinfl.privacy.attacks._without_key import matched_statistics, removed_modules, wrong_keys
 

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from scinfl.nn import CoordinateLinear, PooledLinear, SecretProjection, at_boundary, keyed_layers, unkeyed
 from scinfl.privacy.attacks._inversion import CellPrior, Change, distance_of, local_change
+from scinfl.privacy.attacks._model_stealing import _put
 from scinfl.privacy.attacks._surrogate_layers import _SurrogateShift, _SurrogateVector
-from scinfl.privacy.attacks._thief import _put
 
 _SURE = 1.0  # of a start order: a column reads the feature that it is taken to read by about three quarters
 _SMALL = 1e-2  # keeps the inverse of a scale finite that changes its sign

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.optimize import quadratic_assignment
 
-from scinfl.privacy._blind_server import MASKED
-from scinfl.privacy._fixed_point import FixedPoint
+from scinfl.privacy.aggregation._aggregator import MASKED
+from scinfl.privacy.aggregation._fixed_point import FixedPoint
 
 
 class Watcher:

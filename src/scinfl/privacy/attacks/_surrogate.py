@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scinfl.nn import PooledLinear, keyed_layers, unkeyed
-from scinfl.privacy.attacks._reconstruction import recover_input
-from scinfl.privacy.attacks._server import match_features
-from scinfl.privacy.attacks._thief import (
+from scinfl.privacy.attacks._model_stealing import (
     _copied,
     _forget,
     _freeze_but,
@@ -26,6 +24,8 @@ from scinfl.privacy.attacks._thief import (
     _train,
     fine_tune,
 )
+from scinfl.privacy.attacks._reconstruction import recover_input
+from scinfl.privacy.attacks._server import match_features
 from scinfl.privacy.attacks._without_key import Score
 
 

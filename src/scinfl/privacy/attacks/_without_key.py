@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scinfl.nn import clear_key, set_key
-from scinfl.privacy._key import Key
+from scinfl.privacy.keys._key import Key
 
 Score = Callable[[nn.Module], float]
 """Rates a network on data that the attacker is judged by, for example its balanced accuracy."""

@@ -1,0 +1,118 @@
+"""Sites of a screen: what they know, and what they send of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from scinfl._audit._attack_target import CPU
+from scinfl._audit._simulated_site import Sent, SimulatedSite
+from scinfl._audit.gears._target import GEARSTarget
+from scinfl.model.base._local_training import LocalTraining
+from scinfl.model.gears._data import Condition, ConditionBatches, SiteCells
+from scinfl.model.gears._moments import Moments
+
+ROWS = "perturbation_embedding.weight"
+"""Embeddings of the genes that may be perturbed."""
+
+
+@dataclass
+class Sites:
+    """What sites of a screen know and send."""
+
+    target: GEARSTarget
+
+    @cached_property
+    def moments(self) -> dict[str, Moments]:
+        """Moments of the conditions of every site."""
+        matrix = self.target.model._matrix(self.target.adata)
+        return {name: cells.moments(matrix) for name, cells in self.target.sites.items()}
+
+    @cached_property
+    def sender(self) -> SimulatedSite:
+        """A site that holds the trained network; gradients are those of training."""
+        return SimulatedSite(self.target.site_network().train(), self.target)
+
+    @cached_property
+    def shares(self) -> dict[str, np.ndarray]:
+        """Share of the cells of each condition that a site has."""
+        counts = {name: cells.counts() for name, cells in self.target.sites.items()}
+        totals: Counter[Condition] = Counter()
+        for own in counts.values():
+            totals.update(own)
+        return {
+            name: np.array([counts[name][condition] / totals[condition] for condition in cells.conditions])
+            for name, cells in self.target.sites.items()
+        }
+
+    @cached_property
+    def graph(self) -> np.ndarray:
+        """Public graph that spreads the embeddings of perturbed genes."""
+        return self.target.model.module._graphs["ontology"].to_dense().double().numpy()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the loss."""
+        chosen = {name: self.target.training[name] for name in ("direction_weight", "uncertainty_weight")}
+        return {"loss": self.target.model.loss or "squared", **chosen}
+
+    def batches(self, site: str, rows: Sequence[int] | None = None) -> ConditionBatches:
+        """Conditions of a site as it trains on them, or some of them alone."""
+        cells, moments, weight = self.target.sites[site], self.moments[site], self.shares[site]
+        if rows is not None:
+            fields = {name: getattr(moments, name)[list(rows)] for name in moments.__dataclass_fields__}
+            cells = SiteCells(
+                [cells.conditions[row] for row in rows],
+                [cells.rows[row] for row in rows],
+                [cells.controls[row] for row in rows],
+                0,
+            )
+            moments, weight = Moments(**fields), np.ones(len(rows))
+        return self.target.model._batches(
+            site, cells, moments, weight, self.target.model._agreed or (), leave_out=True, device=CPU, local=False
+        )
+
+    def step(self, site: str, rows: Sequence[int] | None = None) -> Sent:
+        """One step of gradient descent on the conditions of a site, or some of them."""
+        batch = next(iter(self.batches(site, rows).batches(1 << 20)))
+        return self.sender.gradient(lambda network: network.loss(batch, **self.options))
+
+    def said(self, site: str, rows: Sequence[int]) -> np.ndarray:
+        """Mean change that the network and the prior said of some conditions: known to who has the key and the sums."""
+        conditions, targets = next(iter(self.batches(site, rows).batches(1 << 20)))
+        with torch.no_grad():
+            change = self.sender.copy()(conditions)
+        return (change + targets.prior).mean(0).numpy()
+
+    def round(self, site: str) -> Sent:
+        """A real local round."""
+        said = self.target.training
+        training = LocalTraining(
+            said["local_epochs"],
+            said["batch_size"],
+            said["lr"],
+            said["weight_decay"],
+            self.target.rng,
+            optimizer="adam",
+            clip_value=1.0,
+            decay_rounds=said["n_rounds"],
+        )
+        return self.sender.local_round(self.batches(site), training, loss_options=self.options)
+
+    def perturbed(self, site: str) -> np.ndarray:
+        """Which genes of the vocabulary a site perturbed."""
+        found = np.zeros(len(self.target.model.perturbation_genes), dtype=bool)
+        for condition in self.target.sites[site].conditions:
+            found[[self.target.model._rows[gene] for gene in condition.genes]] = True
+        return found
+
+    def before(self, *, travels: bool) -> np.ndarray:
+        """Embeddings of perturbations as sites get them, with the key or as they travel."""
+        state = {name: p.detach() for name, p in self.sender.network.named_parameters() if name in self.sender.shared}
+        return (self.sender.locked(state) if travels else state)[ROWS].numpy()

@@ -1,0 +1,232 @@
+"""A trained model of tissue under attack, and who has which spots."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import balanced_accuracy_score, f1_score
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor, nn
+
+from scinfl._audit._attack_target import CPU, AttackTarget
+from scinfl.federation import Payload
+from scinfl.model import SpaMosaic
+from scinfl.model.spamosaic._batches import MosaicBatches, SpotTensors
+from scinfl.model.spamosaic._spatial_basis import BasisFit
+from scinfl.model.spamosaic._spots import Data, Measured, column_of
+from scinfl.module import SpaMosaicModule
+from scinfl.privacy import Key
+
+_VOTERS = 10
+
+
+@dataclass(frozen=True)
+class Spots:
+    """Spots that one modality measured.
+
+    Parameters
+    ----------
+    inputs
+        What the network reads (spots × inputs).
+    features
+        Normalised features (spots × features).
+    section, rows
+        Section of each, and its row in the data.
+    labels
+        Values of columns that somebody might want to tell.
+    """
+
+    inputs: Tensor
+    features: np.ndarray
+    section: np.ndarray
+    rows: np.ndarray
+    labels: Mapping[str, np.ndarray]
+
+    @classmethod
+    def of(cls, model: SpaMosaic, data: Data, attributes: Sequence[str]) -> dict[str, Spots]:
+        """Spots of all modalities of some data."""
+        columns = {name: column_of(data, name, "attributes") for name in attributes}
+        found = {}
+        for modality, own in model._measured(data).items():
+            tensors = model._tensors_of(modality, own, data.n_obs)
+            features = model._bases[modality].normalised(own, np.arange(len(own.rows)))
+            labels = {name: values[own.rows] for name, values in columns.items()}
+            found[modality] = cls(tensors.inputs, features, own.section, own.rows, labels)
+        return found
+
+    def take(self, chosen: np.ndarray) -> Spots:
+        """Some of the spots."""
+        labels = {name: values[chosen] for name, values in self.labels.items()}
+        inputs = self.inputs[torch.from_numpy(chosen)]
+        return Spots(inputs, self.features[chosen], self.section[chosen], self.rows[chosen], labels)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class Predictor(nn.Module):
+    """Network of tissue that reads one modality, as attackers of any network give it."""
+
+    def __init__(self, network: SpaMosaicModule, modality: str) -> None:
+        super().__init__()
+        self.network, self.modality = network, modality
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embedding (spots × n_outputs of all modalities)."""
+        return self.network.embed({self.modality: x})
+
+
+@dataclass
+class SpaMosaicTarget(AttackTarget):
+    """Model under attack, unlocked, with the spots of all parties.
+
+    Parameters
+    ----------
+    model, key
+        Trained model that has its key, and the key.
+    measured, tensors
+        What it was trained on by modality, and what the network was to tell of it.
+    parts
+        Spots of each site to train on, and to validate with.
+    train, public, test
+        Spots by modality: of the training sections, of the attacker, and those that he is judged by.
+    training
+        Arguments of ``train``.
+    rng
+        Seed of all that is drawn.
+    """
+
+    model: SpaMosaic
+    key: Key | None
+    measured: Mapping[str, Measured]
+    tensors: Mapping[str, SpotTensors]
+    parts: Mapping[str, tuple[MosaicBatches, MosaicBatches]]
+    train: Mapping[str, Spots]
+    public: Mapping[str, Spots]
+    test: Mapping[str, Spots]
+    training: Mapping[str, Any]
+    rng: int
+
+    @classmethod
+    def of(
+        cls,
+        model: SpaMosaic,
+        key: Key | None,
+        data: Data,
+        held_out: Data,
+        training: Mapping[str, Any],
+        attributes: Sequence[str],
+        rng: int,
+    ) -> SpaMosaicTarget:
+        """Deal the spots out; what the network was to tell is found anew, from sums in the open."""
+        measured = model._measured(data, train=True)
+        tensors = {}
+        for modality, own in measured.items():
+            fit = BasisFit(own, model._options, key=None, protections=(), payload=Payload(), rng=training["rng"])
+            tensors[modality] = SpotTensors(
+                _place(own, data.n_obs),
+                torch.from_numpy(fit.inputs),
+                torch.from_numpy(fit.target),
+                torch.from_numpy(fit.values) if len(measured) > 1 else None,
+                fit.graph if training["graph_weight"] else None,
+            )
+        names = sorted(set().union(*(own.site for own in measured.values())))
+        parts = model._batches(measured, tensors, names, training["validation_size"], training["rng"], CPU)
+        public, test = _dealt(Spots.of(model, held_out, attributes), rng)
+        train = Spots.of(model, data, attributes)
+        return cls(model, key, measured, tensors, parts, train, public, test, training, rng)
+
+    @property
+    def modalities(self) -> list[str]:
+        """Modalities that held-out sections measured."""
+        return [name for name in self.train if name in self.public]
+
+    def teller(self, modality: str) -> Predictor:
+        """The network with its key, for attackers of any network."""
+        return Predictor(self.model.module, modality)
+
+    def untrained(self, modality: str, rng: int) -> Predictor:
+        """A plain network of the same shape with random weights, on the same features."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(rng)
+            return Predictor(self.model._make_module(), modality)
+
+    def neighbourhood(self, teller: nn.Module, modality: str) -> float:
+        """Mean correlation, over directions, of what a network says of unseen spots and their neighbourhood."""
+        return fit_of(self.model, teller, modality, self.test[modality])
+
+    def transfer(self, teller: nn.Module, modality: str, column: str) -> float:
+        """Macro F1 of labels of unseen spots that their nearest training spots in the embedding vote for."""
+        train, test = self.train[modality], self.test[modality]
+        with torch.inference_mode():
+            own, other = (teller.eval()(spots.inputs).numpy() for spots in (train, test))
+        voters = KNeighborsClassifier(min(_VOTERS, len(own))).fit(own, train.labels[column])
+        truth = test.labels[column]
+        guess = voters.predict(other)
+        return float(f1_score(truth, guess, labels=np.unique(truth), average="macro", zero_division=0))
+
+    def accuracy(self, network: nn.Module, modality: str, column: str, levels: Sequence[str]) -> float:
+        """Balanced accuracy of a network that tells a column of unseen spots."""
+        truth = self.test[modality].labels[column]
+        with torch.inference_mode():
+            guess = np.asarray(levels)[network.eval()(self.test[modality].inputs).argmax(1).numpy()]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a label that is guessed and not there is wrong
+            return float(balanced_accuracy_score(truth, guess))
+
+    def features(self, modality: str, inputs: np.ndarray) -> np.ndarray:
+        """Normalised features that inputs stand for, as whoever knows what was agreed on reads them."""
+        basis = self.model._bases[modality]
+        n_directions = len(basis.strength)
+        directions = inputs[:, :n_directions] * basis.scale[:n_directions]
+        scores = directions @ np.linalg.pinv(basis.rotation)
+        return (scores @ basis.components.T + basis.mean) * basis.deviation
+
+
+def fit_of(model: SpaMosaic, teller: nn.Module, modality: str, spots: Spots) -> float:
+    """Mean correlation of what a network says of spots and their neighbourhood, over directions of the tissue."""
+    basis, start = model._bases[modality], 0
+    for name, names in model.feature_names.items():
+        n_outputs = model._options.sizes(len(names))[2]
+        if name == modality:
+            break
+        start += n_outputs
+    n_target = min(basis.n_target, n_outputs)
+    last = spots.inputs.shape[1] - len(basis.strength)
+    with torch.inference_mode():
+        told = teller.eval()(spots.inputs)[:, start : start + n_target].numpy()
+    return float(np.mean(_correlations(told, spots.inputs[:, last : last + n_target].numpy())))
+
+
+def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    a, b = a - a.mean(0), b - b.mean(0)
+    norm = np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0)
+    return (a * b).sum(0) / np.maximum(norm, 1e-12)
+
+
+def _dealt(spots: Mapping[str, Spots], rng: int) -> tuple[dict[str, Spots], dict[str, Spots]]:
+    """Spots of the attacker and others: by section where there are several, else at random."""
+    generator = np.random.default_rng(rng)
+    sections = np.unique(np.concatenate([own.section for own in spots.values()]))
+    own_sections = generator.permutation(sections)[: len(sections) // 2]
+    rows = np.unique(np.concatenate([own.rows for own in spots.values()]))
+    own_rows = generator.permutation(rows)[: len(rows) // 2]
+    parts: tuple[dict[str, Spots], dict[str, Spots]] = ({}, {})
+    for modality, own in spots.items():
+        mine = np.isin(own.section, own_sections)
+        if len(sections) < 2 or mine.all() or not mine.any():
+            mine = np.isin(own.rows, own_rows)
+        for part, chosen in zip(parts, (mine, ~mine), strict=True):
+            part[modality] = own.take(np.flatnonzero(chosen))
+    return parts
+
+
+def _place(own: Measured, n_spots: int) -> Tensor:
+    place = np.full(n_spots, -1, np.int64)
+    place[own.rows] = np.arange(len(own.rows))
+    return torch.from_numpy(place)

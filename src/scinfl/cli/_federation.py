@@ -1,0 +1,213 @@
+"""Commands of a federation over several machines: parse arguments and call ``scinfl.flower``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from scinfl.cli._text import command
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_STORY = """one command a role (details in the guide 'Federations over several machines'):
+  scinfl federation init --sites north,south,west --address fed.example.org:9092 --out kit    the operator, once
+  scinfl key new consortium.key                     one site, once; it gives the file to the other sites only
+  scinfl federation server kit/server --job kit/server/job.toml                               the operator
+  scinfl federation site kit/site_north --data north.h5ad --key consortium.key                every site
+"""
+
+Tell = Callable[[str], None]
+_NOISY = ("alembic", "flwr", "httpcore", "httpx", "sqlalchemy")
+
+
+def add_federation(commands: argparse._SubParsersAction[argparse.ArgumentParser], tell: Tell) -> None:
+    """Add the commands.
+
+    Parameters
+    ----------
+    commands
+        Commands of ``scinfl``.
+    tell
+        Shows one line, for example ``print``.
+    """
+    federation = commands.add_parser(
+        "federation",
+        help="train over several machines: folders for the roles, the server, a site",
+        epilog=_STORY,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = federation.add_subparsers(required=True, metavar="action")
+
+    init = command(
+        actions,
+        "init",
+        "write the folders of the operator and of the sites",
+        "scinfl federation init --sites north,south,west --address fed.example.org:9092 --out kit",
+    )
+    init.add_argument("--sites", required=True, help="names of the sites, with commas between")
+    init.add_argument("--out", type=Path, required=True, help="folder to write")
+    init.add_argument("--address", default="127.0.0.1:9092", help="host:port of the server (default 127.0.0.1:9092)")
+    init.add_argument("--job", type=Path, help="file of the job (a template by default)")
+    init.set_defaults(run=_init)
+
+    server = command(
+        actions,
+        "server",
+        "let the sites train, as the operator",
+        "scinfl federation server kit/server --job kit/server/job.toml",
+        "scinfl federation server kit/server --job kit/server/job.toml --resume",
+    )
+    server.add_argument("kit", type=Path, help="folder of the operator")
+    server.add_argument("--job", type=Path, required=True, help="file of the job")
+    server.add_argument("--resume", action="store_true", help="go on after the last finished round")
+    server.add_argument("--host", default="0.0.0.0", help="where to listen (default: everywhere)")  # noqa: S104
+    server.add_argument("--port", type=int, help="port (default: the one of the kit)")
+    server.set_defaults(run=_server)
+
+    site = command(
+        actions,
+        "site",
+        "take part, as a site",
+        "scinfl federation site kit/site_north --data north.h5ad --key consortium.key --dry-run",
+        "scinfl federation site kit/site_north --data north.h5ad --key consortium.key",
+    )
+    site.add_argument("kit", type=Path, help="folder of the site")
+    site.add_argument("--data", type=Path, required=True, help="h5ad or h5mu file of this site")
+    site.add_argument("--key", type=Path, required=True, help="key file of the sites")
+    site.add_argument("--yes", action="store_true", help="agree to what leaves the site without being asked")
+    site.add_argument("--dry-run", action="store_true", help="list what would leave the site, and stop")
+    site.add_argument("--poll", type=float, default=0.5, help="seconds between looks for messages (default 0.5)")
+    site.set_defaults(run=_site)
+
+    add = command(actions, "add", "write the folder of a further site", "scinfl federation add kit/server west")
+    add.add_argument("kit", type=Path, help="folder of the operator")
+    add.add_argument("site", help="name of the new site")
+    add.set_defaults(run=_add)
+
+    show = command(
+        actions,
+        "show",
+        "fingerprints of the sites in a folder, to compare by telephone",
+        "scinfl federation show kit/site_north",
+    )
+    show.add_argument("kit", type=Path, help="folder of the operator or of a site")
+    show.set_defaults(run=_show)
+
+    revoke = command(actions, "revoke", "never let a site in again", "scinfl federation revoke kit/server west")
+    revoke.add_argument("kit", type=Path, help="folder of the operator")
+    revoke.add_argument("site", help="name of the site")
+    revoke.set_defaults(run=_revoke)
+    for parser in (init, add, server, site, show, revoke):
+        parser.set_defaults(tell=tell)
+
+
+def _init(options: argparse.Namespace) -> None:
+    from scinfl.flower import make_kit
+
+    sites = [name.strip() for name in options.sites.split(",") if name.strip()]
+    make_kit(options.out, sites, address=options.address, job=options.job)
+    options.tell(
+        f"Wrote '{options.out}' for {len(sites)} sites. Send each site_… folder to its site and delete your copy; keep "
+        f"authority/ off the server. '{options.out / 'README.md'}' says more."
+    )
+
+
+def _add(options: argparse.Namespace) -> None:
+    from scinfl.flower import add_site
+
+    path = add_site(options.kit, options.site)
+    options.tell(
+        f"Wrote '{path}'. Send it to the site and delete your copy. Name '{options.site}' in `sites` of the job, and "
+        f"send the job to all sites; under pairwise sums with '{options.kit / 'identities' / options.site}.json'."
+    )
+
+
+def _server(options: argparse.Namespace) -> None:
+    from scinfl.flower import run_server
+
+    _prepare()
+    progress = sys.stderr.isatty()
+    run_server(
+        options.kit,
+        job=options.job,
+        resume=options.resume,
+        host=options.host,
+        port=options.port,
+        tell=tqdm.write if progress else options.tell,
+        progress=progress,
+    )
+    options.tell("The run is finished. The sites have the model; the server has none.")
+
+
+def _site(options: argparse.Namespace) -> None:
+    from scinfl.flower import list_payload, run_site
+
+    _prepare()
+    if options.dry_run:
+        options.tell(_as_text(list_payload(options.kit, data=options.data, key=options.key)))
+        options.tell("Nothing was sent.")
+        return
+
+    def agree(payload: pd.DataFrame) -> bool:
+        options.tell(f"In all rounds together this site will send:\n{_as_text(payload)}")
+        return options.yes or _answer("Take part? [y/N] ")
+
+    run_site(options.kit, data=options.data, key=options.key, agree=agree, tell=options.tell, poll=options.poll)
+
+
+def _prepare() -> None:
+    """Say in one line that the extra is missing, and let Flower say what matters only."""
+    from scinfl.flower._require import require_flower
+
+    try:
+        require_flower()
+    except ImportError as error:
+        raise RuntimeError(str(error)) from None
+    import_module("flwr.supercore.logger")  # sets the level of its logger, and a handler of its own
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _show(options: argparse.Namespace) -> None:
+    from scinfl.flower.setup._kit import pinned_identities
+
+    pinned = pinned_identities(options.kit)
+    if not pinned:
+        msg = f"Expected a folder that `scinfl federation init` wrote, found no identities in '{options.kit}'."
+        raise ValueError(msg)
+    options.tell("fingerprints of the identities of the sites:")
+    for name, public in pinned.items():
+        options.tell(f"{public.fingerprint}  {name}")
+
+
+def _revoke(options: argparse.Namespace) -> None:
+    from scinfl.flower import revoke_site
+
+    revoke_site(options.kit, options.site)
+    options.tell(
+        f"Site '{options.site}' is refused from the next start of the server. It keeps the key and the models that it "
+        "has: let the other sites run `scinfl key revoke`."
+    )
+
+
+def _answer(question: str) -> bool:
+    if not sys.stdin.isatty():
+        msg = "Expected somebody to agree to what leaves the site, found no terminal. Pass `--yes` after reading it."
+        raise RuntimeError(msg)
+    return input(question).strip().lower() in {"y", "yes"}
+
+
+def _as_text(payload: pd.DataFrame) -> str:
+    from scinfl.flower._format import in_bytes
+
+    shown = payload[["purpose", "array", "shape", "type", "rounds", "bytes"]]
+    masked = "the server can read none of it" if payload["masked"].all() else "the server reads what is not masked"
+    return f"{shown.to_string(index=False)}\n{in_bytes(payload['bytes'].sum())} in all; {masked}"

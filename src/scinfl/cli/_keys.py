@@ -1,0 +1,225 @@
+"""Commands for keys: parse arguments and call ``scinfl.privacy``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scinfl.cli._text import command
+
+if TYPE_CHECKING:
+    from scinfl.privacy.keys._key_ring import KeyRing
+    from scinfl.privacy.keys._revocation import Revocation
+    from scinfl.privacy.keys._rotation import WrappedKey
+
+_LIFE_OF_A_KEY = """examples (each site has a folder of its own; send *.pub and letters over any channel):
+  mkdir -m 700 ring && scinfl key new ring/first.key --federation lung      at one site; copy it to the others
+  scinfl key identity me.identity --site hospital_a                         at every site; send me.identity.pub
+  scinfl key rotate ring --identity me.identity --pinned b.pub c.pub --out letters
+  scinfl key unwrap ring hospital_b.key.json --identity me.identity --pinned a.pub c.pub
+  scinfl key revoke ring hospital_c --identity me.identity --pinned b.pub c.pub --out letters
+  scinfl key unwrap ring hospital_c.revocation.json hospital_b.key.json --identity me.identity --pinned a.pub c.pub
+  scinfl key wrap ring hospital_d --identity me.identity --pinned b.pub d.pub --out letters
+  scinfl key rekey model --old ring/first.key --new ring/version-0002-5ac1f0e2.key --out model_2
+"""
+
+Tell = Callable[[str], None]
+
+
+def add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser], tell: Tell) -> None:
+    """Add the commands.
+
+    Parameters
+    ----------
+    commands
+        Commands of ``scinfl``.
+    tell
+        Shows one line, for example ``print``.
+    """
+    keys = commands.add_parser(
+        "key",
+        help="make, show, rotate and revoke keys; change the key of a model",
+        epilog=_LIFE_OF_A_KEY,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = keys.add_subparsers(required=True, metavar="action")
+    new = command(
+        actions,
+        "new",
+        "write a new key that only you may read",
+        "scinfl key new lung.key --federation lung",
+    )
+    new.add_argument("path", type=Path, help="file to write; an existing one is never replaced")
+    new.add_argument("--federation", help="name of the federation (a random one by default)")
+    new.set_defaults(run=_key_new)
+    show = command(
+        actions, "show", "show fingerprint, version and federation of a key, not the secret", "scinfl key show lung.key"
+    )
+    show.add_argument("path", type=Path, help="key file")
+    show.set_defaults(run=_key_show)
+    identity = command(
+        actions,
+        "identity",
+        "write a new identity of a site, and what the others pin of it",
+        "scinfl key identity me.identity --site hospital_a",
+    )
+    identity.add_argument("path", type=Path, help="secret file; its public half goes to PATH.pub")
+    identity.add_argument("--site", required=True, help="name of the site")
+    identity.set_defaults(run=_key_identity)
+    _add_versions(actions)
+    _add_rekey(actions)
+    for parser in actions.choices.values():
+        parser.set_defaults(tell=tell)
+
+
+def _add_versions(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Later versions of a key, for those who stay."""
+    who = "--identity me.identity --pinned b.pub c.pub"
+    rotate = command(
+        actions,
+        "rotate",
+        "draw the next version of the key, and wrap it for every other site",
+        f"scinfl key rotate ring {who} --out letters",
+    )
+    revoke = command(
+        actions,
+        "revoke",
+        "rotate without one site, with a signed statement that old keys are refused",
+        f"scinfl key revoke ring hospital_c {who} --out letters",
+    )
+    wrap = command(
+        actions,
+        "wrap",
+        "wrap the present key for a site that joins or lost its own",
+        f"scinfl key wrap ring hospital_b {who} --out letters",
+    )
+    unwrap = command(
+        actions,
+        "unwrap",
+        "check and take in wrapped keys and revocations from other sites",
+        f"scinfl key unwrap ring hospital_b.key.json {who}",
+    )
+    for parser, run in ((rotate, _key_rotate), (revoke, _key_revoke), (wrap, _key_wrap), (unwrap, _key_unwrap)):
+        parser.add_argument("ring", type=Path, help="folder with the keys of this site (*.key)")
+        parser.add_argument("--identity", type=Path, required=True, help="identity of this site")
+        parser.add_argument("--pinned", type=Path, nargs="+", required=True, help="public identities of other sites")
+        parser.set_defaults(run=run)
+    for parser in (revoke, wrap):
+        parser.add_argument("site", help="name of the site")
+    for parser in (rotate, revoke, wrap):
+        parser.add_argument("--out", type=Path, required=True, help="folder for the letters, one a site")
+    unwrap.add_argument("letters", type=Path, nargs="+", help="files that other sites sent")
+
+
+def _add_rekey(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    rekey = command(
+        actions,
+        "rekey",
+        "lock a saved model with another key: the same predictions",
+        "scinfl key rekey run --old first.key --new second.key --out run_2",
+    )
+    rekey.add_argument("model", type=Path, help="folder of the model")
+    rekey.add_argument("--old", type=Path, required=True, help="key file that the model is locked with")
+    rekey.add_argument("--new", type=Path, required=True, help="key file of a later version")
+    rekey.add_argument("--out", type=Path, required=True, help="folder to write the model to")
+    rekey.add_argument("--force", action="store_true", help="take a key of another federation or an earlier version")
+    rekey.add_argument("--overwrite", action="store_true", help="replace a model that is there")
+    rekey.set_defaults(run=_key_rekey)
+
+
+def _key_new(options: argparse.Namespace) -> None:
+    from scinfl.privacy import Key
+
+    key = Key.generate(options.federation)
+    key.save(options.path)
+    options.tell(f"Wrote a new key to '{options.path}' (mode 0600). Fingerprint {key.fingerprint}.")
+    options.tell("Give it to the sites over a channel that the server does not see. It cannot be recovered.")
+
+
+def _key_show(options: argparse.Namespace) -> None:
+    from scinfl.privacy import Key
+
+    key = Key.load(options.path)
+    options.tell(f"fingerprint  {key.fingerprint}\nversion      {key.version}\nfederation   {key.federation}")
+
+
+def _key_identity(options: argparse.Namespace) -> None:
+    from scinfl._checks import new_path
+    from scinfl.privacy.keys._identity import Identity
+
+    public = new_path(options.path.with_name(f"{options.path.name}.pub"), overwrite=False)
+    identity = Identity.generate(options.site)
+    identity.save(options.path)
+    public.write_text(identity.public.to_text() + "\n")
+    options.tell(f"Wrote '{options.path}' (secret, mode 0600) and '{public}' (for the other sites to pin).")
+    options.tell(f"Tell them the fingerprint over another channel: {identity.public.fingerprint}")
+
+
+def _key_rotate(options: argparse.Namespace) -> None:
+    ring = _ring(options)
+    _send(options, ring.rotate().values())
+    _show_current(options, ring)
+
+
+def _key_revoke(options: argparse.Namespace) -> None:
+    ring = _ring(options)
+    letters, statement = ring.revoke(options.site)
+    _send(options, [*letters.values(), statement])
+    _show_current(options, ring)
+    options.tell(
+        f"Site '{options.site}' keeps the keys and models that it had. Earlier versions are refused from now on."
+    )
+
+
+def _key_wrap(options: argparse.Namespace) -> None:
+    _send(options, [_ring(options).wrap(options.site)])
+
+
+def _key_unwrap(options: argparse.Namespace) -> None:
+    from scinfl.privacy.keys._revocation import read_letters
+
+    ring = _ring(options)
+    for letter in read_letters(options.letters):
+        ring.accept(letter)
+    _show_current(options, ring)
+
+
+def _key_rekey(options: argparse.Namespace) -> None:
+    from scinfl import model as models
+    from scinfl._checks import new_path
+    from scinfl.model.base._files import read_document
+    from scinfl.privacy import Key
+
+    old, new = (Key.load(path) for path in (options.old, options.new))
+    new_path(options.out, overwrite=options.overwrite)
+    model = getattr(models, read_document(options.model)["class"]).load(options.model)
+    model.rekey(old, new, force=options.force)
+    model.save(options.out, overwrite=options.overwrite)
+    options.tell(f"{model}\nSaved to '{options.out}'. Copies of the old model open with the old key as before.")
+
+
+def _ring(options: argparse.Namespace) -> KeyRing:
+    from scinfl.privacy.keys._identity import Identity, PublicIdentity
+    from scinfl.privacy.keys._key_ring import KeyRing
+
+    pinned = [PublicIdentity.from_text(path.read_text()) for path in options.pinned]
+    return KeyRing(options.ring, Identity.load(options.identity), pinned)
+
+
+def _send(options: argparse.Namespace, letters: Iterable[WrappedKey | Revocation]) -> None:
+    options.out.mkdir(parents=True, exist_ok=True)
+    for letter in letters:
+        path = options.out / letter.file_name
+        letter.save(path, overwrite=True)
+        options.tell(f"Wrote '{path}': {letter}.")
+
+
+def _show_current(options: argparse.Namespace, ring: KeyRing) -> None:
+    try:
+        key = ring.current
+    except ValueError as error:
+        options.tell(str(error))
+        return
+    options.tell(f"The key in '{ring.path}' is version {key.version} now, fingerprint {key.fingerprint}.")

@@ -1,0 +1,129 @@
+"""What server and sites write to each other, and how it is put down as text and arrays."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from scinfl.federation import Update, write_atomically
+from scinfl.federation._journal import _metadata
+
+_KINDS = {"float32", "float64", "uint32", "uint64"}
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of the federation: a kind, fields that json can hold, and updates.
+
+    Parameters
+    ----------
+    kind
+        What it is: ``"hello"``, ``"agree"``, ``"step"``, ``"end"``, or an answer to one of them.
+    fields
+        What it says.
+    updates
+        Masked updates of a site, or sums of the server.
+
+    Examples
+    --------
+    >>> message = Message("step", {"step": 3})
+    >>> Message.from_parts(*message.to_parts()) == message
+    True
+    """
+
+    kind: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    updates: tuple[Update, ...] = ()
+
+    def to_parts(self) -> tuple[str, dict[str, np.ndarray]]:
+        """Text and arrays; nothing else is ever sent, so nothing needs to be unpickled."""
+        heads: list[dict[str, Any]] = []
+        arrays: dict[str, np.ndarray] = {}
+        for number, update in enumerate(self.updates):
+            heads.append(
+                {
+                    "site": update.site,
+                    "round": update.round,
+                    "purpose": update.purpose,
+                    "key_version": update.key_version,
+                    "header": {name: value.hex() for name, value in update.header.items()},
+                    "arrays": list(update.state),
+                }
+            )
+            arrays |= {f"{number}/{name}": array for name, array in update.state.items()}
+        return json.dumps({"kind": self.kind, "fields": self.fields, "updates": heads}), arrays
+
+    @classmethod
+    def from_parts(cls, text: str, arrays: Mapping[str, np.ndarray]) -> Message:
+        """Read what :meth:`to_parts` gave.
+
+        Raises
+        ------
+        ValueError
+            If it is something else.
+        """
+        try:
+            content = json.loads(text)
+            updates = tuple(
+                Update(
+                    site=str(head["site"]),
+                    round=int(head["round"]),
+                    state={str(name): _own(arrays[f"{number}/{name}"]) for name in head["arrays"]},
+                    n_obs=0,
+                    weight=0.0,
+                    key_version=None if head["key_version"] is None else int(head["key_version"]),
+                    purpose=str(head["purpose"]),
+                    header={str(name): bytes.fromhex(value) for name, value in head["header"].items()},
+                )
+                for number, head in enumerate(content["updates"])
+            )
+            return cls(str(content["kind"]), dict(content["fields"]), updates)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            msg = f"Expected a message of this federation, found something else ({error}). Install the same scinfl."
+            raise ValueError(msg) from error
+
+    def write(self, path: Path) -> None:
+        """Write to a file that appears whole or not at all."""
+        text, arrays = self.to_parts()
+        write_atomically(path, save_tensors(arrays, {"message": text}))
+
+    @classmethod
+    def read(cls, path: Path) -> Message:
+        """Read what :meth:`write` wrote."""
+        content = path.read_bytes()
+        try:
+            return cls.from_parts(_metadata(content)["message"], load_tensors(content))
+        except (SafetensorError, KeyError, ValueError) as error:
+            msg = f"Expected a stored sum in '{path}', found a damaged file ({error}). Restore it from a copy."
+            raise ValueError(msg) from error
+
+
+def sums_message(step: int, sums: Sequence[tuple[Update, Sequence[tuple[str, ...]]]]) -> Message:
+    """Sums of one step, each with the sites, nonces and exchanges of what went into it."""
+    members = [list(map(list, own)) for _, own in sums]
+    return Message("sums", {"step": step, "members": members}, tuple(combined for combined, _ in sums))
+
+
+def members_of(names: Sequence[Sequence[str]], combined: Update) -> list[Update]:
+    """Members of a sum, as a protection decodes with them."""
+    members = []
+    for site, *header in names:
+        known = zip(("nonce", "exchange"), header, strict=False)
+        own = {name: bytes.fromhex(value) for name, value in known if value}
+        members.append(Update(str(site), combined.round, {}, 0, purpose=combined.purpose, header=own))
+    return members
+
+
+def _own(array: np.ndarray) -> np.ndarray:
+    if str(array.dtype) not in _KINDS:
+        msg = f"an array of {array.dtype}"
+        raise ValueError(msg)
+    return np.array(array)

@@ -1,0 +1,142 @@
+"""What sites compare before the first round, in a form that the server cannot read."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+
+from scinfl import __version__
+from scinfl._checks import first_of
+from scinfl.flower.setup._job import Job
+from scinfl.flower.tasks._task import Task
+from scinfl.privacy import Key, PublicIdentity, Seal, agree_version
+from scinfl.privacy.keys._derivation import joined
+
+_CURES = {
+    "job": "Send it the present 'job.toml'.",
+    "scinfl": "Install the same version at all sites.",
+    "features": (
+        'Write `features = "intersection"` in the job, or bring the files of all sites to the same features with '
+        "`scinfl.pp.align_genes`."
+    ),
+    "order of features": (
+        'Write `features = "intersection"` in the job, or bring the files of all sites to the same order of features '
+        "with `scinfl.pp.align_genes`."
+    ),
+    "scale of values": (
+        "Some have raw counts, others do not: run `sc.pp.normalize_total` and `sc.pp.log1p` at the sites that have "
+        "counts."
+    ),
+}
+
+
+def site_checks(task: Task, key: Key, job: Job, run: str) -> dict[str, str]:
+    """Short proofs of what must be the same at all sites: open where it is public, else keyed hashes.
+
+    Parameters
+    ----------
+    task
+        Data of the site.
+    key
+        Secret of the sites.
+    job
+        What is trained.
+    run
+        Name of the run, so that hashes of two runs cannot be compared.
+    """
+    names = task.features if job.features == "same" else [job.features]
+    return {
+        "job": job.digest,
+        "scinfl": __version__,
+        "features": _keyed_hash(key, run, "features", sorted(names)),
+        "order of features": _keyed_hash(key, run, "order of features", names),
+        "scale of values": _keyed_hash(key, run, "scale", task.scale),
+    }
+
+
+def compare(checks: Mapping[str, Mapping[str, str]], keys: Mapping[str, tuple[int, str]]) -> None:
+    """Refuse sites that differ, at the server; names them and the cure.
+
+    Parameters
+    ----------
+    checks
+        What :func:`site_checks` gave, by site.
+    keys
+        Version and fingerprint of each site's key: public.
+
+    Raises
+    ------
+    ValueError
+        If a site differs from the others.
+    """
+    agree_version({site: {version: fingerprint} for site, (version, fingerprint) in keys.items()})
+    problems = []
+    for name, cure in _CURES.items():
+        found = {site: own.get(name, "") for site, own in checks.items()}
+        if len(set(found.values())) == 1:
+            continue
+        usual = Counter(found[site] for site in sorted(found)).most_common(1)[0][0]
+        odd = [f"'{site}'" for site in sorted(found) if found[site] != usual]
+        problems.append(f"{name} of site {first_of(odd)} differ{'s' if len(odd) == 1 else ''} from the others. {cure}")
+        if name == "features":
+            break  # the order differs too then
+    if problems:
+        msg = "Expected the same at all sites, found that the " + " The ".join(problems)
+        raise ValueError(msg)
+
+
+def seal_facts(facts: Mapping[str, Any], key: Key, site: str, job: Job, run: str) -> bytes:
+    """What one site has, for the eyes of the other sites."""
+    content = json.dumps(facts).encode()
+    return Seal(key).seal(content, what="facts", site=site, job=job.digest, run=run)
+
+
+def open_facts(sealed: Mapping[str, bytes], key: Key, job: Job, run: str) -> dict[str, dict[str, Any]]:
+    """What all sites have, at a site.
+
+    Parameters
+    ----------
+    sealed
+        What :func:`seal_facts` gave, by site.
+    key, job, run
+        See :func:`site_checks`.
+
+    Raises
+    ------
+    ValueError
+        If facts belong to another site, job, run or key.
+    """
+    seal = Seal(key)
+    opened = {
+        site: seal.unseal(content, what="facts", site=site, job=job.digest, run=run) for site, content in sealed.items()
+    }
+    return {site: json.loads(content) for site, content in opened.items()}
+
+
+def hello_content(hello: Mapping[str, Any]) -> bytes:
+    """What a site signs of its greeting."""
+    return joined("scinfl hello", json.dumps(dict(hello), sort_keys=True))
+
+
+def check_hello(identity: PublicIdentity, signature: bytes, hello: Mapping[str, Any]) -> None:
+    """Refuse a greeting that the site did not sign."""
+    try:
+        identity.verify(signature, hello_content(hello))
+    except InvalidSignature as error:
+        raise ValueError(str(error)) from None
+
+
+def agreement_hash(digest: str, key: Key, run: str) -> str:
+    """Keyed hash of what sites agreed on, which the server compares."""
+    return _keyed_hash(key, run, "agreement", [digest])
+
+
+def _keyed_hash(key: Key, run: str, what: str, names: Sequence[str]) -> str:
+    content = json.dumps([run, *names]).encode()
+    return hmac.new(key.derive("preflight", what), content, hashlib.sha256).hexdigest()

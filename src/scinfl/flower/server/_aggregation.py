@@ -1,0 +1,178 @@
+"""The terms of one step, as they come in at the server."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from scinfl.federation import Journal, Update
+from scinfl.flower.protocol._message import Message
+from scinfl.privacy import Aggregator
+from scinfl.privacy.aggregation._aggregator import MASKED
+from scinfl.privacy.aggregation._masked_sum import MAX_BOUND
+
+Summed = list[tuple[Update, list[Update]]]
+"""Sums, and the terms in each."""
+
+
+class Aggregation:
+    """Collects terms until enough sites sent theirs, and adds them.
+
+    Parameters
+    ----------
+    server
+        Verifies and adds terms.
+    used
+        Nonces of all terms that were added before.
+    bounds
+        Bounds on numbers that all sites know of, by purpose; grows.
+    min_sites, deadline
+        See :class:`scinfl.flower.Job`.
+    journal, tell
+        Where to note what is refused.
+    step
+        Number of the step.
+    """
+
+    def __init__(
+        self,
+        server: Aggregator,
+        used: Collection[str],
+        bounds: dict[str, float],
+        *,
+        min_sites: int,
+        deadline: float,
+        journal: Journal,
+        tell: Callable[[str], None],
+        step: int,
+    ) -> None:
+        self._server, self._used, self._bounds = server, used, bounds
+        self._min_sites, self._deadline = min_sites, deadline
+        self._journal, self._tell, self._step = journal, tell, step
+        self._attempt = 0
+        self._answers: dict[str, list[Update]] = {}
+        self._enough: float | None = None  # when enough sites had answered
+        self.n_bytes = 0
+
+    @property
+    def turn(self) -> tuple[object, ...]:
+        """Changes whenever what was asked before is no longer wanted."""
+        return self._step, self._attempt
+
+    @property
+    def sites(self) -> set[str]:
+        """Sites whose answer is here."""
+        return set(self._answers)
+
+    def asks(self, site: str) -> Mapping[str, Any] | None:
+        """What a site is asked for besides; ``None`` where nothing of it is missing.
+
+        Parameters
+        ----------
+        site
+            Name of the site.
+        """
+        return None if site in self._answers else {"bounds": self._bounds}
+
+    def take(self, site: str, message: Message) -> None:
+        """Take an answer.
+
+        Parameters
+        ----------
+        site
+            Who sent it.
+        message
+            Terms, or the wish for wider bounds.
+
+        Raises
+        ------
+        ValueError
+            If it is refused.
+        """
+        if message.kind == "repeat":
+            self._repeat(message)
+            return
+        self._check_terms(site, message.updates)
+        self._answers[site] = list(message.updates)
+        self.n_bytes += sum(update.n_bytes for update in message.updates)
+
+    def add(self, now: float, coming: Collection[str], slow: Collection[str]) -> Summed | None:
+        """Sums of the step, once nobody is waited for any longer.
+
+        Parameters
+        ----------
+        now
+            Seconds.
+        coming
+            Sites that are here.
+        slow
+            Sites that let a deadline pass: nobody waits twice for them.
+        """
+        usual = usual_of({site: _purposes(updates) for site, updates in self._answers.items()}, self._min_sites)
+        if usual is None:
+            self._enough = None
+            return None
+        if self._must_wait(now, set(coming) - self.sites - set(slow)):
+            return None
+        for site in [site for site, updates in self._answers.items() if _purposes(updates) != usual]:
+            self._leave_out(site, _purposes(self._answers.pop(site)), usual)
+        return self._sums()
+
+    def _must_wait(self, now: float, missing: Collection[str]) -> bool:
+        self._enough = self._enough or now
+        return bool(missing) and now - self._enough < self._deadline
+
+    def _sums(self) -> Summed:
+        purposes = sorted(update.purpose for update in next(iter(self._answers.values())))
+        terms = [[u for own in self._answers.values() for u in own if u.purpose == purpose] for purpose in purposes]
+        return [(self._server.combine(own), own) for own in terms]
+
+    def _leave_out(self, site: str, found: Any, usual: Any) -> None:
+        self._journal.log("refused", site=site, kind="step", reason=f"it sent {found} where others sent {usual}")
+        self._tell(f"left out site '{site}', which is at another step than the others")
+
+    def _repeat(self, message: Message) -> None:
+        """A number exceeds the bound: all sites send the step again, with a wider one."""
+        bounds = {str(purpose): float(bound) for purpose, bound in dict(message.fields["bounds"]).items()}
+        if not bounds or not all(0 < bound <= MAX_BOUND for bound in bounds.values()):
+            msg = f"Expected bounds of up to {MAX_BOUND:g}, found {bounds}. Nothing of it was used."
+            raise ValueError(msg)
+        for purpose, bound in bounds.items():
+            self._bounds[purpose] = max(self._bounds.get(purpose, 0.0), bound)
+        self._journal.log("repeat", step=self._step, bounds=self._bounds)
+        self._start_again()
+
+    def _start_again(self) -> None:
+        self._answers.clear()
+        self._enough = None
+        self._attempt += 1
+
+    def _check_terms(self, site: str, updates: Sequence[Update]) -> None:
+        """Refuse anything but fresh terms of this site, that the site signed."""
+        for update in updates:
+            if update.site != site or set(update.state) != {MASKED}:
+                msg = f"Expected masked terms of site '{site}', found others. Nothing of them was used."
+                raise ValueError(msg)
+            self._server.verify(update)
+            if update.header["nonce"].hex() in self._used:
+                msg = (
+                    f"Expected a fresh term of '{update.purpose}', found one that was added before: an old answer. "
+                    "Nothing of it was used."
+                )
+                raise ValueError(msg)
+        if not updates or len({update.purpose for update in updates}) < len(updates):
+            msg = f"Expected one term a purpose, found {_purposes(updates)}. Nothing of them was used."
+            raise ValueError(msg)
+
+
+def usual_of(found: Mapping[str, Any], least: int) -> Any:
+    """What most sites sent, if enough of them did: the sites know the purposes and rounds of a step, not the server."""
+    usual = Counter(map(str, found.values())).most_common(1)
+    if not usual or usual[0][1] < least:
+        return None
+    return next(own for own in found.values() if str(own) == usual[0][0])
+
+
+def _purposes(updates: Sequence[Update]) -> list[tuple[str, int]]:
+    return sorted((update.purpose, update.round) for update in updates)

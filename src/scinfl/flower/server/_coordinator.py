@@ -1,0 +1,386 @@
+"""The run at the server: asks sites for steps, adds what it cannot read, and keeps the sums."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from scinfl._checks import first_of
+from scinfl.federation import Update
+from scinfl.flower._format import in_bytes
+from scinfl.flower.protocol._message import Message, sums_message
+from scinfl.flower.protocol._preflight import check_hello
+from scinfl.flower.server._aggregation import Aggregation
+from scinfl.flower.server._pairwise_aggregation import PairwiseAggregation
+from scinfl.flower.server._participant import Participant, Transport, checks_of, compare_sites, named
+from scinfl.flower.server._run_folder import RunFolder
+from scinfl.flower.setup._job import Job
+from scinfl.privacy import Aggregator, PublicIdentity
+from scinfl.privacy.aggregation._aggregator import MASKED
+from scinfl.privacy.aggregation._pairwise_sum import PairwiseServer
+from scinfl.privacy.aggregation._secure_sum import purpose_of
+
+_REMIND = 30.0
+_GONE = 30.0  # seconds to wait for a site that left without saying that it has the model
+_SECONDS_TO_MAKE_THE_MODEL = 180.0  # at least, for a site that is here and catches up: it imports and sets up first
+_MAX_REFUSALS = 3
+_SECONDS_TO_GREET = 20.0  # after which the same is asked again: one lost message should not hold up the start
+_SECONDS_TO_LISTEN = 15.0
+_MOST_ATTEMPTS = 1_000_000  # at one step, by one server
+_ANSWERS = ("step", "repeat", "advertise", "reveal")
+_WITH_ROUNDS = ("training", "evaluation")
+
+
+class Coordinator:
+    """Runs a job over sites; holds no key, reads no number.
+
+    Parameters
+    ----------
+    folder
+        Where run, sums, history and audit log are kept.
+    job
+        What is trained.
+    identities
+        Pinned identity of every site: what they did not sign is refused.
+    tell
+        Called with lines for the operator.
+    resume
+        Go on with the run in the folder.
+    expected
+        Sites that may take part; all of the job by default.
+    poll
+        Seconds between two looks for answers.
+    progress
+        Show a progress bar over the rounds.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds another run.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        job: Job,
+        identities: Mapping[str, PublicIdentity],
+        tell: Callable[[str], None],
+        *,
+        resume: bool = False,
+        expected: Collection[str] | None = None,
+        poll: float = 0.1,
+        progress: bool = False,
+    ) -> None:
+        self._expected = set(job.sites if expected is None else expected)
+        self._job, self._identities, self._tell, self._poll = job, identities, tell, poll
+        missing = sorted(set(job.sites) - identities.keys())
+        if missing:
+            msg = f"Expected the identity of every site of the job, found none of {first_of(missing)}. Pin them."
+            raise ValueError(msg)
+        self._server = (PairwiseServer if job.sum == "pairwise" else Aggregator)(identities)
+        self._kept = RunFolder(folder, job, resume=resume)
+        self._journal = self._kept.journal
+        self._nodes: dict[int, Participant] = {}
+        self._tickets: dict[str, tuple[Participant, tuple[object, ...]]] = {}  # of nodes that left since, too
+        self._finished: set[str] = set()
+        self._used = self._kept.nonces()
+        self._told_of: set[str] = set()
+        self._met: set[str] = set()
+        self._bar = tqdm(total=job.n_rounds, disable=not progress, unit="round", desc="Training")
+        self._bounds: dict[str, float] = {}
+        self._agreed: dict[str, str] = {}
+        self._started = self._reminded = self._heard = time.monotonic()
+        self._slow: set[str] = set()
+        self._last: set[str] = set(self._expected) if self._kept.n_sums else set()
+        self._gathering = self._gather()
+
+    # ---- the loop
+
+    def run(self, courier: Transport) -> None:
+        """Train until all sites have the model.
+
+        Raises
+        ------
+        ValueError
+            If sites differ in what must be the same.
+        RuntimeError
+            If too few sites answer.
+        """
+        try:
+            while not self._is_finished():
+                self._look_around(courier)
+                self._ask(courier)
+                for ticket, message in courier.receive(self._tickets.keys()):
+                    self._take(*self._tickets.pop(ticket), message)
+                self._advance()
+                time.sleep(self._poll)
+        except (ValueError, RuntimeError) as error:
+            self._journal.log("stopped", reason=str(error))
+            self._dismiss(courier, str(error))
+            raise
+        finally:
+            self._bar.close()
+        self._journal.log("finished", rounds=self._job.n_rounds)
+
+    def _look_around(self, courier: Transport) -> None:
+        found = courier.nodes()
+        for number in list(self._nodes):
+            if number not in found or found[number] != self._nodes[number].started:
+                node = self._nodes.pop(number)
+                gone = node.site is not None and node.stage != "refused" and node.site not in self._finished
+                if gone and number not in found:
+                    self._tell(f"site '{node.site}' is gone")
+        for number, started in found.items():
+            self._nodes.setdefault(number, Participant(started))
+
+    def _ask(self, courier: Transport) -> None:
+        for number, node in self._nodes.items():
+            if not node.is_asked and (message := self._message_for(node)) is not None:
+                seconds = _SECONDS_TO_GREET if message.kind in ("hello", "agree") else self._job.deadline + 60
+                ticket = courier.send(number, message, seconds=seconds)
+                self._tickets[ticket] = (node, self._gathering.turn)
+                node.is_asked = True
+
+    def _message_for(self, node: Participant) -> Message | None:
+        if node.reason:
+            reason, node.reason = node.reason, ""
+            return Message("end", {"run": self._kept.run, "reason": reason})
+        if node.stage == "new":
+            return Message("hello", {"run": self._kept.run, "job": self._job.text})
+        if node.stage == "greeted" and self._kept.facts:
+            return Message("agree", {"run": self._kept.run, "facts": self._kept.facts})
+        if node.stage == "ready" and node.site is not None and (asked := self._gathering.asks(node.site)) is not None:
+            sums = self._kept.sums_from(node.position)
+            heads = [{"step": own.fields["step"], "members": own.fields["members"]} for own in sums]
+            updates = tuple(update for own in sums for update in own.updates)
+            fields = {"run": self._kept.run, "step": self._kept.n_sums, "sums": heads, **asked}
+            return Message("step", fields, updates)
+        return None
+
+    def _gather(self) -> Aggregation:
+        """Begin the next step."""
+        options: dict[str, Any] = {
+            "min_sites": self._job.min_sites,
+            "deadline": self._job.deadline,
+            "journal": self._journal,
+            "tell": self._tell,
+            "step": self._kept.n_sums,
+        }
+        given = (self._server, self._used, self._bounds)
+        if self._job.sum == "keyed":
+            return Aggregation(*given, **options)
+        first = self._kept.n_starts * _MOST_ATTEMPTS + 1
+        return PairwiseAggregation(*given, folder=self._kept.path, first_attempt=first, **options)
+
+    def _dismiss(self, courier: Transport, reason: str) -> None:
+        """Tell sites that the run stopped, and give them time to listen."""
+        message = Message("end", {"run": self._kept.run, "reason": reason})
+        listening = [n for n, node in self._nodes.items() if node.stage not in ("finished", "refused")]
+        tickets = {courier.send(number, message, seconds=60) for number in listening}
+        until = time.monotonic() + _SECONDS_TO_LISTEN
+        while tickets and time.monotonic() < until:
+            tickets -= {ticket for ticket, _ in courier.receive(tickets)}
+            time.sleep(self._poll)
+
+    # ---- answers
+
+    def _take(self, node: Participant, asked: tuple[object, ...], message: Message | None) -> None:
+        node.is_asked = False
+        if message is None:
+            return
+        self._heard = time.monotonic()
+        self._slow.discard(str(node.site))
+        try:
+            if asked != self._gathering.turn and message.kind in _ANSWERS:
+                node.position = int(message.fields["position"])
+                self._journal.log("late", site=node.site, step=message.fields.get("step"))
+                return
+            {
+                "hello": self._take_hello,
+                "ready": self._take_ready,
+                **dict.fromkeys(_ANSWERS, self._take_step),
+                "behind": self._take_behind,
+                "finished": self._take_finished,
+                "failed": self._take_failed,
+                "bye": self._take_failed,
+            }[message.kind](node, message)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            node.n_refused += 1
+            if node.n_refused >= _MAX_REFUSALS:
+                node.stage = "refused"
+            node.reason = str(error) if node.stage == "refused" else ""
+            self._journal.log("refused", site=node.site, kind=message.kind, reason=str(error))
+            self._tell(f"refused an answer of {named(node)}: {error}")
+
+    def _take_hello(self, node: Participant, message: Message) -> None:
+        hello = dict(message.fields)
+        signature = bytes.fromhex(hello.pop("signature"))
+        site = str(hello["site"])
+        if site not in self._expected:
+            msg = f"site '{site}' is not in the job, or revoked. Name it in `sites`, and send the job to all sites"
+            raise ValueError(msg)
+        check_hello(self._identities[site], signature, hello)
+        for other in self._nodes.values():
+            if other is not node and other.site == site and other.stage != "refused":
+                msg = f"site '{site}' is here twice. Stop one of the two"
+                raise ValueError(msg)
+        node.site, node.hello, node.stage = site, hello, "greeted"
+        if self._kept.facts:
+            self._admit(node, site)
+        back = "back" if site in self._met else "here"
+        self._met.add(site)
+        self._tell(f"site '{site}' is {back} ({len(self._here())} of {len(self._expected)})")
+
+    def _admit(self, node: Participant, site: str) -> None:
+        """Compare a site that comes late, or again, with those that began."""
+        checks = {**self._kept.checks, site: checks_of(node.hello)}
+        try:
+            compare_sites(checks)
+        except ValueError:
+            node.stage = "refused"
+            raise
+        self._kept.checks[site] = checks[site]
+        self._kept.write()  # not its labels: the network has those that the run began with
+
+    def _take_ready(self, node: Participant, message: Message) -> None:
+        self._agreed[str(node.site)] = str(message.fields["agreed"])
+        if len(set(self._agreed.values())) > 1 and not self._kept.n_sums:
+            msg = (
+                "Expected all sites to agree on labels or perturbations, features and gene ontology, found that they "
+                "do not. Compare the files that the sites read, and start the server again."
+            )
+            raise RuntimeError(msg)
+        if self._agreed[str(node.site)] != next(iter(self._agreed.values())):
+            node.stage = "refused"
+            msg = "it knows other labels, perturbations or features than those that the run began with"
+            raise ValueError(msg)
+        node.position, node.stage = int(message.fields["position"]), "ready"
+
+    def _take_behind(self, node: Participant, message: Message) -> None:
+        position = int(message.fields["position"])
+        if position == node.position or position > self._kept.n_sums:
+            msg = f"it is at step {position}, the run at step {self._kept.n_sums}"
+            raise ValueError(msg)
+        node.position = position
+
+    def _take_step(self, node: Participant, message: Message) -> None:
+        position = int(message.fields["position"])
+        self._gathering.take(str(node.site), message)
+        node.position = position
+
+    def _take_finished(self, node: Participant, message: Message) -> None:
+        del message
+        node.stage = "finished"
+        self._finished.add(str(node.site))
+        if not self._kept.is_closing:
+            self._kept.close()
+            self._started = time.monotonic()
+        self._tell(f"site '{node.site}' has the model")
+
+    def _take_failed(self, node: Participant, message: Message) -> None:
+        node.stage = "refused"
+        reason = str(message.fields.get("message", "it stopped"))[:500]
+        self._journal.log("failed", site=node.site, reason=reason)
+        self._tell(f"site '{node.site}' stopped: {reason}")
+
+    # ---- steps
+
+    def _advance(self) -> None:
+        now = time.monotonic()
+        if not self._kept.facts:
+            self._greet(now)
+        elif not self._is_closing():
+            self._maybe_add(now)
+        self._remind(now)
+
+    def _greet(self, now: float) -> None:
+        greeted = {node.site: node for node in self._nodes.values() if node.stage == "greeted"}
+        late = self._job.wait and now - self._started > self._job.wait and len(greeted) >= self._job.min_sites
+        if set(greeted) != self._expected and not late:
+            return
+        self._kept.checks = {str(site): checks_of(node.hello) for site, node in greeted.items()}
+        compare_sites(self._kept.checks)
+        self._kept.facts = {str(site): node.hello["facts"] for site, node in greeted.items()}
+        self._kept.write()
+        self._journal.log("preflight", sites=sorted(self._kept.facts))
+        sites = first_of(sorted(self._kept.facts), 20)
+        self._tell(f"preflight passed: same job, version, key and features at {sites}")
+        self._started = self._heard = now
+
+    def _maybe_add(self, now: float) -> None:
+        coming = {str(node.site) for node in self._nodes.values() if node.stage in ("new", "greeted", "ready")}
+        sums = self._gathering.add(now, coming, self._slow)
+        if sums is None:
+            return
+        step, sites = self._kept.n_sums, sorted(self._gathering.sites)
+        self._kept.add(sums_message(step, [(combined, [_name(term) for term in terms]) for combined, terms in sums]))
+        self._used |= {term.header["nonce"].hex() for _, terms in sums for term in terms}
+        left_out = sorted(self._expected - set(sites))
+        self._journal.log(
+            "step",
+            step=step,
+            sites=sites,
+            left_out=left_out,
+            sums=[hashlib.sha256(combined.state[MASKED].data).hexdigest() for combined, _ in sums],
+        )
+        self._report(step, [combined for combined, _ in sums], left_out, now - self._started)
+        self._last = set(sites)
+        self._slow |= self._expected - set(sites)  # nobody waits twice for a site that does not answer
+        self._gathering, self._started = self._gather(), now
+
+    def _report(self, step: int, sums: Sequence[Update], left_out: Sequence[str], seconds: float) -> None:
+        """One line a round of training, and one for each kind of sum beside it."""
+        n_sites, n_bytes = len(self._gathering.sites), self._gathering.n_bytes
+        without = f", without {', '.join(left_out)}" if left_out else ""
+        for combined in sums:
+            if combined.purpose == "training":
+                self._bar.update(combined.round - self._bar.n)
+                row = [step, combined.round, n_sites, " ".join(left_out), f"{seconds:.3f}", n_bytes]
+                self._kept.add_to_history(row)
+                self._tell(
+                    f"round {combined.round}/{self._job.n_rounds}: {n_sites} sites{without}, {seconds:.1f} s, "
+                    f"{in_bytes(n_bytes)}"
+                )
+            elif combined.purpose not in _WITH_ROUNDS and combined.purpose not in self._told_of:
+                self._told_of.add(combined.purpose)
+                if purpose_of(combined.purpose) is None:
+                    self._tell(f"added '{combined.purpose}': {n_sites} sites{without}, {in_bytes(n_bytes)}")
+
+    def _is_closing(self) -> bool:
+        return self._kept.is_closing
+
+    def _is_finished(self) -> bool:
+        """Whether all sites that took part to the end have the model, or had time enough to fetch it."""
+        if not self._kept.facts or not self._is_closing():
+            return False
+        here = {node.site for node in self._nodes.values() if node.stage in ("new", "greeted", "ready")}
+        waited = time.monotonic() - self._started
+        waiting = ((here | self._last) if waited < _GONE else here) - self._finished
+        return not waiting or waited > max(self._job.deadline, _SECONDS_TO_MAKE_THE_MODEL)
+
+    def _remind(self, now: float) -> None:
+        waiting = sorted(self._expected - self._gathering.sites - {n.site for n in self._nodes.values() if n.site})
+        if now - self._reminded > _REMIND and waiting and not self._is_closing():
+            n = f"{len(self._here())} of at least {self._job.min_sites} sites are here"
+            self._tell(f"waiting for {first_of(waiting, 20)}: {n}")
+            self._reminded = now
+        if now - self._heard > self._job.give_up:
+            msg = (
+                f"Expected answers of at least {self._job.min_sites} sites, found none for {self._job.give_up:g} s "
+                f"in step {self._kept.n_sums}; missing are {first_of(waiting or sorted(self._expected), 20)}. Let "
+                "them start `scinfl federation site` again, and resume with `--resume`."
+            )
+            raise RuntimeError(msg)
+
+    def _here(self) -> set[str]:
+        return {node.site for node in self._nodes.values() if node.site is not None and node.stage != "refused"}
+
+
+def _name(term: Update) -> tuple[str, ...]:
+    """What sites must know of a term in a sum: whose it is, and what its masks were made with."""
+    return str(term.site), term.header["nonce"].hex(), term.header.get("exchange", b"").hex()

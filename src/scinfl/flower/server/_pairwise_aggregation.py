@@ -1,0 +1,165 @@
+"""The terms of one step under pairwise masks, as they come in at the server: advertise, send, reveal."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from scinfl.flower.protocol._message import Message
+from scinfl.flower.server._aggregation import Aggregation, Summed, usual_of
+from scinfl.privacy.aggregation._advertisement import Advertisement
+from scinfl.privacy.aggregation._pairwise_sum import PairwiseServer
+
+
+class PairwiseAggregation(Aggregation):
+    """Relays what sites advertise, collects their terms, and opens the sum with the seeds that they reveal.
+
+    If a site is lost after it advertised, the masks of the others do not cancel: they exchange anew without it. Once
+    all terms are here, the sum can only be opened with the seeds of all of them, so a site that is lost then is waited
+    for; the terms are kept in a file, and each site keeps its seed.
+
+    Parameters
+    ----------
+    folder
+        Where the terms are kept until the sum is open.
+    first_attempt
+        Number of the first attempt, higher than any of a server that ran before.
+    options
+        See :class:`Aggregation`.
+    """
+
+    _server: PairwiseServer
+
+    def __init__(self, *options: Any, folder: Path, first_attempt: int, **others: Any) -> None:
+        super().__init__(*options, **others)
+        self._attempt = first_attempt
+        self._phase: Literal["advertise", "terms", "reveal"] = "advertise"
+        self._ads: dict[str, list[Advertisement]] = {}
+        self._members: set[str] = set()
+        self._seeds: dict[str, dict[str, bytes]] = {}
+        self._pending = folder / "pending.safetensors"
+        if self._pending.exists():
+            self._take_up(Message.read(self._pending))
+
+    @property
+    def turn(self) -> tuple[object, ...]:
+        """Changes whenever what was asked before is no longer wanted."""
+        return *super().turn, self._phase
+
+    @property
+    def sites(self) -> set[str]:
+        """Sites whose answer is here."""
+        return set(self._ads if self._phase == "advertise" else self._answers)
+
+    def asks(self, site: str) -> Mapping[str, Any] | None:
+        """What a site is asked for in the present phase.
+
+        Parameters
+        ----------
+        site
+            Name of the site.
+        """
+        asked = {"phase": self._phase, "attempt": self._attempt, "bounds": self._bounds}
+        if self._phase == "advertise":
+            return None if site in self._ads else asked
+        if site not in self._members:
+            return None
+        if self._phase == "terms":
+            ads = [said for name in sorted(self._members) for said in self._ads[name]]
+            return None if site in self._answers else {**asked, "ads": [said.to_json() for said in ads]}
+        return None if site in self._seeds else {**asked, "sites": sorted(self._members)}
+
+    def take(self, site: str, message: Message) -> None:
+        """Take an answer.
+
+        Parameters
+        ----------
+        site
+            Who sent it.
+        message
+            Advertisements, terms, seeds, or the wish for wider bounds.
+        """
+        if message.kind == "advertise" and self._phase == "advertise":
+            ads = [Advertisement.from_json(said) for said in message.fields["ads"]]
+            if not ads or any(said.site != site or said.attempt != self._attempt for said in ads):
+                msg = f"Expected what site '{site}' advertises for attempt {self._attempt}, found something else."
+                raise ValueError(msg)
+            self._ads[site] = ads
+        elif message.kind == "reveal" and self._phase == "reveal":
+            self._seeds[site] = self._checked_seeds(site, message.fields["seeds"])
+        elif message.kind == "repeat" or (message.kind == "step" and self._phase == "terms"):
+            super().take(site, message)
+        else:
+            msg = f"Expected an answer to '{self._phase}', found '{message.kind}'. Nothing of it was used."
+            raise ValueError(msg)
+
+    def add(self, now: float, coming: Collection[str], slow: Collection[str]) -> Summed | None:
+        """Sums of the step, once the seeds of all terms are here.
+
+        Parameters
+        ----------
+        now, coming, slow
+            See :meth:`Aggregation.add`.
+        """
+        if self._phase == "advertise":
+            self._relay(now, set(coming) - self._ads.keys() - set(slow))
+        elif self._phase == "terms":
+            self._collect(now, coming)
+        elif self._seeds.keys() >= self._members:
+            sums = [(self._server.open(*own, self._seeds_of(own[0].purpose)), own[1]) for own in self._sums()]
+            self._pending.unlink(missing_ok=True)
+            return sums
+        return None
+
+    def _relay(self, now: float, missing: Collection[str]) -> None:
+        """Settle whose masks belong together."""
+        found = {site: sorted((said.purpose, said.round) for said in own) for site, own in self._ads.items()}
+        usual = usual_of(found, self._min_sites)
+        if usual is None:
+            self._enough = None
+            return
+        if self._must_wait(now, missing):
+            return
+        for site in [site for site, own in found.items() if own != usual]:
+            self._leave_out(site, found[site], usual)
+            del self._ads[site]
+        self._members, self._phase, self._enough = set(self._ads), "terms", None
+
+    def _collect(self, now: float, coming: Collection[str]) -> None:
+        missing = self._members - self._answers.keys()
+        if missing <= set(coming) and self._must_wait(now, missing):  # who left has lost the keys to its masks
+            return
+        if missing:
+            self._journal.log("lost", step=self._step, sites=sorted(missing), attempt=self._attempt)
+            self._start_again()
+            return
+        heads = {"attempt": self._attempt, "members": sorted(self._members)}
+        updates = tuple(update for own in self._answers.values() for update in own)
+        Message("pending", {**heads, "step": self._step}, updates).write(self._pending)
+        self._phase = "reveal"
+
+    def _take_up(self, kept: Message) -> None:
+        """Go on where a server was that is gone."""
+        if kept.fields["step"] != self._step:
+            self._pending.unlink()
+            return
+        self._attempt, self._members, self._phase = kept.fields["attempt"], set(kept.fields["members"]), "reveal"
+        for update in kept.updates:
+            self._answers.setdefault(update.site, []).append(update)
+
+    def _start_again(self) -> None:
+        super()._start_again()
+        self._phase, self._ads, self._members, self._seeds = "advertise", {}, set(), {}
+
+    def _seeds_of(self, purpose: str) -> dict[str, bytes]:
+        return {site: own[purpose] for site, own in self._seeds.items()}
+
+    def _checked_seeds(self, site: str, seeds: Mapping[str, str]) -> dict[str, bytes]:
+        found = {str(purpose): bytes.fromhex(seed) for purpose, seed in seeds.items()}
+        for update in self._answers[site]:
+            if hashlib.sha256(found[update.purpose]).digest() != update.header["commitment"]:
+                msg = f"Expected the seed that site '{site}' committed to, found another. Nothing of it was used."
+                raise ValueError(msg)
+        return found

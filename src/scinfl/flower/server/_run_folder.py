@@ -1,0 +1,137 @@
+"""What the server keeps of a run: its name, sealed facts, masked sums, history and audit log."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scinfl.federation import Journal, write_atomically
+from scinfl.flower.protocol._message import Message
+from scinfl.flower.setup._job import Job
+
+_RUN = "run.json"
+_HISTORY = "history.csv"
+_SUMS = "sums"
+_COLUMNS = ["step", "round", "sites", "left_out", "seconds", "bytes"]
+
+
+class RunFolder:
+    """A run on disk. Every file appears whole or not at all, so a server that is killed resumes from the last sum.
+
+    Parameters
+    ----------
+    path
+        Folder.
+    job
+        Job of the run.
+    resume
+        Go on with the run that is there.
+
+    Raises
+    ------
+    ValueError
+        If there is no run to resume, one that should not be overwritten, or one of another job.
+    """
+
+    def __init__(self, path: Path, job: Job, *, resume: bool) -> None:
+        self.journal = Journal(path)
+        self.run = secrets.token_hex(16)
+        self.facts: dict[str, str] = {}
+        self.checks: dict[str, dict[str, Any]] = {}
+        self.n_sums = 0
+        self.n_starts = 0
+        """How often a server took this run up again."""
+        self.is_closing = False
+        """Whether a site has the model, so that no further sum is needed."""
+        self.path, self._job = path, job
+        self._nonces: set[str] = set()
+        self._latest: Message | None = None  # which every site asks for, one after the other
+        (path / _SUMS).mkdir(exist_ok=True)
+        found = (path / _RUN).exists()
+        if found != resume:
+            msg = (
+                f"Expected a run to resume in '{path}', found none. Leave `--resume` out."
+                if resume
+                else f"Expected no run in '{path}', found one. Go on with it with `--resume`, or move the folder away."
+            )
+            raise ValueError(msg)
+        if resume:
+            self._load()
+            self.journal.log("resume", run=self.run, step=self.n_sums)
+        else:
+            self.journal.log("start", run=self.run, job=job.digest, sites=job.sites)
+
+    def _load(self) -> None:
+        kept = json.loads((self.path / _RUN).read_text())
+        if kept["job"] != self._job.digest:
+            msg = f"Expected the job of the run in '{self.path}', found another. Resume with the job as it was."
+            raise ValueError(msg)
+        self.run, self.facts, self.checks = str(kept["run"]), kept["facts"], kept["checks"]
+        self.is_closing = bool(kept["closing"])
+        self.n_starts = int(kept["starts"]) + 1
+        for number, file in enumerate(sorted((self.path / _SUMS).glob("step-*.safetensors"))):
+            message = Message.read(file)
+            if message.fields["step"] != number:
+                msg = f"Expected the sum of step {number} in '{self.path}', found none. Restore it from a copy."
+                raise ValueError(msg)
+            self._nonces |= _nonces_of(message)
+            self.n_sums += 1
+        self.write()
+
+    def write(self) -> None:
+        """Keep what sites agreed on."""
+        content = {
+            "run": self.run,
+            "job": self._job.digest,
+            "facts": self.facts,
+            "checks": self.checks,
+            "closing": self.is_closing,
+            "starts": self.n_starts,
+        }
+        write_atomically(self.path / _RUN, json.dumps(content, indent=1).encode())
+
+    def close(self) -> None:
+        """Keep that a site has the model."""
+        if not self.is_closing:
+            self.is_closing = True
+            self.write()
+
+    def nonces(self) -> set[str]:
+        """Nonces of all terms that went into a sum: none of them may come again."""
+        return set(self._nonces)
+
+    def sums_from(self, step: int) -> list[Message]:
+        """Sums from a step on, from their files: all of a run need not fit into memory."""
+        before = [Message.read(self._file(number)) for number in range(step, self.n_sums - (self._latest is not None))]
+        return before if self._latest is None or step >= self.n_sums else [*before, self._latest]
+
+    def add(self, sums: Message) -> None:
+        """Keep the sums of a step."""
+        sums.write(self._file(self.n_sums))
+        self._nonces |= _nonces_of(sums)
+        self._latest = sums
+        self.n_sums += 1
+
+    def _file(self, step: int) -> Path:
+        return self.path / _SUMS / f"step-{step:05d}.safetensors"
+
+    def add_to_history(self, row: Sequence[object]) -> None:
+        """Keep one line a round: step, round, sites, who was left out, seconds, bytes."""
+        path = self.path / _HISTORY
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        if path.exists():
+            text.write(path.read_text())
+        else:
+            writer.writerow(_COLUMNS)
+        writer.writerow(row)
+        write_atomically(path, text.getvalue().encode())
+
+
+def _nonces_of(sums: Message) -> set[str]:
+    return {str(name[1]) for members in sums.fields["members"] for name in members}

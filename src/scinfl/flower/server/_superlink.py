@@ -1,0 +1,266 @@
+"""Flower's SuperLink from the side of the server: start it, let sites in, and be the app of a run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+from flwr.app import Context, RecordDict
+from flwr.cli.build import build_fab_from_disk
+from flwr.common.constant import SubStatus
+from flwr.common.serde import context_from_proto, context_to_proto, fab_to_proto, run_from_proto
+from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, StartRunRequest, UnregisterNodeRequest
+from flwr.proto.runtime_pb2 import (
+    AcquireTaskRequest,
+    PullTaskInputRequest,
+    PushTaskOutputRequest,
+    SendTaskHeartbeatRequest,
+)
+from flwr.serverapp import ServerApp
+from flwr.supercore.constant import TaskType
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.fab import Fab
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid import HttpGrid
+
+from scinfl.flower.server._superlink_process import PARENT
+from scinfl.flower.setup._kit import CA, SERVER_CERTIFICATE, SERVER_KEY
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_TO_START = 90.0
+_SECONDS_TO_ANSWER = 30.0
+_BEAT = 10.0
+_APP = """[project]
+name = "scinfl-federation"
+version = "{version}"
+description = "scinfl, as installed: this bundle carries no code"
+license = "BSD-3-Clause"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "scinfl"
+
+[tool.flwr.app.components]
+serverapp = "scinfl.flower._apps:server_app"
+clientapp = "scinfl.flower._apps:client_app"
+"""
+
+
+class SuperLink:
+    """A SuperLink of this server, with TLS, known sites only, and no runs but ours.
+
+    Parameters
+    ----------
+    kit
+        Folder of the operator.
+    state
+        Folder for its database and log.
+    host, port
+        Where it listens.
+    """
+
+    def __init__(self, kit: Path, state: Path, host: str, port: int) -> None:
+        self._kit, self._state, self._port = kit, state, port
+        self._authority = (kit / CA).read_bytes()
+        self._secret = secrets.token_bytes(32)
+        secret = state / "executor.secret"
+        secret.unlink(missing_ok=True)
+        secret.touch(mode=0o600)
+        secret.write_bytes(self._secret)
+        command = [
+            *(sys.executable, "-m", "scinfl.flower.server._superlink_process"),
+            *("--host", host, "--port", str(port)),
+            *("--ssl-ca-certfile", str(kit / CA), "--ssl-certfile", str(kit / SERVER_CERTIFICATE)),
+            *("--ssl-keyfile", str(kit / SERVER_KEY), "--enable-supernode-auth"),
+            *("--database", str(state / "superlink.db"), "--isolation", "process"),
+            *("--superexec-auth-secret-file", str(secret), "--disable-runtime-dependency-installation"),
+        ]
+        with (state / "superlink.log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=_quiet(state))  # noqa: S603
+
+    @property
+    def pid(self) -> int:
+        """Number of its process."""
+        return self._process.pid
+
+    @property
+    def _address(self) -> str:
+        return f"127.0.0.1:{self._port}"
+
+    def wait(self) -> None:
+        """Wait until it answers."""
+        until = time.monotonic() + _SECONDS_TO_START
+        with self._control() as control:
+            while time.monotonic() < until and self._process.poll() is None:
+                try:
+                    control.ListNodes(ListNodesRequest())
+                except httpx.HTTPError:
+                    time.sleep(0.2)
+                else:
+                    return
+        msg = (
+            f"Expected Flower's SuperLink to start on port {self._port}, found that it did not. Is the port taken? "
+            f"Its log is '{self._state / 'superlink.log'}'."
+        )
+        raise RuntimeError(msg)
+
+    def let_in(self, sites: Mapping[str, Path]) -> None:
+        """Register the public keys of sites, and revoke those that are no longer among them."""
+        with self._control() as control:
+            nodes = control.ListNodes(ListNodesRequest()).nodes_info
+            known = {bytes(node.public_key): node for node in nodes if node.status != "unregistered"}
+            keys = {_public_key(path): site for site, path in sites.items()}
+            for key, node in known.items():
+                if key not in keys:
+                    control.UnregisterNode(UnregisterNodeRequest(node_id=node.node_id))
+            for key, site in keys.items():
+                if key not in known:
+                    control.RegisterNode(RegisterNodeRequest(public_key=key, name=site))
+
+    def run(self, app: ServerApp) -> None:
+        """Start a run and be its ServerApp, in this process."""
+        with self._control() as control:
+            response = control.StartRun(StartRunRequest(fab=fab_to_proto(_bundle())))
+        token = self._acquire(response.run_id)
+        grid = HttpGrid(self._address, insecure=False, root_certificates=self._authority, token=token)
+        grid._retry_invoker.max_time = _SECONDS_TO_ANSWER  # Flower would wait for a dead SuperLink without end
+        client, stop = grid._runtime_client, threading.Event()
+        beat = threading.Thread(target=_beat, args=(client, stop), daemon=True)
+        beat.start()
+        context: Context | None = None
+        status, details = SubStatus.FAILED, "stopped"
+        try:
+            task = client.PullTaskInput(PullTaskInputRequest())
+            context = context_from_proto(task.context)
+            grid.set_run(run_from_proto(task.run))
+            TaskIdentity.task_id, TaskIdentity.run_id = task.task_id, task.run.run_id
+            TaskIdentity.node_id = task.context.node_id
+            app(grid, context)
+            status, details = SubStatus.COMPLETED, ""
+        except httpx.HTTPError as error:
+            msg = (
+                f"Expected Flower's SuperLink to answer, found that it does not ({type(error).__name__}). Its log is "
+                f"'{self._state / 'superlink.log'}'. Go on with `--resume`."
+            )
+            raise RuntimeError(msg) from error
+        finally:
+            stop.set()
+            grid._retry_invoker.max_tries = 1
+            if context is not None:
+                context.state = RecordDict()
+            content = None if context is None else context_to_proto(context)
+            try:
+                client.PushTaskOutput(PushTaskOutputRequest(context=content, sub_status=status, details=details))
+            except (httpx.HTTPError, RuntimeError) as error:
+                logger.debug("The SuperLink did not hear of the end: %s", error)
+            grid.close()
+
+    def _acquire(self, run: int) -> str:
+        """Take on the task of being the ServerApp of a run; other runs are left alone, and so never start."""
+        client = RuntimeHttpClient.from_server_address(
+            self._address,
+            False,
+            self._authority,
+            interceptors=[
+                RuntimeVersionHttpInterceptor(component_name="SuperExec"),
+                SuperExecAuthHttpInterceptor(
+                    master_secret=self._secret, protected_methods=["/flwr.proto.Runtime/AcquireTask"]
+                ),
+            ],
+        )
+        until = time.monotonic() + _SECONDS_TO_START
+        try:
+            while time.monotonic() < until:
+                found = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP]))
+                if found.token and found.task.run_id == run:
+                    return str(found.token)
+                time.sleep(0.2)
+        finally:
+            client.close()
+        msg = "Expected the SuperLink to start the run, found that it did not. Start the server again."
+        raise RuntimeError(msg)
+
+    @contextmanager
+    def _control(self) -> Iterator[ControlHttpClient]:
+        client = ControlHttpClient.from_server_address(
+            self._address,
+            False,
+            self._authority,
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+        )
+        try:
+            yield client
+        finally:
+            client.close()
+
+    def close(self) -> None:
+        """End its process."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+
+def _beat(client: RuntimeHttpClient, stop: threading.Event) -> None:
+    while not stop.wait(_BEAT):
+        try:
+            client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+        except (httpx.HTTPError, RuntimeError) as error:
+            logger.debug("The SuperLink did not hear: %s", error)
+
+
+def _quiet(state: Path) -> dict[str, str]:
+    """Environment in which Flower calls nobody, and keeps its files in one folder."""
+    return {
+        **os.environ,
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_HOME": str(state / "flwr"),
+        "FLWR_LOG_LEVEL": "INFO",
+        PARENT: str(os.getpid()),
+    }
+
+
+def _bundle() -> Fab:
+    """Bundle of a run, which carries no code: it only names what is installed."""
+    import hashlib
+
+    from scinfl import __version__
+
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "pyproject.toml").write_text(_APP.format(version=__version__))
+        content = build_fab_from_disk(Path(folder))
+    return Fab(hashlib.sha256(content).hexdigest(), content, {})
+
+
+def _public_key(path: Path) -> bytes:
+    key = load_ssh_public_key(path.read_bytes())
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        _refuse(path)
+    return public_key_to_bytes(key)
+
+
+def _refuse(path: Path) -> NoReturn:
+    msg = f"Expected an elliptic-curve public key in '{path}', found another. Use the 'link.pub' of the kit."
+    raise ValueError(msg)

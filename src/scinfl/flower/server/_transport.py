@@ -1,0 +1,79 @@
+"""Messages through the grid of a run of Flower."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Collection, Mapping, Sequence
+from queue import Queue
+from typing import Any
+
+import httpx
+from flwr.app import Message as FlowerMessage
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
+
+from scinfl.flower.protocol._message import Message
+from scinfl.flower.protocol._records import fetch, from_flower, message_type, to_records
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_TO_FETCH = 3600.0
+
+
+class FlowerTransport:
+    """Carries messages through Flower's grid.
+
+    Parameters
+    ----------
+    grid
+        Grid of a run.
+    """
+
+    def __init__(self, grid: Any) -> None:
+        self._grid = grid
+        self._nodes: dict[int, str] = {}
+        self._looked = 0.0
+        self._coming: set[str] = set()
+        self._came: Queue[tuple[str, Message | None]] = Queue()
+
+    def nodes(self) -> Mapping[int, str]:
+        """Nodes that are online, with the time when each started."""
+        now = time.monotonic()
+        if now - self._looked > 0.5:
+            found = self._grid.get_nodes()
+            self._nodes = {node.node_id: node.last_activated_at for node in found}
+            self._looked = now
+        return dict(self._nodes)
+
+    def send(self, node: int, message: Message, *, seconds: float) -> str:
+        """Send a message."""
+        carrier = FlowerMessage(to_records(message), dst_node_id=node, message_type=message_type(message), ttl=seconds)
+        (ticket,) = self._grid.push_messages([carrier])
+        return str(ticket)
+
+    def receive(self, tickets: Collection[str]) -> Sequence[tuple[str, Message | None]]:
+        """Answers that are whole by now; others go on coming in, each by itself, so that a slow site delays nobody."""
+        client = self._grid._runtime_client
+        waiting = [ticket for ticket in tickets if ticket not in self._coming]
+        found = client.PullMessages(PullAppMessagesRequest(message_ids=waiting)) if waiting else None
+        if found is not None:
+            for head, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+                self._coming.add(head.metadata.reply_to_message_id)
+                threading.Thread(target=self._fetch, args=(client, head, tree), daemon=True).start()
+        answers = []
+        while not self._came.empty():
+            ticket, message = self._came.get()
+            self._coming.discard(ticket)
+            answers.append((ticket, message))
+        return answers
+
+    def _fetch(self, client: Any, head: Any, tree: Any) -> None:
+        ticket, message = head.metadata.reply_to_message_id, None
+        try:
+            carrier = fetch(client, self._grid.node, head, tree, seconds=_SECONDS_TO_FETCH)
+            message = from_flower(carrier) if carrier.has_content() else None
+        except (ObjectPullError, httpx.HTTPError, ValueError, RuntimeError) as error:  # the last: the run is over
+            logger.warning("An answer of a site could not be read: %s", error)
+        self._came.put((ticket, message))

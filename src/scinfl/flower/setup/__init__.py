@@ -1,0 +1,1 @@
+"""Before a federation starts: the job, the folders of operator and sites, templates."""

@@ -1,0 +1,196 @@
+"""A sum whose other terms come from elsewhere."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from scinfl.federation import Update
+from scinfl.flower.protocol._message import Message
+from scinfl.flower.protocol._round_history import Sum, Summing, as_update
+from scinfl.flower.site._masking import Masking, Place
+from scinfl.privacy import Aggregator, Identity, Key, KeyedSum
+from scinfl.privacy.aggregation._aggregator import MASKED
+from scinfl.privacy.aggregation._masked_sum import MaskedSum
+from scinfl.privacy.aggregation._secure_sum import total_of
+
+logger = logging.getLogger(__name__)
+
+
+class RemoteSum:
+    """Lets code that adds up the sites of one process add up those of all machines.
+
+    A site that speaks for itself alone masks its term; what the server adds is a step of the run, and the sum of all
+    sites comes back. Sums before and after training pass through this as they are; training itself goes through
+    :class:`~scinfl.flower.site._site_training.SiteTraining`, which saves messages.
+
+    Parameters
+    ----------
+    masking
+        Hides terms.
+    steps
+        RoundHistory of the run.
+    site
+        Name of this site.
+    """
+
+    sums: ClassVar[bool] = True
+    travels: ClassVar[bool] = True
+
+    def __init__(self, masking: Masking, steps: Summing, site: str) -> None:
+        self.masking, self._steps, self._site = masking, steps, site
+        self._totals: dict[str, float] = {}
+        self._members: list[Update] = []
+        self._update: Any = None
+        self._has_sent = False
+
+    @property
+    def protection(self) -> MaskedSum:
+        """Masks and reads."""
+        return self.masking.protection
+
+    @property
+    def min_sites(self) -> int:
+        """Least number of sites in a sum."""
+        return self.protection.min_sites
+
+    def bytes_of(self, n_values: int) -> int:
+        """Bytes that a site sends for so many numbers.
+
+        Parameters
+        ----------
+        n_values
+            How many numbers.
+        """
+        return self.protection.bytes_of(n_values)
+
+    def on_step(self, network: Any, batch: Any) -> None:
+        """Leave the step to the site."""
+        del network, batch
+
+    def agree(self, purpose: str, weights: Mapping[str, float]) -> float:
+        """Total weight of all sites.
+
+        Parameters
+        ----------
+        purpose
+            What the weights are for.
+        weights
+            Weight of this site.
+        """
+        ((site, weight),) = weights.items()
+
+        def hidden() -> list[Update]:
+            return [as_update(self.protection.encode_weight(purpose, site, weight))]
+
+        combined, members = self._sum((total_of(purpose), 0), hidden)
+        self._totals[purpose] = self.protection.decode_weights(purpose, combined, members)
+        return self._totals[purpose]
+
+    def encode(self, update: Any) -> Any:
+        """Say what form the term of this site will have; it is masked when the server asks for it.
+
+        Parameters
+        ----------
+        update
+            What it adds.
+        """
+        self._update = update  # masked when it is asked for: only then is it known with whom
+        n_values = sum(array.size for array in update.state.values()) + 1 + len(update.metrics)
+        kind = np.uint64 if self.bytes_of(1_000) == 8_000 else np.uint32
+        return replace(update, state={MASKED: np.zeros(n_values, kind)}, metrics={})
+
+    def combine(self, encoded: Sequence[Any]) -> Any:
+        """Sum of the terms of all sites, as the server added them.
+
+        Parameters
+        ----------
+        encoded
+            Term of this site.
+        """
+        del encoded
+        own = self._update
+
+        def masked() -> list[Any]:
+            return [self.protection.encode(own)]
+
+        combined, self._members = self._sum((own.purpose, own.round), masked)
+        if not self._has_sent:
+            self.protection.expect(self._totals[own.purpose], own)  # how to read it
+        self.protection.follow(combined)
+        return combined
+
+    def decode(self, combined: Any, members: Sequence[Any]) -> Any:
+        """Read the sum.
+
+        Parameters
+        ----------
+        combined
+            What the server added.
+        members
+            Ignored: the server says whose terms are in it.
+        """
+        del members
+        return self.protection.decode(combined, self._members)
+
+    def _sum(self, place: Place, encode: Callable[[], Sequence[Any]]) -> Sum:
+        self._has_sent = False
+
+        def make(asked: Mapping[str, Any]) -> Message:
+            message = self.masking.answer(asked, self._steps.position, [place], encode)
+            self._has_sent |= message.kind == "step"
+            return message
+
+        ((combined, members),) = self._steps.sums(make, keep=True)
+        counted = self._site in {member.site for member in members}
+        if not self._has_sent or not counted:
+            self.protection.forget()  # what was masked here is not what is in the sum
+        if not counted:
+            logger.warning("The sum of '%s' went on without this site.", place[0])
+        return combined, members
+
+    def __repr__(self) -> str:
+        return repr(self.protection)
+
+
+class _Alone(KeyedSum):
+    """A keyed sum of one site: nothing of it leaves."""
+
+    def _check_number(self, n_sites: int, error: type[ValueError]) -> None:
+        del n_sites, error
+
+
+class _NoSteps:
+    """RoundHistory of a site that has nobody to ask: its own term is the sum."""
+
+    position = 0
+
+    def __init__(self, identity: Identity) -> None:
+        self._server = Aggregator({identity.site: identity.public})
+
+    def sums(self, make: Callable[[Mapping[str, Any]], Message], *, keep: bool = False) -> list[Sum]:
+        del keep
+        bounds: Mapping[str, float] = {}
+        while (message := make({"bounds": bounds})).kind == "repeat":
+            bounds = message.fields["bounds"]
+        return [(self._server.combine([term]), [term]) for term in message.updates]
+
+
+def rehearsed_sum(key: Key, identity: Identity, bits: Any) -> RemoteSum:
+    """A sum that goes nowhere, to list what would leave this site.
+
+    Parameters
+    ----------
+    key
+        Secret of the sites.
+    identity
+        Identity of this site.
+    bits
+        Bits of the numbers.
+    """
+    alone = _Alone(key, run="dry run", bits=bits, identities={identity.site: identity})
+    return RemoteSum(Masking(alone), _NoSteps(identity), identity.site)

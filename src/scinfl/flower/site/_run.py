@@ -1,0 +1,322 @@
+"""A site's side: check the data, agree to what leaves, take part, write the model."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from anndata import AnnData
+from mudata import MuData
+
+from scinfl import federation, privacy
+from scinfl.federation import Protection, Strategy
+from scinfl.flower._require import require_flower
+from scinfl.flower.protocol._message import Message
+from scinfl.flower.protocol._preflight import agreement_hash, hello_content, open_facts, seal_facts, site_checks
+from scinfl.flower.protocol._round_history import RoundHistory
+from scinfl.flower.setup._job import JOB, SITE_SETTINGS, Job, SiteSettings
+from scinfl.flower.setup._kit import ADDRESS, CA, IDENTITY, LINK_KEY, pinned_identities
+from scinfl.flower.site._data import alone, copy_folder, read_data
+from scinfl.flower.site._mailbox import EndedError, Mailbox, OtherRunError
+from scinfl.flower.site._masking import Masking, PairwiseMasking
+from scinfl.flower.site._remote_sum import RemoteSum, rehearsed_sum
+from scinfl.flower.site._site_training import train_remote
+from scinfl.flower.tasks._registry import TASKS
+from scinfl.flower.tasks._task import Facts
+from scinfl.privacy import Identity, Key, KeyedSum, PairwiseSum, Seal
+
+logger = logging.getLogger(__name__)
+
+MODEL = "model"
+RUNS = "runs"
+SUMS = "sums"
+START = "start"
+MASKS = "pairwise.sealed"
+_SHOWN = ("validation_", "epsilon")
+_SECONDS_TO_SAY_GOODBYE = 60.0
+
+
+def run_site(
+    kit: str | os.PathLike[str],
+    *,
+    data: str | os.PathLike[str] | AnnData | MuData,
+    key: str | os.PathLike[str] | Key,
+    agree: Callable[[pd.DataFrame], bool] | None = None,
+    tell: Callable[[str], None] = logger.info,
+    poll: float = 0.5,
+) -> Path:
+    """Take part in a federation with the data of one site, until the model is there.
+
+    Checks data, key and job, shows what would leave the site, connects, and trains as the server asks. Survives
+    restarts of the server; started again after a crash of its own it goes on where it was. Whatever a run
+    brings along, only the installed scinfl is run.
+
+    Parameters
+    ----------
+    kit
+        Folder of the site, from :func:`make_kit`.
+    data
+        The site's own data, as a file or in memory.
+    key
+        Secret of the sites, as a file that only its owner may read or in memory.
+    agree
+        Shown the list of what would leave (see :class:`scinfl.federation.Payload`); whether to go on.
+    tell
+        Called with one line an event, for example ``print``; the log by default.
+    poll
+        Seconds between two looks for messages.
+
+    Returns
+    -------
+    Folder of the model, sealed with the key.
+
+    Raises
+    ------
+    ValueError
+        If data, key or job cannot be used.
+    RuntimeError
+        If the server refuses the site, or ends the run.
+    """
+    require_flower()
+    site = _Site(Path(kit), data, key, tell)
+    if agree is not None and not agree(site.payload()):
+        msg = "Nothing was sent: what would leave the site was not agreed to."
+        raise RuntimeError(msg)
+    with alone(Path(kit)):
+        return site.train_remote(poll)
+
+
+def list_payload(
+    kit: str | os.PathLike[str], *, data: str | os.PathLike[str] | AnnData | MuData, key: str | os.PathLike[str] | Key
+) -> pd.DataFrame:
+    """What would leave a site in the whole run, from one local epoch; nothing is sent, no server is needed.
+
+    It is that of a run of this site alone: what grows with the labels or perturbations of all sites is larger in the
+    run.
+
+    Parameters
+    ----------
+    kit, data, key
+        See :func:`run_site`.
+    """
+    return _Site(Path(kit), data, key, logger.debug).payload()
+
+
+class _Site:
+    """One site with its data, key and job."""
+
+    def __init__(
+        self,
+        kit: Path,
+        data: str | os.PathLike[str] | AnnData | MuData,
+        key: str | os.PathLike[str] | Key,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._kit, self._tell = kit, tell
+        self._settings = SiteSettings.read(kit / SITE_SETTINGS)
+        self._job = Job.read(kit / JOB)
+        self._job.check_options()
+        self._name = self._settings.site
+        if self._name not in self._job.sites:
+            msg = f"Expected the job to name site '{self._name}', found {list(self._job.sites)}. Ask the operator."
+            raise ValueError(msg)
+        self._key = key if isinstance(key, Key) else Key.load(key)
+        self._identity = Identity.load(kit / IDENTITY)
+        if self._identity.site != self._name:
+            msg = f"Expected the identity of site '{self._name}', found that of '{self._identity.site}'. Use one kit."
+            raise ValueError(msg)
+        self._task = TASKS[self._job.model](read_data(data), self._job, self._settings)
+
+    # ---- what would leave
+
+    def payload(self) -> pd.DataFrame:
+        """List of one local epoch, as if this site were alone."""
+        summing = rehearsed_sum(self._key, self._identity, self._job.bits)
+        self._check_start()
+        model = self._make_model(self._task.rehearsal(), _nobody, self._kit / MODEL)
+        self._train_model(model, [*self._noise(), summing], dry_run=True)
+        return model.payload
+
+    # ---- taking part
+
+    def train_remote(self, poll: float) -> Path:
+        """Connect, and train run after run until one is finished."""
+        from scinfl.flower.site._connection import FleetConnection
+
+        mailbox = Mailbox(self._greet)
+        connection = FleetConnection(
+            (self._kit / ADDRESS).read_text().strip(),
+            self._kit / CA,
+            self._kit / LINK_KEY,
+            site=self._name,
+            poll=poll,
+        )
+        refused: list[Exception] = []
+        thread = threading.Thread(
+            target=self._serve, args=(connection, mailbox, refused), name="connection", daemon=True
+        )
+        thread.start()
+        try:
+            return self._train_until_done(mailbox)
+        except EndedError as error:
+            raise (refused[0] if refused else error) from None
+        except Exception as error:
+            mailbox.fail(f"it met an error of its own ({type(error).__name__}); its own log says more")
+            thread.join(_SECONDS_TO_SAY_GOODBYE)
+            raise
+        finally:
+            connection.stop()
+            thread.join(_SECONDS_TO_SAY_GOODBYE)
+
+    def _serve(self, connection: Any, mailbox: Mailbox, refused: list[Exception]) -> None:
+        try:
+            connection.serve(_client_app(mailbox, connection))
+        except Exception as error:  # noqa: BLE001 (told to the thread that waits)
+            refused.append(error)
+            mailbox.handle(Message("end", {"reason": str(error)}))
+
+    def _train_until_done(self, mailbox: Mailbox) -> Path:
+        while True:
+            self._tell(f"site '{self._name}' waits for the server")
+            run, facts = mailbox.wait_for_facts()
+            try:
+                return self._train(mailbox, run, {site: bytes.fromhex(own) for site, own in facts.items()})
+            except OtherRunError:
+                self._tell("the server began another run")
+
+    def _train(self, mailbox: Mailbox, run: str, sealed: Mapping[str, bytes]) -> Path:
+        facts = open_facts(sealed, self._key, self._job, run)
+        self._task.join(facts)
+        self._tell(f"{len(facts)} sites agree on {self._task.describe(facts)}")
+
+        def be_ready(position: int) -> None:
+            agreed = agreement_hash(self._task.digest(facts, model), self._key, run)
+            mailbox.be_ready(Message("ready", {"position": position, "agreed": agreed}))
+
+        journal = self._kit / RUNS / run
+        journal.parent.mkdir(mode=0o700, exist_ok=True)
+        steps = RoundHistory(mailbox, ready=be_ready, folder=journal / SUMS)
+        engine = partial(train_remote, steps=steps, tell=self._tell_round)
+        model = self._make_model(facts, engine, self._start(journal))
+        summing = RemoteSum(self._masking(run, journal), steps, self._name)
+        self._train_model(model, [*self._noise(), summing], journal=journal)
+        path = self._kit / MODEL
+        model.save(path, site=self._name if model.is_personal else None, overwrite=True)
+        steps.finish()
+        self._tell(f"wrote the model to '{path}'")
+        return path
+
+    def _tell_round(self, record: Mapping[str, Any]) -> None:
+        shown = [f"loss {record['train_loss']:.3f}"] if "train_loss" in record else []
+        shown += [f"{name} {value:.3f}" for name, value in record.items() if name.startswith(_SHOWN)]
+        self._tell(
+            f"round {record['round']}/{self._job.n_rounds}: {record['n_sites']} sites, {', '.join(shown)}, "
+            f"{record['seconds']:.1f} s"
+        )
+
+    def _greet(self, message: Message) -> Message:
+        theirs = Job.parse(str(message.fields["job"]))
+        if theirs.digest != self._job.digest:
+            odd = ", ".join(self._job.differences(theirs))
+            self._tell(f"the job of the server differs from the one agreed to here: {odd}")
+        run = str(message.fields["run"])
+        hello = {
+            "run": run,
+            "site": self._name,
+            "checks": site_checks(self._task, self._key, self._job, run),
+            "key": [self._key.version, self._key.fingerprint],
+            "facts": seal_facts(self._task.facts(), self._key, self._name, self._job, run).hex(),
+        }
+        return Message("hello", {**hello, "signature": self._identity.sign(hello_content(hello)).hex()})
+
+    # ---- what it trains with
+
+    def _start(self, journal: Path) -> Path:
+        """Copy of the model that a run goes on from: at its end the run replaces that model."""
+        start = journal / START
+        if self._job.continues and not start.exists():
+            self._check_start()
+            copy_folder(self._kit / MODEL, start)
+        return start
+
+    def _check_start(self) -> None:
+        if self._job.continues and not (self._kit / MODEL).is_dir():
+            msg = (
+                f"Expected the model to go on from in '{self._kit / MODEL}', as the job asks for with `continues`, "
+                "found none. Let another site hand over its folder, which is sealed with the key."
+            )
+            raise FileNotFoundError(msg)
+
+    def _make_model(self, facts: Facts, engine: Callable[..., Any], start: Path) -> Any:
+        from scinfl.model.base._model import RemoteContext
+
+        model = self._task.load_model(start, self._key) if self._job.continues else self._task.make_model(facts)
+        model._seat = RemoteContext(self._name, self._job.sites, engine, facts)
+        return model
+
+    def _train_model(self, model: Any, protections: Sequence[Protection], **options: Any) -> None:
+        model.train(
+            **self._job.train_options,
+            key=self._key,
+            strategy=self._strategy(),
+            protections=protections,
+            device=self._settings.device,
+            progress=False,
+            **options,
+        )
+
+    def _strategy(self) -> Strategy:
+        return getattr(federation, self._job.strategy)(**self._job.strategy_options)
+
+    def _noise(self) -> list[Protection]:
+        return [getattr(privacy, name)(**options) for name, options in self._job.noise]
+
+    def _masking(self, run: str, journal: Path) -> Masking:
+        protection = self._sum(run)
+        if not isinstance(protection, PairwiseSum):
+            return Masking(protection)
+        return PairwiseMasking(protection, self._name, journal / MASKS, Seal(self._key))
+
+    def _sum(self, run: str) -> KeyedSum | PairwiseSum:
+        options: dict[str, Any] = {"run": run, "bits": self._job.bits, "min_sites": self._job.min_sites}
+        options["identities"] = {self._name: self._identity}
+        if self._job.sum == "keyed":
+            return KeyedSum(self._key, **options)
+        return PairwiseSum(self._key, pinned=pinned_identities(self._kit), **options)
+
+
+def _client_app(mailbox: Mailbox, connection: Any) -> Any:
+    """App that hands every message to the mailbox; it leaves once the last answer is given."""
+    from flwr.app import Message as FlowerMessage
+    from flwr.clientapp import ClientApp
+
+    from scinfl.flower.protocol._records import from_flower, to_records
+
+    app = ClientApp()
+
+    def answer(carrier: FlowerMessage, context: Any) -> FlowerMessage:
+        del context
+        try:
+            reply = mailbox.handle(from_flower(carrier))
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning("The server sent what cannot be read: %s", error)
+            reply = Message("unread")
+        if reply.kind in ("finished", "failed", "bye"):
+            connection.stop()
+        return FlowerMessage(to_records(reply), reply_to=carrier)
+
+    app.train()(answer)
+    app.query()(answer)
+    return app
+
+
+def _nobody(*args: Any, **kwargs: Any) -> Any:
+    del args, kwargs
+    msg = "Expected a dry run, found training without a server."
+    raise RuntimeError(msg)

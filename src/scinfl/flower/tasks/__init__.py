@@ -1,0 +1,1 @@
+"""What a site contributes, one file a model class."""

@@ -1,0 +1,76 @@
+"""Labelled cells of a site, for a Classifier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from scinfl._checks import first_of
+from scinfl.flower.tasks._task import Facts, Task
+
+
+class ClassifierTask(Task):
+    """Labelled cells or samples."""
+
+    kind = "Classifier"
+
+    def _check(self) -> None:
+        column = self._column("labels_key")
+        own = self.data.obs[column]
+        self.data.obs[column] = pd.Categorical(own.astype(object).where(own.isna(), own.astype(str)))
+        self._values(self.data, self._options.get("layer"))
+        counts = self.data.obs[column].dropna().astype(str).value_counts()
+        counts = counts[counts.index != str(self._options.get("unlabeled_category"))]
+        few = counts[counts < self._settings.min_cells_per_label]
+        if len(few):
+            msg = (
+                f"Expected at least {self._settings.min_cells_per_label} cells of each label, as site.toml asks for, "
+                f"found fewer of {len(few)} labels: {first_of(list(few.index))}. Merge or drop them, or lower "
+                "`min_cells_per_label`."
+            )
+            raise ValueError(msg)
+        self._labels = sorted(counts.index)
+
+    def _tell(self) -> dict[str, Any]:
+        return {"labels": self._labels}
+
+    def _check_known(self, facts: Facts) -> None:
+        if unknown := sorted(set(self._labels) - set(_labels(facts))):
+            msg = (
+                f"Expected labels that the run began with, found {len(unknown)} others here: {first_of(unknown)}. "
+                "Let the operator start a new run with all sites."
+            )
+            raise ValueError(msg)
+
+    def rehearsal(self) -> Facts:
+        """Facts for a dry run; a network needs two labels."""
+        own = dict(self.facts())
+        labels = self._labels if len(self._labels) > 1 else [*self._labels, "another label"]
+        return {self._settings.site: {**own, "labels": labels}}
+
+    def describe(self, facts: Facts) -> str:
+        """Numbers of labels and features."""
+        return f"{len(_labels(facts))} labels and {self.data.n_vars} features"
+
+    def make_model(self, facts: Facts) -> Any:
+        """Classifier with an output for each label of any site."""
+        options, labels = dict(self._options), _labels(facts)
+        every = [*labels, *[str(options[name]) for name in ("unlabeled_category",) if options.get(name) is not None]]
+        rows = np.repeat(np.array(every, dtype=object), 3)
+        obs = pd.DataFrame({options["labels_key"]: pd.Categorical(rows, categories=every)})
+        obs.index = obs.index.astype(str)
+        if options.get("group_key") is not None:
+            obs[options["group_key"]] = "none"
+        nothing = np.zeros((len(rows), self.data.n_vars), np.float32)
+        layers = {} if options.get("layer") is None else {options["layer"]: nothing}
+        agreed = AnnData(nothing, obs, pd.DataFrame(index=self.data.var_names.astype(str)), layers=layers)
+        self._class.setup_anndata(agreed, **options)
+        self._class.setup_anndata(self.data, source_registry=self._class._registry_of(agreed), **options)
+        return self._class(self.data, **self._job.model_options)
+
+
+def _labels(facts: Facts) -> list[str]:
+    return sorted({str(label) for own in facts.values() for label in own["labels"]})

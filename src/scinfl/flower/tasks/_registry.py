@@ -1,0 +1,10 @@
+"""What a site brings, by kind of model."""
+
+from __future__ import annotations
+
+from scinfl.flower.tasks._classifier import ClassifierTask
+from scinfl.flower.tasks._gears import PerturbationTask
+from scinfl.flower.tasks._spamosaic import SpatialTask
+from scinfl.flower.tasks._task import Task
+
+TASKS: dict[str, type[Task]] = {task.kind: task for task in (ClassifierTask, PerturbationTask, SpatialTask)}

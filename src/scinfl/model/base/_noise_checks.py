@@ -1,0 +1,80 @@
+"""What noise on gradients and updates cannot guard, where sites add sums before they train."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from scinfl.federation import Protection
+from scinfl.privacy.dp._per_unit import ROWS_MIX
+from scinfl.privacy.dp._sample_dp import SampleDP
+from scinfl.privacy.dp._shuffle import Shuffle
+from scinfl.privacy.dp._update_dp import UpdateDP
+
+
+def sums_alone(protections: Sequence[Protection]) -> list[Protection] | None:
+    """The protections that also guard sums before training; ``None`` where none of several does."""
+    chosen = [p for p in protections if getattr(p, "sums", False) or getattr(p, "watches", False)]
+    return None if protections and not any(getattr(p, "sums", False) for p in chosen) else chosen
+
+
+def check_noise_of_perturbations(protections: Sequence[Protection], *, local: bool) -> None:
+    """Refuse noise on updates, unless nothing but updates leaves a site.
+
+    Raises
+    ------
+    ValueError
+        If a protection blurs updates, and mean changes are agreed on before training.
+    """
+    for protection in protections:
+        if isinstance(protection, UpdateDP) and not local:
+            name = type(protection).__name__
+            msg = (
+                f"Expected SampleDP for perturbations, found {name}: before training the sites add the mean change of "
+                f"every perturbation, which noise on updates does not hide, so its epsilon would promise too much. Use "
+                "`SampleDP`, which guards cells in all that leaves, or keep those sums at home with `share='meta'`."
+            )
+            raise ValueError(msg)
+
+
+def check_noise_of_spots(protections: Sequence[Protection], *, everywhere: bool, stacklevel: int) -> None:
+    """Refuse noise on single spots, and say what noise on updates leaves open.
+
+    Parameters
+    ----------
+    protections
+        What guards the training.
+    everywhere
+        Whether all sites measured all modalities.
+    stacklevel
+        Calls from the function that users call.
+
+    Raises
+    ------
+    ValueError
+        If a protection guards rows, strips senders, or drops what sites say of their modalities.
+    """
+    for protection in protections:
+        if isinstance(protection, SampleDP):
+            raise ValueError(ROWS_MIX)  # noqa: TRY004
+        if isinstance(protection, Shuffle):
+            msg = (
+                "Expected UpdateDP for spots, found Shuffle: components, scales and prototypes are agreed on before "
+                "training in sums of named sites, so that dropping names later hides nobody. Use `UpdateDP` with a "
+                "`KeyedSum`."
+            )
+            raise ValueError(msg)  # noqa: TRY004
+        if isinstance(protection, UpdateDP):
+            if not everywhere:
+                msg = (
+                    "Expected the same modalities at all sites for UpdateDP, found others: a site has to tell which "
+                    "it measured, and noise on its update does not hide that. Use a `KeyedSum` or `PairwiseSum`, or "
+                    "train on the modalities that all sites have."
+                )
+                raise ValueError(msg)
+            warnings.warn(
+                "Noise on updates guards updates alone: components, scales and prototypes are agreed on before "
+                "training without noise, and `epsilon` in `history` does not count them.",
+                UserWarning,
+                stacklevel=stacklevel,
+            )

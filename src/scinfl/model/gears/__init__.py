@@ -1,0 +1,1 @@
+"""Response of cells to perturbations of genes."""

@@ -1,0 +1,282 @@
+"""What a trained model of perturbations answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scipy import sparse
+
+from scinfl._checks import finite, first_of, obs_column, one_of
+from scinfl._conditions import CONTROL, genes_of
+from scinfl.metrics import interaction
+from scinfl.model.base._cells import Matrix, sites_of, values_of
+from scinfl.model.base._model import FederatedModel
+from scinfl.model.gears._data import TEST, Condition, condition_names, written
+from scinfl.model.gears._graphs import Edges, put_graphs
+from scinfl.model.gears._prior import Prior
+from scinfl.model.gears._shrinkage import order_of
+from scinfl.module import Conditions, GEARSModule
+
+_COMPAT_CELLS = 300  # control cells that cell-gears predicts with
+EVERYWHERE = ""  # in place of a site's name, for what all sites share
+
+
+class PerturbationPredictor(FederatedModel):
+    """A model that predicts changes of expression, and what it does so from."""
+
+    module: GEARSModule
+    _network_options: dict[str, Any]
+    _genes: list[str]
+    _vocabulary: list[str]
+    _levels: dict[str, list[str]]
+    _rows: dict[str, int]
+    _agreed: list[Condition] | None
+    _ontology: Edges | None
+    _coexpression: dict[str, Edges]
+    _priors: dict[str, Prior]
+
+    def predict(
+        self,
+        perturbations: Sequence[str],
+        adata: AnnData | None = None,
+        *,
+        covariates: Mapping[str, str] | None = None,
+        site: str | None = None,
+    ) -> AnnData:
+        """Predict mean expression after perturbations.
+
+        Parameters
+        ----------
+        perturbations
+            Names such as ``"A"``, ``"A+B"``; the order of genes does not matter.
+        adata
+            Data whose control cells the change is added to; the training data by default.
+        covariates
+            Level of each covariate (cell type, dose) that the model was set up with.
+        site
+            Site whose control cells, and personal model where sites have one, are used; all by default.
+
+        Returns
+        -------
+        Perturbations × genes: predicted mean in ``.X``, change in ``.layers["delta"]``, standard deviation in
+        ``.layers["uncertainty"]`` where it was trained, mean of the controls in ``.var["control_mean"]``, and in
+        ``.obs`` how many genes are perturbed and how many of them were not in training.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is untrained or locked.
+        ValueError
+            If a gene is unknown, or there are no control cells.
+        """
+        perturbations = _as_list(perturbations)
+        change, spread = self._predict(perturbations, covariates, site)
+        adata, rows = self._controls(adata, covariates, site)
+        control = np.asarray(self._matrix(adata)[rows].mean(0)).ravel()
+        sets = [genes_of(name, self._setup_args()["control"]) for name in perturbations]
+        trained = {gene for condition in self._agreed or () for gene in condition.genes}
+        obs = pd.DataFrame(
+            {"n_genes": [len(genes) for genes in sets], "n_unseen": [len(set(genes) - trained) for genes in sets]},
+            index=pd.Index(perturbations, name="perturbation"),
+        )
+        var = pd.DataFrame({"control_mean": control}, index=self.var_names)
+        result = AnnData((control + change).astype(np.float32), obs, var)
+        result.layers["delta"] = change.astype(np.float32)
+        if spread is not None:
+            result.layers["uncertainty"] = np.exp(0.5 * spread).astype(np.float32)
+        return result
+
+    def predict_change(
+        self, perturbations: Sequence[str], *, covariates: Mapping[str, str] | None = None, site: str | None = None
+    ) -> pd.DataFrame:
+        """Predict the mean change of expression (perturbations × genes); needs no data.
+
+        Parameters
+        ----------
+        perturbations, covariates, site
+            See :meth:`predict`.
+        """
+        perturbations = _as_list(perturbations)
+        change, _ = self._predict(perturbations, covariates, site)
+        return pd.DataFrame(change, index=pd.Index(perturbations, name="perturbation"), columns=self.var_names)
+
+    def predict_cells(
+        self,
+        perturbation: str,
+        adata: AnnData | None = None,
+        *,
+        covariates: Mapping[str, str] | None = None,
+        site: str | None = None,
+    ) -> AnnData:
+        """Predict each control cell after a perturbation: the cell plus the predicted change.
+
+        Parameters
+        ----------
+        perturbation
+            Name such as ``"A+B"``.
+        adata, covariates, site
+            See :meth:`predict`.
+
+        Returns
+        -------
+        The control cells with predicted expression in ``.X``.
+        """
+        change, _ = self._predict([perturbation], covariates, site)
+        adata, rows = self._controls(adata, covariates, site)
+        cells = self._matrix(adata)[rows]
+        cells = cells.toarray() if sparse.issparse(cells) else cells
+        return AnnData((cells + change).astype(np.float32), adata.obs.iloc[rows].copy(), adata.var.copy())
+
+    def predict_interaction(
+        self, pairs: Sequence[str | tuple[str, str]], *, covariates: Mapping[str, str] | None = None, **options: Any
+    ) -> pd.DataFrame:
+        """Genetic-interaction scores of pairs from predicted changes, see :func:`scinfl.metrics.interaction`.
+
+        Parameters
+        ----------
+        pairs
+            ``("A", "B")`` or ``"A+B"``.
+        covariates
+            See :meth:`predict`.
+        options
+            Passed to :func:`scinfl.metrics.interaction`.
+        """
+        named = [pair if isinstance(pair, str) else written(sorted(pair), CONTROL) for pair in pairs]
+        sets = [genes_of(name, self._setup_args()["control"]) for name in named]
+        if odd := [name for name, genes in zip(named, sets, strict=True) if len(genes) != 2]:
+            msg = f"Expected pairs of two different genes, found {first_of(odd)}."
+            raise ValueError(msg)
+        names = sorted({gene for genes in sets for gene in genes}) + sorted({written(genes, CONTROL) for genes in sets})
+        return interaction(self.predict_change(names, covariates=covariates), named, **options)
+
+    def _predict(
+        self, perturbations: Sequence[str], covariates: Mapping[str, str] | None, site: str | None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Change, and log variance where it was trained (perturbations × genes)."""
+        self._check_ready()
+        sets = [genes_of(name, self._setup_args()["control"]) for name in perturbations]
+        if unknown := sorted({gene for genes in sets for gene in genes if gene not in self._rows}):
+            msg = (
+                f"Expected perturbed genes that the model knows, found {len(unknown)} others: {first_of(unknown)}. It "
+                f"knows {len(self._vocabulary)} (`model.perturbation_genes`); name further ones with "
+                "`GEARS(perturbation_genes=)` before training."
+            )
+            raise ValueError(msg)
+        codes = self._covariate_codes(covariates)
+        prior = self._priors.get(site or EVERYWHERE, self._priors.get(EVERYWHERE))
+        with self._as_site(site), torch.inference_mode():
+            self.module.eval()
+            change, spread = self._network_change(sets, codes)
+        if prior is None:
+            return change, spread
+        part = [0.0 if prior.is_measured(genes) else prior.shrinkage[order_of(genes)] for genes in sets]
+        part = [0.0 if prior.kind and not genes else share for genes, share in zip(sets, part, strict=True)]
+        return prior.predict(sets, leave_out=False) + np.array(part)[:, None] * change, spread
+
+    def _network_change(
+        self, sets: Sequence[tuple[str, ...]], codes: list[int]
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        members = [[self._rows[gene] for gene in genes] for genes in sets]
+        device = self.device
+        if not self.module.compat:
+            conditions = Conditions.of(members, covariates=[codes] * len(members), device=device)
+            change, spread = self.module.change_and_spread(conditions)
+            return change.double().cpu().numpy(), None if spread is None else spread.double().cpu().numpy()
+        changes, spreads = [], []
+        for genes in members:  # each its own batch of 300 cells, the first of which is special
+            pair = Conditions.of([genes, genes], covariates=[codes] * 2, device=device)
+            change, spread = self.module.change_and_spread(pair)
+            mean = torch.tensor([[1.0], [_COMPAT_CELLS - 1.0]], device=device) / _COMPAT_CELLS
+            changes.append((change * mean).sum(0))
+            spreads.append(None if spread is None else (spread * mean).sum(0))
+        stacked = torch.stack(changes).double().cpu().numpy()
+        return stacked, None if self.uncertainty is None else torch.stack(spreads).double().cpu().numpy()  # type: ignore[arg-type]
+
+    @property
+    def uncertainty(self) -> str | None:
+        """Kind of uncertainty that is predicted."""
+        return self._network_options["uncertainty"]
+
+    def _covariate_codes(self, covariates: Mapping[str, str] | None) -> list[int]:
+        given = dict(covariates or {})
+        if set(given) != set(self._levels):
+            msg = (
+                f"Expected a level for each covariate {sorted(self._levels)}, found {sorted(given)}. "
+                "Pass `covariates=`."
+            )
+            raise ValueError(msg)
+        for name, level in given.items():
+            one_of(f"covariates['{name}']", str(level), self._levels[name])
+        return [self._levels[name].index(str(given[name])) for name in self._levels]
+
+    def _controls(
+        self, adata: AnnData | None, covariates: Mapping[str, str] | None, site: str | None
+    ) -> tuple[AnnData, np.ndarray]:
+        """Data and the rows of the control cells that a prediction starts from."""
+        adata = self._validate_anndata(adata)
+        setup = self._setup_args()
+        chosen = (condition_names(adata, setup["condition_key"], setup["control"]) == setup["control"]).to_numpy()
+        if setup["split_key"] is not None and setup["split_key"] in adata.obs:
+            chosen &= (adata.obs[setup["split_key"]] != TEST).to_numpy()
+        for name, level in (covariates or {}).items():
+            chosen &= (obs_column(adata, name, "covariates").astype(str) == str(level)).to_numpy()
+        if site is not None and setup["site_key"] is not None:
+            chosen &= (sites_of(adata, setup["site_key"], at_least=1).astype(str) == site).to_numpy()
+        if not chosen.any():
+            msg = (
+                f"Expected control cells ('{setup['control']}' in adata.obs['{setup['condition_key']}']) to start "
+                "from, found none. Pass data with control cells, or ask for the change alone with `predict_change`."
+            )
+            raise ValueError(msg)
+        return adata, np.flatnonzero(chosen)
+
+    @contextmanager
+    def _as_site(self, site: str | None) -> Iterator[None]:
+        """Use the personal parameters, graph and statistics of a site; forget them afterwards."""
+        personal = self._personal(site)
+        if not personal:
+            yield
+            return
+        parameters = dict(self.module.named_parameters())
+        before = {name: parameters[name].detach().clone() for name in personal}
+        try:
+            with torch.no_grad():
+                for name, array in personal.items():
+                    parameters[name].copy_(torch.from_numpy(array))
+            if site in self._coexpression:
+                self._put_graphs(self.module, site)
+            self.module.refresh()
+            yield
+        finally:
+            with torch.no_grad():
+                for name, tensor in before.items():
+                    parameters[name].copy_(tensor)
+
+    def _matrix(self, adata: AnnData) -> Matrix:
+        matrix = values_of(adata, self._setup_args()["layer"])
+        finite(matrix, adata.var_names)
+        return matrix
+
+    def _refresh(self) -> None:
+        """Take the running statistics anew, unless each site has a model of its own."""
+        if not (self.is_personal and self._local_states):
+            self.module.refresh()
+
+    def _put_graphs(self, module: GEARSModule, site: str = EVERYWHERE) -> None:
+        """Give a network the graphs of a site, or of all."""
+        put_graphs(module, self._coexpression[site], self._ontology, self._genes, self._rows)
+
+
+def _as_list(perturbations: Sequence[str]) -> list[str]:
+    """Names as a list; a single name was meant as a list of one."""
+    names = [perturbations] if isinstance(perturbations, str) else list(map(str, perturbations))
+    if not names:
+        msg = "Expected at least one perturbation, found none. Name some, for example `['KLF1', 'KLF1+BAK1']`."
+        raise ValueError(msg)
+    return names

@@ -1,0 +1,118 @@
+"""What the sites of a perturbation experiment agree on before training, from sums that the server cannot read."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from scinfl._checks import first_of
+from scinfl.federation import Protection, State, Update, mean_of
+from scinfl.federation._payload import Payload
+from scinfl.model.base._cells import Matrix
+from scinfl.model.gears._coexpression import second_moments
+from scinfl.model.gears._data import Condition, SiteCells
+from scinfl.model.gears._moments import Moments
+
+
+def pooled_second_moments(
+    matrix: Matrix,
+    sites: Mapping[str, SiteCells],
+    protections: Sequence[Protection],
+    payload: Payload | None = None,
+) -> State:
+    """Second moments over the control cells and single perturbations of all sites, as published."""
+    updates = []
+    for name, cells in sites.items():
+        rows = _single_cells(cells)
+        updates.append(
+            Update(name, 0, second_moments(matrix, rows), len(rows), float(len(rows)), purpose="coexpression")
+        )
+    return mean_of(updates, protections, payload=payload).state
+
+
+def own_second_moments(matrix: Matrix, cells: SiteCells) -> State:
+    """The same for one site alone."""
+    return second_moments(matrix, _single_cells(cells))
+
+
+def _single_cells(cells: SiteCells) -> np.ndarray:
+    chosen = [
+        controls if not condition.genes else rows
+        for condition, rows, controls in zip(cells.conditions, cells.rows, cells.controls, strict=True)
+        if len(condition.genes) <= 1
+    ]
+    return np.concatenate(chosen)
+
+
+def pooled_counts(
+    conditions: Sequence[Condition],
+    sites: Mapping[str, Mapping[Condition, int]],
+    protections: Sequence[Protection],
+    purpose: str,
+    payload: Payload | None = None,
+) -> dict[Condition, float]:
+    """Cells of each condition over all sites."""
+    updates = [
+        Update(name, 0, {"counts": np.array([counts.get(c, 0) for c in conditions], np.float64)}, 1, purpose=purpose)
+        for name, counts in sites.items()
+    ]
+    mean = mean_of(updates, protections, payload=payload)
+    totals = mean.state["counts"] * mean.weight  # every site weighs 1
+    return dict(zip(conditions, totals.tolist(), strict=True))
+
+
+def pooled_changes(
+    sets: Sequence[tuple[str, ...]],
+    sites: Mapping[str, tuple[Sequence[Condition], Moments]],
+    protections: Sequence[Protection],
+    payload: Payload | None = None,
+) -> np.ndarray:
+    """Mean change of each set of perturbed genes over the cells of all sites (sets × genes)."""
+    rows = {genes: row for row, genes in enumerate(sets)}
+    updates = []
+    for name, (conditions, moments) in sites.items():
+        sums, counts = np.zeros((len(sets), moments.mean.shape[1])), np.zeros(len(sets))
+        for condition, n_cells, mean in zip(conditions, moments.n_cells, moments.mean, strict=True):
+            if condition.genes:
+                sums[rows[condition.genes]] += n_cells * mean
+                counts[rows[condition.genes]] += n_cells
+        updates.append(Update(name, 0, {"sums": sums, "counts": counts}, 1, purpose="changes"))
+    mean = mean_of(updates, protections, payload=payload).state
+    return mean["sums"] / np.maximum(mean["counts"], 1e-12)[:, None]
+
+
+def warn_of_few(left_out: Mapping[str, int], min_cells: int) -> None:
+    if any(left_out.values()):
+        warnings.warn(
+            f"Left out perturbations at sites that have fewer than {min_cells} cells of them, or no two control cells "
+            f"of the same covariates: {first_of([f'{n} at {site}' for site, n in left_out.items() if n], 10)}. Lower "
+            "`min_cells` to keep them.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def shares_of(
+    sites: Mapping[str, SiteCells],
+    protections: Sequence[Protection] | None,
+    purpose: str,
+    payload: Payload | None = None,
+    *,
+    conditions: Sequence[Condition] | None = None,
+) -> dict[str, np.ndarray]:
+    """Share of the cells of each condition that a site has; all of them where sites do not count together.
+
+    ``conditions`` are those of all sites, where some are elsewhere.
+    """
+    if conditions is None:
+        conditions = sorted({condition for cells in sites.values() for condition in cells.conditions})
+    if protections is None or not conditions:
+        return {name: np.ones(len(cells.conditions)) for name, cells in sites.items()}
+    counts = {name: cells.counts() for name, cells in sites.items()}
+    totals = pooled_counts(conditions, counts, protections, purpose, payload)
+    return {
+        name: np.array([counts[name][condition] / totals[condition] for condition in cells.conditions], np.float64)
+        for name, cells in sites.items()
+    }

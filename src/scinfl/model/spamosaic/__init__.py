@@ -1,0 +1,1 @@
+"""Integration of spatial sections of one or several modalities."""

@@ -1,0 +1,73 @@
+"""How far a modality can be trusted that is told from the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from scinfl.federation import Payload, Protection, State, Update, mean_of
+from scinfl.federation._protection import are_elsewhere
+from scinfl.model.spamosaic._spatial_basis import SpatialBasis
+from scinfl.model.spamosaic._spots import Measured
+
+
+def judge_imputation(
+    modality: str,
+    measured: Measured,
+    values: np.ndarray,
+    told: np.ndarray,
+    basis: SpatialBasis,
+    sites: Sequence[str],
+    *,
+    protections: Sequence[Protection],
+    payload: Payload | None,
+) -> State:
+    r"""Shrinkage and error of what the other modalities tell, from sums over sites; nothing where no spot has both.
+
+    With what is told :math:`\hat x` and measured :math:`x`, the shrinkage :math:`s = \sum \langle \hat x, x \rangle /
+    \sum \langle \hat x, \hat x \rangle`, kept within 0 and 1, is the factor on :math:`\hat x` with the least squared
+    error.
+
+    Parameters
+    ----------
+    modality
+        Which modality is told.
+    measured
+        Its spots.
+    values
+        Their components (spots × components).
+    told
+        The same from the other modalities; NaN for spots that do not count.
+    basis
+        Of the modality.
+    sites
+        All sites of the run; those without such spots take part too, or the sum of a single site would be its own.
+    protections, payload
+        Of the sums.
+    """
+    known = np.isfinite(told).all(1)
+    if not known.any() and not are_elsewhere(protections):
+        return {}
+    rows = {site: np.flatnonzero(known & (measured.site == site)) for site in sites}
+
+    def mean(what: str, of_site: Callable[[np.ndarray], Mapping[str, np.ndarray]]) -> State:
+        updates = []
+        for site, own in rows.items():
+            sums = {name: np.asarray(total / max(len(own), 1)) for name, total in of_site(own).items()}
+            purpose = f"{modality}: {what} of imputation"
+            updates.append(Update(site, 0, sums, len(own), float(len(own)), purpose=purpose))
+        return mean_of(updates, protections, payload=payload).state
+
+    def products(own: np.ndarray) -> dict[str, np.ndarray]:
+        x, y = told[own].astype(np.float64), values[own].astype(np.float64)
+        return {"told by measured": (x * y).sum(), "told by told": (x * x).sum()}
+
+    sums = mean("shrinkage", products)
+    shrinkage = float(np.clip(sums["told by measured"] / max(float(sums["told by told"]), 1e-12), 0, 1))
+
+    def squares(own: np.ndarray) -> dict[str, np.ndarray]:
+        missed = basis.normalised(measured, own) - basis.features(shrinkage * told[own])
+        return {"square": np.square(missed, dtype=np.float64).sum(0)}
+
+    return {"shrinkage": np.array([shrinkage]), "error": np.sqrt(mean("error", squares)["square"])}

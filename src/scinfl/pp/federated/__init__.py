@@ -1,0 +1,1 @@
+"""Preprocessing over the cells of all sites, from sums."""

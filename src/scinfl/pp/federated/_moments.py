@@ -1,0 +1,71 @@
+"""Means and variances of features over the cells of all sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy import sparse
+
+from scinfl.pp.federated._site_sums import Matrix, SiteSums, blocks, column_sums
+
+_ROUNDING = 1e-12  # what is left of the variance of a constant feature, as a share of its mean square
+
+Change = Callable[[np.ndarray], np.ndarray]
+"""Maps values, and 0 to 0."""
+
+
+def pooled_moments(
+    sites: SiteSums, matrix: Matrix, purpose: str, change: Change | None = None
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Mean and unbiased variance of each feature over all sites, and the number of cells.
+
+    The mean comes first and squares are taken around it: a difference of two large sums would lose digits.
+    """
+    zero = np.zeros(matrix.shape[1])
+    rows = sites.rows.items()
+    pooled, n = sites.mean(purpose, {site: {"sum": sum_around(matrix, own, zero, change)} for site, own in rows})
+    mean = pooled["sum"]
+    sums = {
+        site: {
+            "sum_around_mean": sum_around(matrix, own, mean, change),
+            "squares_around_mean": squares_around(matrix, own, mean, change),
+        }
+        for site, own in rows
+    }
+    around, _ = sites.mean(f"{purpose}, around the mean", sums)
+    variance = around["squares_around_mean"] - around["sum_around_mean"] ** 2
+    variance[variance <= _ROUNDING * (variance + mean**2)] = 0
+    return mean, variance * (n / max(n - 1, 1)), n
+
+
+def sum_around(matrix: Matrix, rows: np.ndarray, point: np.ndarray, change: Change | None = None) -> np.ndarray:
+    """Sum of the differences of a site's values from a point, for each feature."""
+    total = np.zeros(matrix.shape[1])
+    for _, block in blocks(matrix, rows):
+        total += column_sums(with_values(block, change))
+    return total - len(rows) * point
+
+
+def squares_around(matrix: Matrix, rows: np.ndarray, point: np.ndarray, change: Change | None = None) -> np.ndarray:
+    """Sum of the squared differences of a site's values from a point, for each feature."""
+    squares = np.zeros(matrix.shape[1])
+    for _, block in blocks(matrix, rows):
+        changed = with_values(block, change)
+        if sparse.issparse(changed):
+            # the values that are not stored differ from the point by the point itself
+            square = point**2
+            changed.data = (changed.data - point[changed.indices]) ** 2 - square[changed.indices]
+            squares += column_sums(changed) + changed.shape[0] * square
+        else:
+            squares += np.square(changed - point).sum(0)
+    return squares
+
+
+def with_values(block: Matrix, change: Change | None) -> Matrix:
+    """Apply a function that keeps 0 to the values of a block."""
+    if change is None:
+        return block
+    if not sparse.issparse(block):
+        return change(block)
+    return type(block)((change(block.data), block.indices, block.indptr), shape=block.shape)

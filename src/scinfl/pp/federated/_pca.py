@@ -1,0 +1,147 @@
+"""Principal components of the cells of all sites, from sums of products."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from anndata import AnnData
+
+from scinfl.federation import Protection
+from scinfl.pp.federated._features import check_n_comps, chosen_features
+from scinfl.pp.federated._gram import Gram, full, leading_eigenvectors
+from scinfl.pp.federated._site_sums import Matrix, SiteSums, blocks, column_sums, matrix_of
+from scinfl.privacy import Key
+
+
+def federated_pca(
+    adata: AnnData,
+    n_comps: int = 50,
+    *,
+    site_key: str,
+    key: Key | None = None,
+    protections: Sequence[Protection] | None = None,
+    layer: str | None = None,
+    mask_var: str | np.ndarray | None = "auto",
+    zero_mean: bool = True,
+    min_cells: int = 10,
+) -> None:
+    r"""Principal components of all cells, found without pooling them.
+
+    Every site sums its cells, then the products of every two features around the common mean. The sums of all sites
+    make the covariance,
+
+    .. math:: C = \frac{1}{n - 1} \sum_i (x_i - \bar{x}) (x_i - \bar{x})^\top,
+
+    whose leading eigenvectors are the components, and every site projects its own cells. The components are those of
+    :func:`scanpy.pp.pca` on pooled cells. The entry of each with the largest absolute value is positive.
+
+    **Who learns what.** With ``key`` the server adds numbers that it cannot read. All sites learn the number of cells,
+    the mean and the covariance of the chosen features over all cells; nobody sees those of a single site (with two
+    sites each can subtract its own). Without ``key`` the server sees the sums of every site. The covariance of more
+    features than cells tells a lot about the cells: choose features where sites are small.
+
+    Sets the following fields:
+
+    ``.obsm["X_pca"]``
+        Coordinates (cells × components, float32).
+    ``.varm["PCs"]``
+        Loadings (features × components), 0 for features that were not chosen.
+    ``.uns["pca"]``
+        ``variance``, ``variance_ratio``, ``mean`` (features; 0 for those not chosen) and ``params``.
+    ``.uns["infl"]["payload"]["federated_pca"]``
+        What left each site.
+
+    Parameters
+    ----------
+    adata
+        Annotated data, not a view. Dense or sparse; sparse values are never centred densely.
+    n_comps
+        Number of components, less than the number of cells and at most that of features.
+    site_key
+        Column of ``adata.obs`` with the site of each cell.
+    key
+        Secret key of the sites for keyed sums; ``None`` for plain sums.
+    protections
+        What guards the sums in place of keyed ones, for example a :class:`~scinfl.privacy.PairwiseSum`.
+    layer
+        Layer to use in place of X.
+    mask_var
+        Column of ``adata.var``, or booleans, that choose features. ``"auto"`` takes ``"highly_variable"`` where it
+        exists, ``None`` all.
+    zero_mean
+        Subtract the mean. Without, the components are those of a truncated singular value decomposition.
+    min_cells
+        Least number of cells of a site.
+
+    Raises
+    ------
+    KeyError
+        If a column or layer does not exist.
+    ValueError
+        If ``adata`` is a view, values are missing, a site is too small, or there cannot be so many components.
+
+    Examples
+    --------
+    >>> import scinfl as si
+    >>> adata = si.datasets.pbmc()
+    >>> si.pp.split_sites(adata, n_sites=5)
+    >>> si.pp.federated_pca(adata, 20, site_key="site", key=si.privacy.Key.generate())
+    >>> adata.obsm["X_pca"].shape
+    (700, 20)
+    """
+    sites = SiteSums(adata, "federated_pca", site_key=site_key, key=key, min_cells=min_cells, protections=protections)
+    matrix = matrix_of(adata, layer, sites.rows)
+    columns, mask_name = chosen_features(adata, mask_var)
+    check_n_comps(n_comps, min(adata.n_obs - 1, len(columns)), "what cells and features allow")
+    mean = np.zeros(len(columns))
+    if zero_mean:
+        sums = {site: {"sum": _sum(matrix, rows, columns)} for site, rows in sites.rows.items()}
+        mean = sites.mean("PCA", sums)[0]["sum"]
+    sums = {site: _gram(matrix, rows, columns).around(mean, len(rows)) for site, rows in sites.rows.items()}
+    pooled, n = sites.mean("PCA, around the mean", sums)
+    covariance = full(pooled["products_around_mean"], len(columns))
+    if zero_mean:
+        covariance -= np.outer(pooled["sum_around_mean"], pooled["sum_around_mean"])
+    covariance *= n / (n - 1)
+    values, loadings = leading_eigenvectors(covariance, n_comps)
+    values = np.maximum(values, 0)
+    coordinates = np.empty((adata.n_obs, n_comps), np.float32)
+    for rows in sites.rows.values():
+        for own, block in blocks(matrix, rows, columns):
+            coordinates[own] = block @ loadings - mean @ loadings
+    total = float(np.trace(covariance))
+    _write(adata, coordinates, loadings, mean, columns)
+    adata.uns["pca"]["variance"] = values
+    adata.uns["pca"]["variance_ratio"] = values / total if total > 0 else np.zeros(n_comps)
+    params = {"zero_center": zero_mean, "use_highly_variable": mask_name == "highly_variable", "site_key": site_key}
+    adata.uns["pca"]["params"] = (
+        params | ({"mask_var": mask_name} if mask_name else {}) | ({"layer": layer} if layer else {})
+    )
+    sites.keep()
+
+
+def _sum(matrix: Matrix, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    total = np.zeros(len(columns))
+    for _, block in blocks(matrix, rows, columns):
+        total += column_sums(block)
+    return total
+
+
+def _gram(matrix: Matrix, rows: np.ndarray, columns: np.ndarray) -> Gram:
+    gram = Gram(len(columns))
+    for _, block in blocks(matrix, rows, columns):
+        gram.add(block)
+    return gram
+
+
+def _write(
+    adata: AnnData, coordinates: np.ndarray, loadings: np.ndarray, mean: np.ndarray, columns: np.ndarray
+) -> None:
+    adata.obsm["X_pca"] = coordinates
+    every = np.zeros((adata.n_vars, loadings.shape[1]))
+    every[columns] = loadings
+    adata.varm["PCs"] = every
+    every_mean = np.zeros(adata.n_vars)
+    every_mean[columns] = mean
+    adata.uns["pca"] = {"mean": every_mean}

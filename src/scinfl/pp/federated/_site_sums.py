@@ -1,0 +1,222 @@
+"""Sums that sites take over their own rows, their mean over all sites, and a record of what left each site."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from anndata import AnnData
+from scipy import sparse
+
+from scinfl import _names
+from scinfl._checks import first_of, obs_column, whole_number
+from scinfl.federation import Protection, State, Update, mean_of
+from scinfl.federation._payload import Payload
+from scinfl.federation._protection import are_elsewhere
+from scinfl.privacy import Key
+from scinfl.privacy._linter import PayloadLinter
+from scinfl.privacy.aggregation._default_protections import default_protections
+
+logger = logging.getLogger(__name__)
+
+Matrix: TypeAlias = Any
+"""Dense array or compressed sparse rows, cells × features."""
+
+_ROWS = 4096
+_LARGEST = 2.0**40  # the widest bound of a keyed sum
+_PAYLOAD = "payload"
+_LINTER = PayloadLinter(allow=["coordinates"])  # of prototypes among components, not of spots or of the key
+
+
+class SiteSums:
+    """The sites of one AnnData, which agree on means and keep a record of what they sent.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with the rows of all sites.
+    function
+        Name of the function that asks, for the record.
+    site_key
+        Column of ``adata.obs`` with the site of each row.
+    key
+        Secret key of the sites; ``None`` sends plain sums.
+    min_cells
+        Least number of rows of a site.
+    protections
+        What guards the sums in place of keyed ones.
+
+    Raises
+    ------
+    KeyError
+        If there is no such column.
+    ValueError
+        If a protection does not sum, ``adata`` is a view or backed, a row has no site, or a site has too few rows.
+    """
+
+    def __init__(
+        self,
+        adata: AnnData,
+        function: str,
+        *,
+        site_key: str,
+        key: Key | None,
+        min_cells: int,
+        protections: Sequence[Protection] | None = None,
+    ) -> None:
+        _check_own(adata, function)
+        self.rows = rows_by_site(adata, site_key, min_cells)
+        self._protections = _guards(protections, key, len(self.rows))
+        self._adata, self._function = adata, function
+        self._n_cells: int | None = None
+        self._n_rounds: dict[str, int] = {}
+        self._payload = Payload(_LINTER.check)
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of all sites, which they agree on at the first call."""
+        if self._n_cells is None:
+            self._n_cells = self.mean("cells", {site: {} for site in self.rows})[1]
+        return self._n_cells
+
+    def mean(self, purpose: str, sums: Mapping[str, State]) -> tuple[State, int]:
+        """Mean over the cells of all sites of what each site summed over its own, and the number of cells.
+
+        Parameters
+        ----------
+        purpose
+            What the sums are for; keyed sums keep purposes apart.
+        sums
+            Sums over rows by name, for every site.
+        """
+        number = self._n_rounds[purpose] = self._n_rounds.get(purpose, 0) + 1
+        updates = []
+        for site, state in sums.items():
+            n = len(self.rows[site])
+            means = {name: np.asarray(array, np.float64) / n for name, array in state.items()}
+            if self._protections:
+                self._check_size(site, means)
+            updates.append(Update(site, number, means, n, float(n), purpose=purpose))
+        pooled = mean_of(updates, self._protections, payload=self._payload, agree=number == 1)
+        return pooled.state, round(pooled.weight)
+
+    def keep(self) -> None:
+        """Write what left each site to ``.uns["infl"]["payload"]`` and to the log."""
+        table = self._payload.table
+        table.index = table.index.astype(str)
+        self._adata.uns.setdefault(_names.UNS, {}).setdefault(_PAYLOAD, {})[self._function] = table
+        for site, sent in table.groupby("site", sort=False):
+            arrays = ", ".join(
+                f"{array} ({shape}, {'masked ' if masked else ''}{dtype}) × {rounds}"
+                for array, shape, dtype, rounds, masked in sent[
+                    ["array", "shape", "type", "rounds", "masked"]
+                ].to_numpy()
+            )
+            logger.info("%s: site '%s' sent %s: %d bytes.", self._function, site, arrays, sent["bytes"].sum())
+
+    @staticmethod
+    def _check_size(site: str, means: State) -> None:
+        largest = max((float(np.abs(array).max(initial=0)) for array in means.values()), default=0.0)
+        if not largest <= _LARGEST:
+            msg = (
+                f"Expected means of up to {_LARGEST:g} for a keyed sum, found {largest:g} at site '{site}'. "
+                "Take the logarithm of the values, or divide all of them by a constant."
+            )
+            raise ValueError(msg)
+
+
+def _guards(protections: Sequence[Protection] | None, key: Key | None, n_sites: int) -> Sequence[Protection]:
+    """What guards the sums of so many sites; a single one sends nothing, unless the others are elsewhere."""
+    if protections is None:
+        return default_protections(key, n_sites, stacklevel=5)
+    for protection in protections:
+        if not (getattr(protection, "sums", False) or getattr(protection, "watches", False)):
+            name = type(protection).__name__
+            msg = (
+                f"Expected protections that sum, found {name}: what it does to training does nothing for sums over "
+                "cells, which would leave as they are. Use a `KeyedSum` or a `PairwiseSum`."
+            )
+            raise ValueError(msg)
+    return protections if n_sites > 1 or are_elsewhere(protections) else ()
+
+
+def rows_by_site(adata: AnnData, site_key: str, min_cells: int) -> dict[str, np.ndarray]:
+    """Rows of each site, in the order of the categories or of the names."""
+    whole_number("min_cells", min_cells, 1)
+    column = obs_column(adata, site_key, "site_key")
+    if n := int(column.isna().sum()):
+        msg = f"Expected a site for every row in adata.obs['{site_key}'], found {n} rows without. Fill or drop them."
+        raise ValueError(msg)
+    column = column.astype("category")
+    codes = column.cat.codes.to_numpy()
+    rows = {str(site): np.flatnonzero(codes == code) for code, site in enumerate(column.cat.categories)}
+    if not rows:
+        msg = f"Expected adata.obs['{site_key}'] to name at least 1 site, found an AnnData without rows."
+        raise ValueError(msg)
+    for site, own in rows.items():
+        if len(own) < min_cells:
+            cure = f"Drop the site with `adata[adata.obs['{site_key}'] != '{site}'].copy()`, or lower `min_cells`"
+            if not len(own):
+                cure = f"Drop it with `adata.obs['{site_key}'].cat.remove_unused_categories()`"
+            msg = f"Expected at least {min_cells} cells at every site, found {len(own)} at site '{site}'. {cure}."
+            raise ValueError(msg)
+    return rows
+
+
+def matrix_of(adata: AnnData, layer: str | None, rows: Mapping[str, np.ndarray]) -> Matrix:
+    """X or a layer as dense or compressed sparse rows, finite at every site."""
+    if layer is not None and layer not in adata.layers:
+        msg = f"Expected `layer` to be one of {list(adata.layers)}, found {layer!r}."
+        raise KeyError(msg)
+    matrix = adata.X if layer is None else adata.layers[layer]
+    if matrix is None:
+        msg = "Expected values in adata.X, found none. Name a layer with `layer`."
+        raise ValueError(msg)
+    matrix = matrix.tocsr() if sparse.issparse(matrix) else np.asarray(matrix)
+    check_finite(matrix, list(map(str, adata.var_names)), rows)
+    return matrix
+
+
+def check_finite(matrix: Matrix, names: list[str], rows: Mapping[str, np.ndarray]) -> None:
+    """Refuse missing and infinite values; names the site and the features where they are."""
+    if np.isfinite(matrix.data if sparse.issparse(matrix) else matrix).all():
+        return
+    for site, own in rows.items():
+        block = matrix[own]
+        if sparse.issparse(block):
+            odd = np.bincount(block.indices[~np.isfinite(block.data)], minlength=block.shape[1])
+        else:
+            odd = (~np.isfinite(block)).sum(0)
+        if odd.any():
+            where = first_of([names[int(column)] for column in np.flatnonzero(odd)])
+            msg = (
+                f"Expected finite values, found {int(odd.sum())} that are missing (NaN) or infinite at site '{site}': "
+                f"{where}. Drop these features at all sites, or impute them."
+            )
+            raise ValueError(msg)
+
+
+def blocks(matrix: Matrix, rows: np.ndarray, columns: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, Matrix]]:
+    """Rows of a site in blocks of float64, with their numbers, so that no more than a block is ever copied."""
+    for start in range(0, len(rows), _ROWS):
+        own = rows[start : start + _ROWS]
+        block = matrix[own]
+        if columns is not None:
+            block = block[:, columns]
+        yield own, block.astype(np.float64)
+
+
+def column_sums(block: Matrix) -> np.ndarray:
+    """Sum of each feature (float64)."""
+    return np.asarray(block.sum(0), np.float64).ravel()
+
+
+def _check_own(adata: AnnData, function: str) -> None:
+    if adata.is_view:
+        msg = f"Expected an AnnData of its own in `{function}`, found a view. Copy it with `adata = adata.copy()`."
+        raise ValueError(msg)
+    if adata.isbacked:
+        msg = f"Expected an AnnData in memory in `{function}`, found a file. Load it with `adata = adata.to_memory()`."
+        raise ValueError(msg)

@@ -1,0 +1,1 @@
+"""Splits: sites, perturbations."""

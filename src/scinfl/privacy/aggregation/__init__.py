@@ -1,0 +1,1 @@
+"""Secure aggregation: sums whose terms the server cannot read."""

@@ -1,0 +1,123 @@
+"""What a site says to the others before a pairwise sum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from cryptography.exceptions import InvalidSignature
+
+from scinfl._errors import TamperedSumError
+from scinfl.privacy.keys._derivation import joined
+from scinfl.privacy.keys._identity import PublicIdentity
+
+
+@dataclass(frozen=True)
+class Advertisement:
+    """What a site says before a round: a fresh public key, signed for this attempt at this round alone.
+
+    Parameters
+    ----------
+    site
+        Name of the site.
+    purpose, run, round, attempt
+        What the key is for.
+    fingerprint
+        Fingerprint of the shared key that the site masks with besides; empty without.
+    public
+        Ephemeral X25519 public key, 32 bytes.
+    signature
+        Of all this, by the identity of the site.
+    """
+
+    site: str
+    purpose: str
+    run: str
+    round: int
+    attempt: int
+    fingerprint: str
+    public: bytes
+    signature: bytes = b""
+
+    def content(self) -> bytes:
+        """What is signed."""
+        where = (self.site, self.purpose, self.run, self.round, self.attempt, self.fingerprint)
+        return joined("scinfl advertisement", *where, self.public)
+
+    def to_json(self) -> dict[str, Any]:
+        """As json can hold it."""
+        return {**vars(self), "public": self.public.hex(), "signature": self.signature.hex()}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_json` gave.
+
+        Parameters
+        ----------
+        content
+            What came from another machine.
+
+        Raises
+        ------
+        ValueError
+            If it is something else.
+        """
+        try:
+            names, numbers = ("site", "purpose", "run", "fingerprint"), ("round", "attempt")
+            told: dict[str, Any] = {name: str(content[name]) for name in names}
+            told |= {name: int(content[name]) for name in numbers}
+            told |= {name: bytes.fromhex(content[name]) for name in ("public", "signature")}
+            return cls(**told)
+        except (KeyError, TypeError, ValueError) as error:
+            msg = f"Expected an advertisement of pairwise masks, found something else ({error}). Send it anew."
+            raise ValueError(msg) from error
+
+    def verify(self, pinned: Mapping[str, PublicIdentity], at: str) -> None:
+        """Refuse an advertisement that the pinned identity of its site did not sign.
+
+        Parameters
+        ----------
+        pinned
+            Public identities by site.
+        at
+            Name of the site that asks.
+        """
+        if self.site not in pinned:
+            msg = (
+                f"Expected the pinned identity of site '{self.site}', found none at site '{at}'. Get "
+                "its public identity, compare fingerprints by telephone and pin it: `PairwiseSum(pinned=)`."
+            )
+            raise ValueError(msg)
+        try:
+            pinned[self.site].verify(self.signature, self.content())
+        except InvalidSignature:
+            msg = (
+                f"Expected an advertisement that site '{self.site}' signed, found one that it did not: somebody "
+                "between the sites speaks in its name (to know the shared key is not enough to be that site), or it "
+                "has a new identity. Compare fingerprints by telephone before you go on."
+            )
+            raise TamperedSumError(msg) from None
+
+    def compare(self, own: Advertisement) -> None:
+        """Refuse an advertisement of another sum, attempt or key than one's own.
+
+        Parameters
+        ----------
+        own
+            What the site that asks advertised.
+        """
+        where = ("purpose", "run", "round", "attempt")
+        if odd := [name for name in where if getattr(self, name) != getattr(own, name)]:
+            found = ", ".join(f"{name} {getattr(self, name)!r} instead of {getattr(own, name)!r}" for name in odd)
+            msg = (
+                f"Expected a fresh advertisement of site '{self.site}' for this attempt, found one of {found}: an old "
+                "one was sent again, or the sites are not at the same round. Advertise again at all sites."
+            )
+            raise TamperedSumError(msg)
+        if self.fingerprint != own.fingerprint:
+            msg = (
+                f"Expected site '{self.site}' to mask with the shared key of fingerprint {own.fingerprint or 'none'}, "
+                f"found {self.fingerprint or 'none'}. Give all sites the same version of the key."
+            )
+            raise ValueError(msg)

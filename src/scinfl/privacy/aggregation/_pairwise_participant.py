@@ -1,0 +1,298 @@
+"""One site's half of a pairwise sum: advertise, listen, mask, reveal."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+
+from scinfl._checks import first_of
+from scinfl._errors import TamperedSumError
+from scinfl.privacy.aggregation._advertisement import Advertisement
+from scinfl.privacy.aggregation._linear_tag import PRIME
+from scinfl.privacy.keys._derivation import derive, joined, key_stream
+from scinfl.privacy.keys._identity import Identity, PublicIdentity
+
+LEAST = 3
+"""Least number of sites that pairwise masks hide from one another."""
+
+
+@dataclass(repr=False)
+class _Exchange:
+    """What a site remembers of one attempt at a round; the secrets are dropped as soon as they were used."""
+
+    own: Advertisement
+    ephemeral: X25519PrivateKey | None
+    seed: bytes | None
+    heard: tuple[Advertisement, ...] = ()
+    masked: bool = False
+    opened: bool = False
+
+    @property
+    def digest(self) -> bytes:
+        return hashlib.sha256(joined(*(said.content() for said in self.heard))).digest()
+
+
+class PairwiseParticipant:
+    """What one site does in a pairwise sum, step by step; the server only relays.
+
+    Parameters
+    ----------
+    identity
+        Secret identity of the site.
+    pinned
+        Public identities of all sites by name, looked up at each exchange.
+    run
+        Name of the run, the same at all sites.
+    min_sites
+        Least number of sites in a sum, 3 or more.
+    fingerprint
+        Fingerprint of the shared key, where there is one.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        pinned: Mapping[str, PublicIdentity],
+        *,
+        run: str,
+        min_sites: int = LEAST,
+        fingerprint: str = "",
+    ) -> None:
+        self._identity, self._pinned = identity, pinned
+        self._run, self._min_sites, self._fingerprint = run, max(min_sites, LEAST), fingerprint
+        self._exchanges: dict[tuple[str, int], _Exchange] = {}
+
+    def advertise(self, purpose: str, round: int, attempt: int = 1) -> Advertisement:
+        """Draw a fresh key pair and sign its public half.
+
+        Parameters
+        ----------
+        purpose, round
+            What will be summed.
+        attempt
+            Number of the attempt at this round, higher than any before.
+
+        Raises
+        ------
+        TamperedSumError
+            If the sum of this round was opened already, or the attempt is an old one: two sums of one round, with and
+            without a site, would show that site.
+        """
+        before = self._exchanges.get((purpose, round))
+        if before is not None and (before.opened or attempt <= before.own.attempt):
+            was = "opened already" if before.opened else f"at attempt {before.own.attempt}"
+            msg = (
+                f"Expected a later attempt at a sum that is not opened, found attempt {attempt} at round {round} of "
+                f"'{purpose}', which is {was}. A second sum of a round can show single sites: do not trust this server."
+            )
+            raise TamperedSumError(msg)
+        ephemeral = X25519PrivateKey.generate()
+        public = ephemeral.public_key().public_bytes_raw()
+        bare = Advertisement(self._identity.site, purpose, self._run, round, attempt, self._fingerprint, public)
+        own = replace(bare, signature=self._identity.sign(bare.content()))
+        self._exchanges[purpose, round] = _Exchange(own, ephemeral, os.urandom(32))
+        return own
+
+    def listen(self, advertisements: Sequence[Advertisement]) -> None:
+        """Check what all sites advertise, this one included.
+
+        Parameters
+        ----------
+        advertisements
+            One of every site of the sum, as the server relayed them.
+
+        Raises
+        ------
+        TamperedSumError
+            If one is not signed by the pinned identity of its site, is of another round, or this site's own is missing.
+        ValueError
+            If there are too few sites, or one holds another shared key.
+        """
+        heard = tuple(sorted(advertisements, key=lambda said: said.site))
+        sites = [said.site for said in heard]
+        if len(set(sites)) < len(sites):
+            msg = "Expected one advertisement of each site, found two of one. Do not trust this server."
+            raise TamperedSumError(msg)
+        for said in heard:
+            said.verify(self._pinned, self._identity.site)
+        mine = [said for said in heard if said.site == self._identity.site]
+        exchange = self._exchanges.get((mine[0].purpose, mine[0].round)) if mine else None
+        if exchange is None or exchange.own != mine[0]:
+            msg = (
+                f"Expected the advertisements with that of site '{self._identity.site}' as it was sent, found them "
+                "without. It was dropped or replaced on its way: advertise again, and do not trust this server."
+            )
+            raise TamperedSumError(msg)
+        for said in heard:
+            said.compare(exchange.own)
+        if exchange.heard:
+            msg = "Expected one exchange for each attempt, found a second one. Do not trust this server."
+            raise TamperedSumError(msg)
+        if len(heard) < self._min_sites:
+            msg = (
+                f"Expected at least {self._min_sites} sites in a pairwise sum, found {len(heard)}: with fewer, the sum "
+                "and one's own update show the others'. Let more sites take part."
+            )
+            raise ValueError(msg)
+        exchange.heard = heard
+
+    def mask(
+        self, purpose: str, round: int, integers: np.ndarray, tag: int = 0
+    ) -> tuple[np.ndarray, int, dict[str, bytes]]:
+        r"""Mask integers and their tag, once.
+
+        .. math::
+            q_k + s_k + \sum_{j > k} m_{kj} - \sum_{j < k} m_{jk} \bmod 2^b
+
+        with the self mask :math:`s_k` and a mask :math:`m_{kj}` for each pair of sites in the order of their names.
+
+        Parameters
+        ----------
+        purpose, round
+            What is summed.
+        integers
+            Vector of uint64 or uint32.
+        tag
+            Linear tag of the integers.
+
+        Returns
+        -------
+        Masked integers, the masked tag, and what goes into the header: the digest of the exchange and a commitment to
+        the self mask.
+
+        Raises
+        ------
+        RuntimeError
+            If there are no fresh masks: none were exchanged, or they hid something already.
+        """
+        exchange = self._exchange(purpose, round)
+        if exchange.masked or exchange.ephemeral is None or exchange.seed is None or not exchange.heard:
+            found = "ones that were used" if exchange.masked else "none that all sites exchanged"
+            msg = (
+                f"Expected fresh pairwise masks for round {round} of '{purpose}', found {found}. A mask that hides two "
+                "updates hides none: exchange advertisements before each sum (`exchange`)."
+            )
+            raise RuntimeError(msg)
+        masked = integers.copy()
+        for added, secret in self._secrets(exchange, exchange.ephemeral):
+            stream, tag_mask = masks(secret, len(integers), integers.dtype)
+            if added:
+                masked += stream
+            else:
+                masked -= stream
+            tag += tag_mask if added else -tag_mask
+        stream, tag_mask = masks(exchange.seed, len(integers), integers.dtype)
+        masked += stream
+        exchange.masked, exchange.ephemeral = True, None
+        header = {"exchange": exchange.digest, "commitment": hashlib.sha256(exchange.seed).digest()}
+        return masked, (tag + tag_mask) % PRIME, header
+
+    def _secrets(self, exchange: _Exchange, ephemeral: X25519PrivateKey) -> Iterator[tuple[bool, bytes]]:
+        """Whether this site adds or subtracts, and the secret of each pair."""
+        own = exchange.own
+        for said in exchange.heard:
+            if said.site == own.site:
+                continue
+            try:
+                shared = ephemeral.exchange(X25519PublicKey.from_public_bytes(said.public))
+            except ValueError:
+                msg = f"Expected a proper public key of site '{said.site}', found a weak one. Do not trust that site."
+                raise TamperedSumError(msg) from None
+            pair = sorted((own.site, said.site))
+            yield own.site < said.site, derive(shared, "scinfl pairwise mask", exchange.digest, *pair)
+
+    def reveal(self, purpose: str, round: int, sites: Iterable[str]) -> bytes:
+        """Give the seed of the self mask to the server, once all uploads are there.
+
+        From then on this site repeats the round no more. So a server that holds back an upload and calls that site lost
+        cannot open both sums, with and without it.
+
+        Parameters
+        ----------
+        purpose, round
+            What is summed.
+        sites
+            Sites whose uploads the server has.
+        """
+        exchange = self._exchange(purpose, round)
+        if not exchange.masked or exchange.seed is None:
+            found = "opened before" if exchange.opened else "without an upload of this site"
+            msg = f"Expected a sum to open once, found round {round} of '{purpose}' {found}. Do not trust this server."
+            raise TamperedSumError(msg)
+        self.check_members(purpose, round, sites)
+        seed, exchange.seed, exchange.opened = exchange.seed, None, True
+        return seed
+
+    def check_members(self, purpose: str, round: int, sites: Iterable[str]) -> bytes:
+        """Refuse any sum but that of the sites of the exchange; returns the digest of the exchange."""
+        exchange, sites = self._exchange(purpose, round), sorted(sites)
+        expected = [said.site for said in exchange.heard]
+        if sites != expected:
+            odd = sorted(set(sites) ^ set(expected)) or sites
+            msg = (
+                f"Expected the sum of the {len(expected)} sites that exchanged masks, found {len(sites)}; "
+                f"not in both: {first_of(odd)}. Masks cancel in that sum alone: exchange again without the lost sites."
+            )
+            raise TamperedSumError(msg)
+        return exchange.digest
+
+    def heard(self) -> dict[tuple[str, int], tuple[Advertisement, ...]]:
+        """What was relayed, by purpose and round."""
+        return {place: exchange.heard for place, exchange in self._exchanges.items()}
+
+    def memory(self) -> list[dict[str, Any]]:
+        """What the site must know when it starts again, as json can hold it; secret, so seal it before it is kept."""
+        return [
+            {
+                "own": exchange.own.to_json(),
+                "heard": [said.to_json() for said in exchange.heard],
+                "seed": None if exchange.seed is None else exchange.seed.hex(),
+                "masked": exchange.masked,
+                "opened": exchange.opened,
+            }
+            for exchange in self._exchanges.values()
+        ]
+
+    def remember(self, memory: Sequence[Mapping[str, Any]]) -> None:
+        """Take up what :meth:`memory` told. Keys to masks are gone: a sum that was not sent must be exchanged anew.
+
+        Parameters
+        ----------
+        memory
+            Of this site, in the same run.
+        """
+        for kept in memory:
+            own = Advertisement.from_json(kept["own"])
+            self._exchanges[own.purpose, own.round] = _Exchange(
+                own,
+                None,
+                None if kept["seed"] is None else bytes.fromhex(kept["seed"]),
+                tuple(Advertisement.from_json(said) for said in kept["heard"]),
+                bool(kept["masked"]),
+                bool(kept["opened"]),
+            )
+
+    def forget(self, purpose: str) -> None:
+        """Begin a purpose anew: its rounds count from 1 again."""
+        self._exchanges = {place: kept for place, kept in self._exchanges.items() if place[0] != purpose}
+
+    def _exchange(self, purpose: str, round: int) -> _Exchange:
+        if (purpose, round) not in self._exchanges:
+            msg = (
+                f"Expected an exchange of site '{self._identity.site}' for round {round} of '{purpose}', found none. "
+                "Exchange advertisements before each sum (`exchange`)."
+            )
+            raise RuntimeError(msg)
+        return self._exchanges[purpose, round]
+
+
+def masks(secret: bytes, n: int, dtype: np.dtype) -> tuple[np.ndarray, int]:
+    """Mask of ``n`` integers, and of their tag."""
+    tag_mask = int.from_bytes(derive(secret, "scinfl mask of the tag"), "big") % PRIME
+    return key_stream(derive(secret, "scinfl mask"), n, dtype), tag_mask

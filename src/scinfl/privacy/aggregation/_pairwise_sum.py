@@ -1,0 +1,331 @@
+"""Sums that hide a site's update from fellow sites that help the server, too."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from scinfl._checks import first_of
+from scinfl._errors import RepeatRoundError, TamperedSumError
+from scinfl.privacy.aggregation._aggregator import MASKED, Aggregator
+from scinfl.privacy.aggregation._keyed_sum import KeyedSum
+from scinfl.privacy.aggregation._linear_tag import PRIME
+from scinfl.privacy.aggregation._masked_sum import MaskedSum
+from scinfl.privacy.aggregation._pairwise_participant import LEAST, Advertisement, PairwiseParticipant, masks
+from scinfl.privacy.aggregation._secure_sum import total_of
+from scinfl.privacy.keys._identity import Identity, PublicIdentity
+from scinfl.privacy.keys._key import Key
+
+
+class PairwiseServer(Aggregator):
+    """The server's half of a pairwise sum: it relays advertisements, adds uploads and opens the sum of all of them.
+
+    Parameters
+    ----------
+    identities
+        Public identity of every site. Uploads that their site did not sign are refused.
+    """
+
+    def require_all(self, encoded: Sequence[Any], advertisements: Sequence[Advertisement]) -> None:
+        """Void the round if a site that advertised sent nothing.
+
+        Parameters
+        ----------
+        encoded
+            Uploads that arrived.
+        advertisements
+            What was relayed to all sites.
+
+        Raises
+        ------
+        RepeatRoundError
+            If a site is lost. The others exchange anew, without it.
+        """
+        there = {update.site for update in encoded}
+        if lost := [said.site for said in advertisements if said.site not in there]:
+            msg = (
+                f"Site {first_of(lost)} is lost, and its masks with it: the other sites exchange fresh masks and send "
+                "the round again."
+            )
+            raise RepeatRoundError(msg)
+
+    def open(self, combined: Any, encoded: Sequence[Any], seeds: Mapping[str, bytes]) -> Any:
+        """Take the self masks off a sum.
+
+        Parameters
+        ----------
+        combined
+            What :meth:`scinfl.privacy.PairwiseServer.combine` returned; the masks of pairs cancelled in it.
+        encoded
+            Uploads in the sum.
+        seeds
+            Seed of every site's self mask, revealed once all uploads were there.
+        """
+        integers, header = combined.state[MASKED].copy(), dict(combined.header)
+        tag = int.from_bytes(header.get("tag", b""), "big")
+        for update in encoded:
+            seed = seeds.get(update.site, b"")
+            if hashlib.sha256(seed).digest() != update.header["commitment"]:
+                msg = f"Expected the seed that site '{update.site}' committed to, found another. Ask that site again."
+                raise TamperedSumError(msg)
+            stream, tag_mask = masks(seed, len(integers), integers.dtype)
+            integers -= stream
+            tag -= tag_mask
+        if "tag" in header:
+            header["tag"] = (tag % PRIME).to_bytes(8, "big")
+        return replace(combined, state={MASKED: integers}, header=header)
+
+
+class PairwiseSum(MaskedSum):
+    r"""Sum of updates that no site and no server reads singly, not even together (Bonawitz et al. 2017).
+
+    For every attempt at a round each site draws a fresh X25519 key pair and signs the public half with its
+    :class:`Identity`, bound to run, purpose, round, attempt and its name. The server relays; each site checks the
+    others' against their *pinned* identities, because the shared key, which all sites have, cannot prove who speaks.
+    Each pair then has a secret of its own, from which a ChaCha20 mask follows that the one adds and the other
+    subtracts (:meth:`PairwiseParticipant.mask`): the masks cancel in the sum of all sites that exchanged, and in no
+    other. A coalition reads no more than the sum of the sites outside it, so at least two of those must be honest: 3
+    sites are the least, and of ``n`` sites ``n - 2`` may help the server. Ephemeral keys are dropped after use; an
+    identity stolen later opens no old round.
+
+    Each site adds a mask of its own besides, and reveals it once all uploads are there, and after that repeats the
+    round no more. So if a site is lost the round is void and the others send it again under fresh masks, and a server
+    that only says that a site is lost cannot open both sums and take their difference. Neighbouring rounds with and
+    without a site still tell about it, as in every secure aggregation.
+
+    What each layer adds:
+
+    * ``PairwiseSum()``: fellow sites and the server read no single update; the server reads the *sum*, hence every
+      global model, and could return another sum unnoticed.
+    * ``PairwiseSum(key)``: the keyed stream of :class:`KeyedSum` on top. The server reads nothing and the sites read
+      the sum only, whose tag they check as in a keyed sum. A site that helps the server shows it the sum, and can make
+      a false tag; it still opens no update. This is the form to choose.
+
+    Weights, numbers, bounds and metrics travel as in :class:`KeyedSum`; :math:`N` is agreed by a pairwise sum too.
+
+    Parameters
+    ----------
+    key
+        Secret of the sites, or ``None`` for pairwise masks alone.
+    run
+        Name of the run, the same at all sites; a random one by default.
+    bits
+        64, or 32 for half the bytes at an error of about 4e-9 a site (B = 8).
+    bound
+        Bound on every number, a power of two: 65536 with 64 bits and 8 with 32 bits by default.
+    min_sites
+        Least number of sites in a sum, 3 or more.
+    identities
+        Secret identities of the sites that this process speaks for: one, at a real site. By default the sites of an
+        in-process run get one each.
+    pinned
+        Public identities of all sites by name; by default those of ``identities``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import scinfl as si
+    >>> from scinfl.federation import Update, mean_of
+    >>> key = si.privacy.Key.generate()
+    >>> updates = [Update(site, 1, {"w": np.full(2, w)}, 1) for site, w in [("a", 1.0), ("b", 2.0), ("c", 6.0)]]
+    >>> mean_of(updates, [si.privacy.PairwiseSum(key)]).state["w"].round(9)
+    array([3., 3.])
+    """
+
+    _name: ClassVar[str] = "pairwise sum"
+    _cure: ClassVar[str] = ", or use a `KeyedSum`, which hides updates from the server alone"
+
+    def __init__(
+        self,
+        key: Key | None = None,
+        *,
+        run: str | None = None,
+        bits: Literal[64, 32] = 64,
+        bound: float | None = None,
+        min_sites: int = LEAST,
+        identities: Mapping[str, Identity] | None = None,
+        pinned: Mapping[str, PublicIdentity] | None = None,
+    ) -> None:
+        super().__init__(run=run, bits=bits, bound=bound, min_sites=min_sites, least=LEAST, identities=identities)
+        self._keyed = None if key is None else KeyedSum(key, run=self._run, bits=bits)
+        self._fingerprint = "" if key is None else key.fingerprint
+        if pinned is not None and identities is None:
+            msg = "Expected the identities of one's own sites beside `pinned`, found none. Pass `identities` too."
+            raise ValueError(msg)
+        own = {name: identity.public for name, identity in self._identities.items()}
+        self._pinned = own if pinned is None else dict(pinned)
+        for name, public in [*own.items(), *self._pinned.items()]:
+            if name != public.site:
+                msg = f"Expected the identity of site '{name}' under its name, found that of '{public.site}'."
+                raise ValueError(msg)
+        self._sites: dict[str, PairwiseParticipant] = {}
+        self._relayed: dict[tuple[str, int], list[Advertisement]] = {}
+        self._was_away = False
+
+    # ---- before a sum
+
+    def exchange(self, purpose: str, round: int, sites: Sequence[str]) -> None:
+        """Exchange fresh advertisements between all sites, in one process.
+
+        Parameters
+        ----------
+        purpose, round
+            What will be summed.
+        sites
+            Names of the sites that take part.
+        """
+        self._check_number(len(sites), ValueError)
+        before = self._relayed.get((purpose, round))
+        attempt = before[0].attempt + 1 if before else 1
+        self.listen([self.site(name).advertise(purpose, round, attempt) for name in sites])
+
+    def site(self, name: str) -> PairwiseParticipant:
+        """One site's half: advertise, listen, mask, reveal.
+
+        Parameters
+        ----------
+        name
+            Name of a site that this process speaks for.
+        """
+        if name not in self._sites:
+            self._sites[name] = PairwiseParticipant(
+                self._identity(name),
+                self._pinned,
+                run=self._run,
+                min_sites=self.min_sites,
+                fingerprint=self._fingerprint,
+            )
+        return self._sites[name]
+
+    def listen(self, advertisements: Sequence[Advertisement]) -> None:
+        """Let the sites of this process check what all sites advertise.
+
+        Parameters
+        ----------
+        advertisements
+            One of every site of the sum, as the server relayed them.
+        """
+        if not (own := self._own(advertisements)):
+            msg = "Expected an advertisement of a site of this process, found none. Do not trust this server."
+            raise TamperedSumError(msg)
+        for name in own:
+            self.site(name).listen(advertisements)
+        place = advertisements[0].purpose, advertisements[0].round
+        self._relayed[place], self._was_away = list(advertisements), False
+        if self._keyed is not None:
+            self._keyed._rounds.pop(place, None)  # what was sent in an earlier attempt is void
+
+    def agree(self, purpose: str, weights: Mapping[str, float]) -> float:
+        """Sum the weights of all sites without showing one, so that each can send its share.
+
+        Parameters
+        ----------
+        purpose
+            What the weights are for: ``"training"`` or ``"evaluation"``. Its rounds begin anew.
+        weights
+            Weight of every site.
+        """
+        self.begin(purpose)
+        self.exchange(total_of(purpose), 0, list(weights))
+        return super().agree(purpose, weights)
+
+    def begin(self, purpose: str) -> None:
+        """Begin a purpose anew: its rounds count from 1 again, and its weights are agreed on again.
+
+        Parameters
+        ----------
+        purpose
+            What is summed.
+        """
+        purposes = {purpose, total_of(purpose)}
+        for site in self._sites.values():
+            for name in purposes:
+                site.forget(name)
+        self._relayed = {place: said for place, said in self._relayed.items() if place[0] not in purposes}
+
+    def remember(self, name: str, memory: Sequence[Mapping[str, Any]]) -> None:
+        """Take up what a site of this process knew before it started again, see :meth:`PairwiseParticipant.memory`.
+
+        Parameters
+        ----------
+        name
+            Name of the site.
+        memory
+            What it knew.
+        """
+        site = self.site(name)
+        site.remember(memory)
+        self._relayed |= {place: list(heard) for place, heard in site.heard().items() if heard}
+
+    # ---- the sum
+
+    def _hide(self, upload: Any) -> Any:
+        if self._keyed is not None:
+            upload = self._keyed._hide(upload)
+        tag = int.from_bytes(upload.header.get("tag", b""), "big")
+        site = self.site(upload.site)
+        integers, tag, header = site.mask(upload.purpose, upload.round, upload.state[MASKED], tag)
+        if "tag" in upload.header:
+            header["tag"] = tag.to_bytes(8, "big")
+        return replace(upload, state={MASKED: integers}, header={**upload.header, **header})
+
+    def _add(self, encoded: Sequence[Any]) -> Any:
+        server = PairwiseServer(self._public())
+        for update in encoded[:1]:
+            server.require_all(encoded, self._relayed.get((update.purpose, update.round), []))
+        combined = server.combine(encoded)
+        sites = [update.site for update in encoded]
+        seeds = {name: self.site(name).reveal(combined.purpose, combined.round, sites) for name in sites}
+        return server.open(combined, encoded, seeds)
+
+    def _unmask(self, combined: Any, members: Sequence[Any], unsigned: type[np.unsignedinteger]) -> np.ndarray:
+        place = combined.purpose, combined.round
+        own = self._own(self._relayed.get(place, []))
+        if not own and self._was_away and self._keyed is not None:
+            return self._keyed._unmask(combined, members, unsigned)
+        if not own:
+            msg = f"Expected a sum that was exchanged for, found round {place[1]} of '{place[0]}'. Nothing was used."
+            raise TamperedSumError(msg)
+        for name in own:
+            digest = self.site(name).check_members(*place, [member.site for member in members])
+            if any(member.header.get("exchange") != digest for member in members):
+                msg = "Expected uploads of one exchange, found one of another. Do not trust this server."
+                raise TamperedSumError(msg)
+        if self._keyed is not None:
+            return self._keyed._unmask(combined, members, unsigned)
+        if combined.state[MASKED].dtype != unsigned:
+            msg = f"Expected a sum of {np.dtype(unsigned)}, found {combined.state[MASKED].dtype}. Nothing was used."
+            raise TamperedSumError(msg)
+        return combined.state[MASKED]
+
+    def _forget(self) -> None:
+        if self._keyed is not None:
+            self._keyed._forget()
+
+    def forget(self) -> None:
+        """Forget what was sent and is not in a sum.
+
+        The next sum may be one that went on without this site: who has the key reads it and checks its tag, but not
+        whose masks were in it.
+        """
+        super().forget()
+        self._relayed, self._was_away = {}, True
+
+    def _own(self, advertisements: Sequence[Advertisement]) -> list[str]:
+        return [said.site for said in advertisements if said.site in self._identities]
+
+    def _identity(self, site: str) -> Identity:
+        identity = super()._identity(site)
+        if self._makes_identities:
+            self._pinned.setdefault(site, identity.public)
+        return identity
+
+    def _public(self) -> dict[str, PublicIdentity]:
+        return self._pinned
+
+    def __repr__(self) -> str:
+        return f"PairwiseSum(bits={self._numbers.bits}, min_sites={self.min_sites}, keyed={self._keyed is not None})"

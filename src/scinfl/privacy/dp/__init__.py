@@ -1,0 +1,1 @@
+"""Differential privacy: of rows, of sites, of sums before training."""

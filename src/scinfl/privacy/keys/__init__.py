@@ -1,0 +1,1 @@
+"""The secret key and its life: versions, identities, rotation, sealed files."""

@@ -1,0 +1,190 @@
+"""A site that shall have no more keys."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from scinfl.privacy.keys._derivation import joined
+from scinfl.privacy.keys._identity import Identity, PublicIdentity
+from scinfl.privacy.keys._key import Key
+from scinfl.privacy.keys._rotation import WrappedKey, rotate
+from scinfl.privacy.keys._secret_file import damaged
+from scinfl.privacy.keys._signed_document import as_file_name, by_name, check_signature, read_document, write_document
+
+_FORMAT = "scinfl-revocation-1"
+
+
+@dataclass(frozen=True)
+class Revocation:
+    """Signed statement that a site is out, and that keys before a version are refused.
+
+    What the revoked site keeps: every key that it had, every model that it could open (for good), the means of the
+    rounds that it took part in, and what it can learn from them. It can open no upload, file or model under the new
+    key. Masks and seals under its old keys stay open to it, so a server that kept old uploads and works with it reads
+    them. Whether a site has to destroy its copies is for a contract, not for mathematics.
+
+    Parameters
+    ----------
+    federation
+        Name of the federation.
+    site
+        Name of the revoked site.
+    revoked
+        Fingerprint of its identity.
+    version
+        First version of the key that the site does not have; earlier ones are refused.
+    fingerprint
+        Of the key of that version.
+    sender
+        Site that says so.
+    signature
+        Of the sender.
+    """
+
+    federation: str
+    site: str
+    revoked: str
+    version: int
+    fingerprint: str
+    sender: str
+    signature: bytes = b""
+
+    def verify(self, pinned: Iterable[PublicIdentity]) -> None:
+        """Refuse a statement that its sender did not sign.
+
+        Parameters
+        ----------
+        pinned
+            Identities of the sites that may revoke.
+
+        Raises
+        ------
+        ValueError
+            If the sender is unknown, or did not sign this.
+        """
+        check_signature(self.sender, pinned, self.signature, self._signed(), "revocation")
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write a json file (mode 0600), whole or not at all.
+
+        Parameters
+        ----------
+        path
+            File to write.
+        overwrite
+            Replace an existing file.
+        """
+        write_document(path, _FORMAT, vars(self), "revocation", overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Revocation:
+        """Read what :meth:`save` wrote.
+
+        Parameters
+        ----------
+        path
+            File to read.
+
+        Raises
+        ------
+        ValueError
+            If the file holds no revocation, or a damaged one.
+        """
+        content = read_document(path, _FORMAT, "revocation")
+        try:
+            return cls(
+                **{name: str(content[name]) for name in ("federation", "site", "revoked", "fingerprint", "sender")},
+                version=int(content["version"]),
+                signature=base64.b64decode(content["signature"], validate=True),
+            )
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(damaged(path, "revocation")) from None
+
+    @property
+    def file_name(self) -> str:
+        """Name of a file for it."""
+        return f"{as_file_name(self.site)}.revocation.json"
+
+    def __repr__(self) -> str:
+        return (
+            f"Revocation(of '{self.site}' from version {self.version} of '{self.federation}', by '{self.sender}', "
+            f"fingerprint='{self.fingerprint}')"
+        )
+
+    def _signed(self) -> bytes:
+        return joined(_FORMAT, self.federation, self.site, self.revoked, self.version, self.fingerprint, self.sender)
+
+
+def revoke(
+    key: Key, site: str, identity: Identity, sites: Iterable[PublicIdentity]
+) -> tuple[Key, dict[str, WrappedKey], Revocation]:
+    """Rotate without one site, and say so.
+
+    Parameters
+    ----------
+    key
+        The present key.
+    site
+        Name of the site that gets no more keys.
+    identity
+        Identity of the site that revokes.
+    sites
+        Pinned identities of the sites, the revoked one among them.
+
+    Returns
+    -------
+    The new key, by site what to send it, and the statement for all.
+
+    Raises
+    ------
+    ValueError
+        If the site is not pinned, or revokes itself.
+
+    Examples
+    --------
+    >>> import scinfl as si
+    >>> a, b, c = (si.privacy.Identity.generate(site) for site in "abc")
+    >>> key = si.privacy.Key.generate("lung")
+    >>> new, letters, statement = si.privacy.revoke(key, "c", a, [b.public, c.public])
+    >>> sorted(letters), statement.site, statement.version
+    (['b'], 'c', 2)
+    >>> statement.verify([a.public])
+    """
+    named = by_name(sites)
+    if site == identity.site:
+        msg = f"Expected another site than '{site}' to revoke it, found itself: it would know the new key. Ask another."
+        raise ValueError(msg)
+    if site not in named:
+        msg = f"Expected `site` to be one of the pinned sites {sorted(named)}, found {site!r}."
+        raise ValueError(msg)
+    new, letters = rotate(key, identity, [public for name, public in named.items() if name != site])
+    statement = Revocation(
+        federation=key.federation,
+        site=site,
+        revoked=named[site].fingerprint,
+        version=new.version,
+        fingerprint=new.fingerprint,
+        sender=identity.site,
+    )
+    return new, letters, replace(statement, signature=identity.sign(statement._signed()))
+
+
+def read_letters(paths: Iterable[str | os.PathLike[str]]) -> list[WrappedKey | Revocation]:
+    """Read what other sites sent, revocations first, since they say which keys are refused.
+
+    Parameters
+    ----------
+    paths
+        Files that :meth:`WrappedKey.save` or :meth:`Revocation.save` wrote.
+    """
+    revocations: list[WrappedKey | Revocation] = []
+    keys: list[WrappedKey | Revocation] = []
+    for path in paths:
+        try:
+            revocations.append(Revocation.load(path))
+        except ValueError:
+            keys.append(WrappedKey.load(path))
+    return revocations + keys

@@ -1,0 +1,126 @@
+"""What `compare` knows: methods, what guards them, and who reads what under each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from scinfl.federation import FedAdam, FedProx, Protection
+from scinfl.privacy import HomomorphicSum, Key, KeyedSum, PairwiseSum, SampleDP, Shuffle, UpdateDP
+from scinfl.privacy.dp._accounting import gaussian_noise_multiplier
+
+PRIVATE_TRAINING = {
+    "validation_size": 0.0,
+    "early_stopping": None,
+    "class_weight": None,
+    "local_epochs": 1,
+    "batch_size": 10_000,
+    "lr": 0.05,
+}
+"""Arguments of `train` under noise: every unit in every step, and no metric that leaves without noise."""
+
+_UPDATES = "updates of every site"
+_LOCKED = "locked updates of every site"
+_NOTHING = "nothing but sizes"
+_NOISY = "noisy updates of every site"
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method makes and trains its model, and who reads what.
+
+    Parameters
+    ----------
+    server_sees
+        What the server reads.
+    helped_server_sees
+        What it reads if one of the sites helps it; the same by default.
+    init, train
+        Arguments of the model and of its ``train``.
+    sums
+        Makes the protection that sums.
+    noise
+        Makes the protection by noise, from the rounds of a run and delta.
+    needs_sites
+        Least number of sites.
+    pooled
+        Whether all cells are at one site.
+    watched
+        Whether a server is let try to recover the key.
+    """
+
+    server_sees: str
+    helped_server_sees: str | None = None
+    init: dict[str, Any] = field(default_factory=lambda: {"key_scheme": None})
+    train: dict[str, Any] = field(default_factory=dict)
+    sums: Callable[[Key], Protection] | None = None
+    noise: Callable[[int, float], Protection] | None = None
+    needs_sites: int = 1
+    pooled: bool = False
+    watched: bool = False
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether the model is locked."""
+        return self.init["key_scheme"] is not None
+
+
+def _locked(scheme: str = "coordinate", **options: Any) -> dict[str, Any]:
+    return {"key_scheme": scheme, **options}
+
+
+def _sample_noise(epsilon: float) -> Callable[[int, float], Protection]:
+    return lambda _, delta: SampleDP(target_epsilon=epsilon, delta=delta)
+
+
+def _update_noise(kind: type[UpdateDP], epsilon: float) -> Callable[[int, float], Protection]:
+    """Noise that keeps all rounds of a site to an epsilon: two clipped updates lie up to twice the norm apart."""
+
+    def make(n_rounds: int, delta: float) -> Protection:
+        noise = 2 * math.sqrt(n_rounds) * gaussian_noise_multiplier(epsilon, delta)
+        return kind(max_norm=1.0, noise_multiplier=noise, delta=delta)
+
+    return make
+
+
+_METHODS: dict[str, Method | None] = {
+    "majority": None,
+    "local-only": None,
+    "centralised": Method("all cells", pooled=True),
+    "FedAvg": Method(_UPDATES),
+    "FedProx": Method(_UPDATES, train={"strategy": FedProx()}),
+    "FedAdam": Method(_UPDATES, train={"strategy": FedAdam()}),
+    "permuted": Method(_LOCKED, _UPDATES, _locked("permuted")),
+    "pooled": Method(_LOCKED, _UPDATES, _locked("pooled")),
+    "coordinate": Method(_LOCKED, _UPDATES, _locked(), watched=True),
+    "coordinate, trained": Method(_LOCKED, _UPDATES, _locked(train_meta=True)),
+    "coordinate + keyed sums": Method(_NOTHING, _UPDATES, _locked(), sums=KeyedSum, needs_sites=3, watched=True),
+    "coordinate + pairwise sums": Method(_NOTHING, "their mean", _locked(), sums=PairwiseSum, needs_sites=3),
+    "coordinate + homomorphic sums": Method(
+        _NOTHING, _UPDATES, _locked(), sums=lambda _: HomomorphicSum(), needs_sites=3
+    ),
+    "meta only": Method("meta learners of every site", None, _locked(train_meta=True), {"share": "meta"}),
+    "projected": Method(
+        "locked updates without the first layer",
+        "updates without the first layer",
+        _locked(),
+        {"share": "projected"},
+    ),
+    "SampleDP, epsilon 1": Method(_NOISY, noise=_sample_noise(1)),
+    "SampleDP, epsilon 3": Method(_NOISY, noise=_sample_noise(3)),
+    "SampleDP, epsilon 8": Method(_NOISY, noise=_sample_noise(8)),
+    "UpdateDP, epsilon 8": Method(_NOISY, noise=_update_noise(UpdateDP, 8)),
+    "Shuffle, epsilon 8": Method("noisy updates without names", noise=_update_noise(Shuffle, 8), needs_sites=2),
+}
+
+METHODS = tuple(_METHODS)
+"""Methods that :func:`compare` knows."""
+
+NEEDS_TENSEAL = "coordinate + homomorphic sums"
+
+
+def method_of(name: str) -> Method | None:
+    """A method by its name; none where nothing is sent."""
+    return _METHODS[name]

@@ -1,0 +1,65 @@
+"""How much of the network is added to the prior."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from scinfl.model.gears._shrinkage import order_of, share_of, shrunk
+
+
+def test_the_share_is_what_fits_best_less_the_standard_error_of_a_ratio_of_means():
+    generator = np.random.default_rng(0)
+    power = generator.uniform(0.5, 1.5, 12)
+    agreement = 0.6 * power + generator.normal(0, 0.05, 12)
+    best = agreement.sum() / power.sum()
+    error = np.std(agreement - best * power, ddof=0) / np.sqrt(11) / power.mean()
+    assert share_of(agreement, power) == pytest.approx(best - stats.t.ppf(stats.norm.cdf(1), 11) * error)
+
+
+def test_few_conditions_speak_for_little():
+    assert share_of(np.array([0.9]), np.array([1.0])) == 0
+    few, many = (share_of(np.array([0.9, 0.5] * n), np.ones(2 * n)) for n in (1, 20))
+    assert few < many < 0.7
+
+
+def test_a_useless_network_is_left_out_and_a_perfect_one_kept():
+    assert share_of(np.array([-0.1, 0.1, -0.2]), np.ones(3)) == 0
+    assert share_of(np.zeros(3), np.zeros(3)) == 0
+    assert share_of(np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0])) == pytest.approx(1)
+
+
+def metrics_of(agreement, power, missed):
+    n = len(agreement)
+    values = {"mse": 0.1, "pearson_delta": 0.5, "mse_de": 0.3}
+    for what, array in (("agreement", agreement), ("power", power), ("missed", missed)):
+        values |= {f"{what}_{number}": value / n for number, value in enumerate(array)}
+    return values
+
+
+def test_the_error_of_the_history_is_that_of_the_shrunk_network():
+    agreement = np.array([0.5, 0.9, 0.55, 0.95, 0.6, 1.0])
+    orders = ["single", "combination"] * 3
+    metrics = metrics_of(agreement, np.ones(6), np.ones(6))
+    result = shrunk(metrics, 6, prior="additive", orders=orders)
+    assert 0 < result["shrinkage_single"] < result["shrinkage_combination"] < 1
+    shares = np.tile([result["shrinkage_single"], result["shrinkage_combination"]], 3)
+    assert result["mse_de"] == pytest.approx((1 - 2 * shares * agreement + shares**2).mean())
+    assert set(result) == {"mse", "pearson_delta", "mse_de", "shrinkage_single", "shrinkage_combination"}
+    plain = {"mse": 0.1, "pearson_delta": 0.5, "mse_de": 0.3}
+    assert shrunk(metrics, 6, prior=None, orders=orders) == plain
+
+
+def test_an_order_without_validation_conditions_takes_what_the_other_says():
+    metrics = metrics_of([0.5, 0.55, 0.6], np.ones(3), np.ones(3))
+    result = shrunk(metrics, 3, prior="mean", orders=["single"] * 3)
+    assert result["shrinkage_combination"] == result["shrinkage_single"] > 0
+
+
+def test_orders_are_told_by_the_number_of_genes():
+    assert [order_of(genes) for genes in (("A",), ("A", "B"), ("A", "B", "C"))] == [
+        "single",
+        "combination",
+        "combination",
+    ]
