@@ -19,3 +19,7 @@ __all__ = [
     "perturbation_baselines",
     "perturbation_summary",
 ]
+
+# parts of these scores, for other packages of scinfl: not part of the public interface
+from scinfl.metrics._responses._differential import condition_moments, rank_genes, top_genes  # noqa: F401
+from scinfl.metrics._responses._scores import mean_squared_error, pearson  # noqa: F401

@@ -27,3 +27,6 @@ __all__ = [
     "split_perturbations",
     "split_sites",
 ]
+
+# for other packages of scinfl: not part of the public interface
+from scinfl.pp._clr import centred_log_ratios  # noqa: F401

@@ -14,7 +14,7 @@ from anndata import AnnData
 from scinfl import _names
 from scinfl._checks import finite, first_of, looks_like_counts, obs_column, one_of, whole_number
 from scinfl._conditions import CONTROL, canonical_names, genes_of
-from scinfl.metrics._responses._differential import condition_moments, rank_genes, top_genes
+from scinfl.metrics import condition_moments, rank_genes, top_genes
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from scinfl.metrics._responses._differential import rank_genes, top_genes
+from scinfl.metrics import rank_genes, top_genes
 from scinfl.model.base._cells import Matrix
 
 _ROWS = 4096

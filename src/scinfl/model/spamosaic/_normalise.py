@@ -6,8 +6,8 @@ import numpy as np
 from scipy import sparse
 
 from scinfl.model.base._cells import Matrix
-from scinfl.pp._clr import centred_log_ratios
-from scinfl.pp.federated._lsi import weighted_logarithms
+from scinfl.pp import centred_log_ratios
+from scinfl.pp.federated import weighted_logarithms
 
 NORMALISATIONS = ("clr", "lognorm", "log1p", "tfidf", "none")
 
