@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import os
+import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
+
+from scinfl._spelling import argument, spelled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,14 +24,14 @@ def one_of(name: str, value: object, options: Iterable[object]) -> None:
     """Refuse a value that is not among the options."""
     options = list(options)
     if value not in options:
-        msg = f"Expected `{name}` to be one of {options}, found {value!r}."
+        msg = f"Expected {argument(name)} to be one of {options}, found {value!r}."
         raise ValueError(msg)
 
 
 def whole_number(name: str, value: object, minimum: int) -> None:
     """Refuse anything but a whole number from ``minimum``."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < minimum:
-        msg = f"Expected `{name}` to be a whole number from {minimum}, found {value!r}."
+        msg = f"Expected {argument(name)} to be a whole number from {minimum}, found {value!r}."
         raise ValueError(msg)
 
 
@@ -36,15 +40,15 @@ def number_between(name: str, value: Any, low: float, high: float, *, open_low: 
     fits = isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
     if not fits or not low <= value <= high or (open_low and value == low):
         above = "above" if open_low else "from"
-        msg = f"Expected `{name}` to be a number {above} {low} to {high}, found {value!r}."
+        msg = f"Expected {argument(name)} to be a number {above} {low} to {high}, found {value!r}."
         raise ValueError(msg)
 
 
-def obs_column(adata: AnnData, column: str, argument: str) -> pd.Series:
+def obs_column(adata: AnnData, column: str, name: str) -> pd.Series:
     """Look up a column of ``adata.obs``."""
     if column not in adata.obs:
         msg = (
-            f"Expected `{argument}` to name a column of adata.obs, found {column!r}. "
+            f"Expected {argument(name)} to name a column of adata.obs, found {column!r}. "
             f"Columns are {first_of(list(map(str, adata.obs.columns)), 20)}."
         )
         raise KeyError(msg)
@@ -56,8 +60,7 @@ def same_features(found: Sequence[str], expected: Sequence[str], what: str = "ad
     found, expected = list(map(str, found)), list(map(str, expected))
     if found == expected:
         return
-    missing = [name for name in expected if name not in set(found)]
-    if missing:
+    if missing := [name for name in expected if name not in set(found)]:
         msg = (
             f"Expected the {len(expected)} features that the model was trained on in {what}, found "
             f"{len(missing)} of them missing: {first_of(missing)}. Measure or impute them, or train on shared features."
@@ -81,18 +84,20 @@ def finite(matrix: Any, names: Sequence[str], *, allow_nan: bool = False) -> Non
     for counts, what, refused in ((infinite, "infinite", True), (nan, "missing (NaN)", not allow_nan)):
         if refused and counts.any():
             columns = [str(names[int(index)]) for index in np.flatnonzero(counts)]
+            or_zero = "" if what == "infinite" else spelled(", or set up with `missing='zero'`")
             msg = (
                 f"Expected finite values, found {int(counts.sum())} {what} in {len(columns)} features: "
-                f"{first_of(columns)}. Drop these features or impute them"
+                f"{first_of(columns)}. Drop these features or impute them{or_zero}."
             )
-            raise ValueError(f"{msg}." if what == "infinite" else f"{msg}, or set up with `missing='zero'`.")
+            raise ValueError(msg)
 
 
 def new_path(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
     """Refuse a path that exists, unless it may be overwritten."""
     path = Path(path)
     if path.exists() and not overwrite:
-        msg = f"Expected nothing at '{path}', found something. Name another path, or pass `overwrite=True`."
+        cure = f"Name another path{spelled(', or pass `overwrite=True`')}."
+        msg = f"Expected nothing at '{path}', found something. {cure}"
         raise FileExistsError(msg)
     return path
 
@@ -117,7 +122,7 @@ def _count_by_column(matrix: Any, test: Any) -> np.ndarray:
 
 
 def read_h5ad(path: Path) -> AnnData:
-    """Read an h5ad file, or say what is wrong with it."""
+    """Read an h5ad file; the error names what is wrong with it."""
     import anndata as ad
 
     if not path.is_file():
@@ -128,3 +133,11 @@ def read_h5ad(path: Path) -> AnnData:
     except (OSError, ValueError, KeyError) as error:
         msg = f"Expected an h5ad file at '{path}', found one that cannot be read ({error})."
         raise ValueError(msg) from error
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line outside scinfl that led here."""
+    frame, stacklevel = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "scinfl":
+        frame, stacklevel = frame.f_back, stacklevel + 1
+    warnings.warn(message, category, stacklevel=stacklevel)

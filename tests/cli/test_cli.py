@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import scinfl
+from scinfl._spelling import argument, spelling
 from scinfl.cli import _info, _keys, _main, _text, main
 from scinfl.privacy import Key
 
@@ -246,11 +247,23 @@ def test_errors_speak_of_options_and_come_before_the_work(files, cells, capsys, 
 
 
 def test_a_locked_model_asks_for_its_key_file(files, capsys):
-    error = ValueError("Expected an unlocked model, found it locked. Call `model.unlock(key)` first.")
-    assert _text.told(error, argparse.Namespace()).endswith("Pass its key file with `--key`.")
-    assert _text.told(PermissionError(13, "Permission denied", "x"), argparse.Namespace()) == (
-        "Expected to read or write 'x', found: Permission denied."
-    )
+    train = ["train", "data.h5ad", "--labels", "label", "--rounds", 1, "--hidden", 8]
+    assert run(*train, "--key", "a.key", "--out", "run", capsys=capsys)[0] == 0
+    code, _, err = run("predict", "run", "data.h5ad", capsys=capsys)
+    assert code == 1
+    assert err.endswith("Pass its key file with `--key`.\n")
+    error = PermissionError(13, "Permission denied", "x")
+    assert _text.error_line(error) == "Expected to read or write 'x', found: Permission denied."
+
+
+def test_messages_name_only_the_options_that_a_command_has():
+    options = _main._parser().parse_args(["audit", "run", "data.h5ad"])
+    with spelling(_text.as_typed(options)):
+        assert argument("attributes") == "`--attributes`"
+        assert argument("layer") == "`layer`"
+    with spelling(_text.as_typed(_main._parser().parse_args(["federation", "revoke", "kit", "west"]))):
+        assert argument("site_key") == "`site_key`"
+    assert argument("attributes") == "`attributes`"
 
 
 def test_the_demo_shows_the_lock(tmp_path, capsys):

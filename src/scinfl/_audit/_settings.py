@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scinfl._audit._attack_target import AttackTarget
+from scinfl._spelling import spelled
 from scinfl.model.base._model import FederatedModel
 from scinfl.privacy import Key, KeyedSum
 
@@ -30,7 +31,7 @@ def check_model(model: FederatedModel, key: Key | None) -> None:
         found = "none" if key is None else "one"
         msg = (
             f"Expected the key of the model if it was trained with one, found {found} (fingerprint of the model's: "
-            f"{model.key_fingerprint}). Pass `key=` as in training."
+            f"{model.key_fingerprint}). {spelled('Pass `key=` as in training')}."
         )
         raise ValueError(msg)
     if model.is_personal:
@@ -89,7 +90,7 @@ def said_of(attacked: AttackTarget, *, quick: bool, training: Mapping[str, Any])
 def protections_to_watch(training: Mapping[str, Any]) -> list[Any]:
     """Protections of a twin that a server watches: noise as in training, and no sums to hide anything."""
     given = training["protections"]
-    return [] if given == "default" else [p for p in given if not getattr(p, "sums", False)]
+    return [] if given == "default" else [p for p in given if not p.sums]
 
 
 def protections_of_twin(training: Mapping[str, Any], key: Key | None) -> Any:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from scinfl import __version__, _names
 from scinfl._checks import read_h5ad
+from scinfl._spelling import spelling
 from scinfl.cli._federation import add_federation
 from scinfl.cli._info import describe_model, describe_setup
 from scinfl.cli._keys import add_keys
-from scinfl.cli._text import command, told
+from scinfl.cli._text import as_typed, command, error_line
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -42,9 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for noisy in ("fontTools", "matplotlib", "numba", "scvi", "lightning", "pytorch_lightning"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        options.run(options)
+        with spelling(as_typed(options)):
+            options.run(options)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
-        print(f"scinfl: error: {told(error, options)}", file=sys.stderr)
+        print(f"scinfl: error: {error_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("scinfl: stopped", file=sys.stderr)
@@ -164,10 +166,10 @@ def _train(options: argparse.Namespace) -> None:
 
     new_path(options.out, overwrite=options.overwrite)
     adata = read_h5ad(options.data)
-    # a name that is spelt wrong is told before torch takes its time to load
+    # a misspelt name is reported before torch takes its time to load
     for option in ("labels", "site", "group"):
         if (column := getattr(options, option)) is not None:
-            obs_column(adata, column, f"--{option}")
+            obs_column(adata, column, f"{option}_key")
 
     from scinfl.model import Classifier
     from scinfl.privacy import Key

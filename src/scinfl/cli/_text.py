@@ -1,26 +1,27 @@
-"""How the command line speaks: help with examples, and errors in the words that were typed."""
+"""Texts of the command line: help with examples, errors in one line, options for arguments of the Python API."""
 
 from __future__ import annotations
 
 import argparse
 
-_WORDS = {  # what the Python API says, and what somebody typed
-    "`site_key=None`": "no `--site`",
-    "`overwrite=True`": "`--overwrite`",
-    "`force=True`": "`--force`",
-    "set up with `missing='zero'`": "pass `--missing zero`",
-    "Call `model.unlock(key)` first": "Pass its key file with `--key`",
-    "Pass `key=` as in training": "Pass the key file of the training with `--key`",
-    "`scinfl.privacy.rotate`": "`scinfl key rotate`",
-    "`labels_key`": "`--labels`",
-    "`site_key`": "`--site`",
-    "`group_key`": "`--group`",
-    "`layer`": "`--layer`",
-    "`n_rounds`": "`--rounds`",
-    "`n_hidden`": "`--hidden`",
-    "`device`": "`--device`",
-    "`attributes`": "`--attributes`",
-    "`rng`": "`--rng`",
+_OVERWRITE = ", or pass `overwrite=True`"
+_OPTIONS = {  # phrases of the Python API by option, and how they are typed
+    "labels": {"`labels_key`": "`--labels`"},
+    "site": {"`site_key`": "`--site`", "`site_key=None`": "no `--site`"},
+    "group": {"`group_key`": "`--group`"},
+    "layer": {"`layer`": "`--layer`"},
+    "missing": {", or set up with `missing='zero'`": ", or pass `--missing zero`"},
+    "key": {
+        "Call `model.unlock(key)` first": "Pass its key file with `--key`",
+        "Pass `key=` as in training": "Pass the key file of the training with `--key`",
+    },
+    "rounds": {"`n_rounds`": "`--rounds`"},
+    "hidden": {"`n_hidden`": "`--hidden`"},
+    "device": {"`device`": "`--device`"},
+    "attributes": {"`attributes`": "`--attributes`"},
+    "rng": {"`rng`": "`--rng`"},
+    "new": {"`scinfl.privacy.rotate`": "`scinfl key rotate`"},
+    "overwrite": {_OVERWRITE: ", or pass `--overwrite`"},
 }
 
 
@@ -50,20 +51,30 @@ def command(
     )
 
 
-def told(error: BaseException, options: argparse.Namespace) -> str:
-    """Text of an error in one line, with options for arguments of the Python API.
-
-    Parameters
-    ----------
-    error
-        What was raised.
-    options
-        Options of the command.
+def as_typed(options: argparse.Namespace) -> dict[str, str]:
+    """Spelling of the Python API's phrases for the options of a command, see :func:`scinfl._spelling.spelling`.
 
     Examples
     --------
-    >>> told(ValueError("Expected `n_rounds` to be 1, found 0."), argparse.Namespace(rounds=0))
-    'Expected `--rounds` to be 1, found 0.'
+    >>> as_typed(argparse.Namespace(rounds=0))
+    {', or pass `overwrite=True`': '', '`n_rounds`': '`--rounds`'}
+    """
+    phrases = {_OVERWRITE: ""}
+    if hasattr(options, "kit"):  # a federation names its settings in files, as the Python API does
+        return phrases
+    for option, typed in _OPTIONS.items():
+        if hasattr(options, option):
+            phrases |= typed
+    return phrases
+
+
+def error_line(error: BaseException) -> str:
+    r"""Text of an error in one line.
+
+    Examples
+    --------
+    >>> error_line(KeyError("Expected a name,\nfound none."))
+    'Expected a name, found none.'
     """
     if isinstance(error, FileNotFoundError) and error.filename is not None:
         return f"Expected a file at '{error.filename}', found none. Check the path."
@@ -71,9 +82,4 @@ def told(error: BaseException, options: argparse.Namespace) -> str:
         return f"Expected to read or write '{error.filename}', found: {error.strerror}."
     # a KeyError shows its text in quotation marks
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    if not hasattr(options, "overwrite"):
-        text = text.replace(", or pass `overwrite=True`", "")
-    in_files = hasattr(options, "kit")  # a federation names its settings in files, as the Python API does
-    for said, typed in () if in_files else _WORDS.items():
-        text = text.replace(said, typed)
     return " ".join(text.split())

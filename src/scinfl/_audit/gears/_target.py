@@ -17,7 +17,8 @@ from scinfl import _names
 from scinfl._audit._attack_target import AttackTarget
 from scinfl._audit._settings import HELD_OUT, check_names, protections_of_twin
 from scinfl._checks import first_of, same_features
-from scinfl.metrics._responses._scores import mean_squared_error, pearson
+from scinfl._spelling import argument
+from scinfl.metrics import mean_squared_error, pearson
 from scinfl.model import GEARS
 from scinfl.model.gears._data import TEST, TRAIN, Condition, Design, SiteCells
 from scinfl.model.gears._moments import Moments
@@ -213,7 +214,8 @@ def check_gears(adata: AnnData, model: GEARS, held_out: AnnData | None, attribut
         If attributes are named, the network is that of another package, or perturbations are unknown or too few.
     """
     if attributes:
-        msg = f"Expected no `attributes` for GEARS, which says nothing of single cells, found {list(attributes)}."
+        found = list(attributes)
+        msg = f"Expected no {argument('attributes')} for GEARS, which predicts no single cells, found {found}."
         raise ValueError(msg)
     if model.module.compat:
         msg = "Expected a network of scinfl, found `compat=True`. Audit one without."

@@ -13,6 +13,7 @@ from scipy import sparse
 from torch import Tensor
 
 from scinfl._checks import first_of, obs_column
+from scinfl._spelling import argument, spelled
 
 Matrix: TypeAlias = Any
 """Dense array or compressed sparse rows."""
@@ -80,7 +81,9 @@ class Cells:
 def values_of(adata: AnnData, layer: str | None) -> Matrix:
     """Values as a dense array or compressed sparse rows; a backed matrix is read whole."""
     if layer is not None and layer not in adata.layers:
-        msg = f"Expected `layer` to name a layer of adata, found {layer!r}. Layers are {list(adata.layers)}."
+        msg = (
+            f"Expected {argument('layer')} to name a layer of adata, found {layer!r}. Layers are {list(adata.layers)}."
+        )
         raise KeyError(msg)
     values = adata.X if layer is None else adata.layers[layer]
     if values is None:
@@ -104,7 +107,7 @@ def sites_of(adata: AnnData, site_key: str | None, *, at_least: int = 2) -> pd.S
     if sites.nunique() < at_least:
         msg = (
             f"Expected adata.obs['{site_key}'] to name at least {at_least} sites, found {sites.nunique()}. Simulate "
-            "some with `scinfl.pp.split_sites`, or train one pooled site with `site_key=None`."
+            f"some with `scinfl.pp.split_sites`, or train one pooled site with {spelled('`site_key=None`')}."
         )
         raise ValueError(msg)
     return sites

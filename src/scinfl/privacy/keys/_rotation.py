@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
+from scinfl._spelling import spelled
 from scinfl.privacy.keys._derivation import joined
 from scinfl.privacy.keys._identity import Identity, PublicIdentity
 from scinfl.privacy.keys._key import Key
@@ -244,12 +245,12 @@ def check_successor(old: Key, new: Key, *, force: bool = False) -> None:
     if (new.federation != old.federation or new.version <= old.version) and not force:
         msg = (
             f"Expected a later key of federation '{old.federation}' than version {old.version}, found version "
-            f"{new.version} of federation '{new.federation}'. Draw one with `scinfl.privacy.rotate`."
+            f"{new.version} of federation '{new.federation}'. Draw one with {spelled('`scinfl.privacy.rotate`')}."
         )
         raise ValueError(msg)
     if Key(new._secret, federation=old.federation, version=old.version) == old:
         msg = (
-            f"Expected a new secret in place of the key of version {old.version}, found the same one: whoever has the "
-            "old key would have the new one. Draw a key with `scinfl.privacy.rotate`."
+            f"Expected a new secret in place of the key of version {old.version}, found the same one: anyone with the "
+            f"old key would have the new one. Draw a key with {spelled('`scinfl.privacy.rotate`')}."
         )
         raise ValueError(msg)

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from scinfl._spelling import spelled
+
 
 def write_secret_file(path: str | os.PathLike[str], content: Mapping[str, Any], what: str, *, overwrite: bool) -> None:
     """Write json with mode 0600, in one step; an existing file is kept unless ``overwrite`` is set."""
@@ -30,7 +32,7 @@ def write_secret_file(path: str | os.PathLike[str], content: Mapping[str, Any], 
     except FileExistsError:
         msg = (
             f"Expected no file at '{path}', found one. A lost {what} cannot be recovered: "
-            "save under another name, or pass `overwrite=True`."
+            f"save under another name{spelled(', or pass `overwrite=True`')}."
         )
         raise FileExistsError(msg) from None
     finally:
