@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scinfl import _names
-from scinfl._checks import finite, first_of, looks_like_counts, obs_column, one_of, whole_number
+from scinfl._checks import finite, first_of, looks_like_counts, obs_column, one_of, warn, whole_number
 from scinfl._conditions import CONTROL, canonical_names, genes_of
 from scinfl.metrics import condition_moments, rank_genes, top_genes
 
@@ -230,7 +229,7 @@ def _warn_of_weak_data(
             "Drop these cells, or read their genes with care."
         )
     for msg in problems:
-        warnings.warn(msg, UserWarning, stacklevel=3)
+        warn(msg)
 
 
 def _tables(

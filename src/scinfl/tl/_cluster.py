@@ -13,7 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
 from scinfl import _names
-from scinfl._checks import first_of, number_between, obs_column, one_of, whole_number
+from scinfl._checks import first_of, number_between, obs_column, one_of, warn, whole_number
 from scinfl.tl._leiden import leiden
 
 _METHODS = ("kmeans", "leiden", "gaussian")
@@ -180,7 +180,7 @@ def _warn_of_sections_apart(sections: pd.Series, domains: np.ndarray) -> None:
             f"Expected every section to share a domain with another, found none shared by {first_of(list(apart))}. "
             "Integrate the sections before clustering."
         )
-        warnings.warn(msg, UserWarning, stacklevel=3)
+        warn(msg)
 
 
 def _colours(n: int) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scinfl._checks import first_of, whole_number
+from scinfl._checks import first_of, warn, whole_number
 from scinfl._conditions import CONTROL
 from scinfl.metrics._responses._cells import Prediction, cell_scores
 from scinfl.metrics._responses._differential import condition_moments, rank_genes
@@ -155,7 +154,7 @@ def perturbation(
             "Expected `control_mean` to be of other control cells than those in `cells`, found the same mean. The "
             "noise that both changes share inflates `pearson_delta`. Split the control cells in two."
         )
-        warnings.warn(msg, UserWarning, stacklevel=2)
+        warn(msg)
     guess, measured, here = predicted.to_numpy(np.float64), mean[:-1], mean[-1]
     profiles = Profiles(guess, measured, change(guess, start), change(measured, here))
     order = rank_genes(measured, variance[:-1], n[:-1], here, variance[-1], n[-1])

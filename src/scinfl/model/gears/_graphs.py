@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -13,7 +12,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from scinfl._checks import first_of
+from scinfl._checks import first_of, warn
 from scinfl._conditions import genes_of
 from scinfl.model.gears._data import condition_names
 from scinfl.model.gears._gene_ontology import gene_similarity, strongest_neighbours
@@ -91,11 +90,9 @@ class Vocabulary:
 
 def _ontology_edges(table: pd.DataFrame | None, vocabulary: Sequence[str], n_neighbours: int) -> Edges | None:
     if table is None:
-        warnings.warn(
+        warn(
             "No gene ontology: perturbed genes are compared by their co-expression alone, which says nothing of genes "
-            "that were not measured. Pass `gene_ontology=`, for example `scinfl.datasets.gene_ontology()`.",
-            UserWarning,
-            stacklevel=7,
+            "that were not measured. Pass `gene_ontology=`, for example `scinfl.datasets.gene_ontology()`."
         )
         return None
     rows = {gene: row for row, gene in enumerate(vocabulary)}

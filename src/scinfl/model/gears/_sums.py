@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from scinfl._checks import first_of
-from scinfl.federation import Protection, State, Update, mean_of
-from scinfl.federation._payload import Payload
+from scinfl._checks import first_of, warn
+from scinfl.federation import Payload, Protection, State, Update, mean_of
 from scinfl.model.base._cells import Matrix
 from scinfl.model.gears._coexpression import second_moments
 from scinfl.model.gears._data import Condition, SiteCells
@@ -85,12 +83,10 @@ def pooled_changes(
 
 def warn_of_few(left_out: Mapping[str, int], min_cells: int) -> None:
     if any(left_out.values()):
-        warnings.warn(
+        warn(
             f"Left out perturbations at sites that have fewer than {min_cells} cells of them, or no two control cells "
             f"of the same covariates: {first_of([f'{n} at {site}' for site, n in left_out.items() if n], 10)}. Lower "
-            "`min_cells` to keep them.",
-            UserWarning,
-            stacklevel=3,
+            "`min_cells` to keep them."
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,7 +9,7 @@ from scipy import sparse
 from scipy.spatial import Delaunay, KDTree, QhullError
 from sklearn.neighbors import NearestNeighbors
 
-from scinfl._checks import number_between, whole_number
+from scinfl._checks import number_between, warn, whole_number
 
 _MOST_NEIGHBOURS = 1000
 _PROBES = 1000
@@ -90,7 +89,7 @@ def spatial_graph(
         msg = (
             f"{n_alone} of {n} spots have no neighbour within {radius:g} and keep only themselves: {', '.join(names)}."
         )
-        warnings.warn(msg, UserWarning, stacklevel=2)
+        warn(msg)
     i, j = np.concatenate(rows), np.concatenate(columns)
     graph = sparse.csr_matrix((np.ones(len(i), np.float32), (i, j)), shape=(n, n))
     return graph if directed else graph.maximum(graph.T).tocsr()

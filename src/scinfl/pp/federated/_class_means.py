@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from anndata import AnnData
 
 from scinfl import _names
-from scinfl._checks import first_of, obs_column
+from scinfl._checks import first_of, obs_column, warn
 from scinfl.federation import Protection
 from scinfl.pp.federated._site_sums import Matrix, SiteSums, blocks, matrix_of
 from scinfl.privacy import Key
@@ -119,10 +118,8 @@ def _kept(counts: np.ndarray, names: np.ndarray, min_cells: int) -> np.ndarray:
         )
         raise ValueError(msg)
     if len(absent):
-        warnings.warn(
+        warn(
             f"Left out {len(absent)} of {len(names)} classes, of which no site has {min_cells} cells: "
-            f"{first_of(absent)}. Lower `min_cells` to have their means.",
-            UserWarning,
-            stacklevel=3,
+            f"{first_of(absent)}. Lower `min_cells` to have their means."
         )
     return kept

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
-from scinfl._checks import number_between
+from scinfl._checks import number_between, warn
 from scinfl.federation import Protection
 from scinfl.pp.federated._moments import pooled_moments
 from scinfl.pp.federated._site_sums import Matrix, SiteSums, matrix_of
@@ -90,11 +89,7 @@ def federated_scale(
     deviation[deviation == 0] = 1
     scaled = matrix.astype(matrix.dtype if np.issubdtype(matrix.dtype, np.floating) else np.float64)
     if sparse.issparse(scaled) and zero_mean:
-        warnings.warn(
-            "Subtracting the mean makes sparse values dense. Pass `zero_mean=False` to keep them sparse.",
-            UserWarning,
-            stacklevel=2,
-        )
+        warn("Subtracting the mean makes sparse values dense. Pass `zero_mean=False` to keep them sparse.")
         scaled = scaled.toarray()
     _scale(scaled, mean if zero_mean else None, deviation, max_value)
     if layer is None:

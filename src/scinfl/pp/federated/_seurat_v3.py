@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from scinfl._checks import warn
 from scinfl.pp.federated._moments import pooled_moments
 from scinfl.pp.federated._site_sums import Matrix, SiteSums, blocks, column_sums
 
@@ -25,11 +24,9 @@ def normalised_variances(sites: SiteSums, matrix: Matrix, n_top_genes: int) -> p
     """
     values = matrix.data if sparse.issparse(matrix) else matrix
     if values.size and (values.min() < 0 or not np.array_equal(values, np.floor(values))):
-        warnings.warn(
+        warn(
             "`flavor='seurat_v3'` expects counts, found values that are no whole numbers or negative. Name the layer "
-            "of counts with `layer`.",
-            UserWarning,
-            stacklevel=3,
+            "of counts with `layer`."
         )
     mean, variance, n = pooled_moments(sites, matrix, "highly variable genes (seurat_v3)")
     deviation = np.sqrt(10 ** _expected_log_variance(mean, variance))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scinfl._checks import obs_column
+from scinfl._checks import obs_column, warn
 
 
 def second_half(adata: AnnData, is_control: np.ndarray, keys: Sequence[str], rng: int) -> np.ndarray:
@@ -32,5 +31,5 @@ def second_half(adata: AnnData, is_control: np.ndarray, keys: Sequence[str], rng
             f"Expected at least 2 control cells (in one site and covariate) to halve, found {len(strata)} and left "
             "none for the test. Pass `split_controls=False`."
         )
-        warnings.warn(msg, UserWarning, stacklevel=3)
+        warn(msg)
     return second

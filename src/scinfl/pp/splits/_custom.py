@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scinfl._checks import first_of
+from scinfl._checks import first_of, warn
 from scinfl._conditions import canonical
 from scinfl.pp.splits._rules import SETS, Genes, Sets, seen_in
 
@@ -61,7 +60,7 @@ def custom_sets(custom: Mapping[str, Sequence[str]] | str | os.PathLike[str], ge
         msg = (
             f"Expected only perturbations of the cells in `custom`, ignored {len(strange)} others: {first_of(strange)}."
         )
-        warnings.warn(msg, UserWarning, stacklevel=4)
+        warn(msg)
     return {name: [one for one in sets.get(name, ()) if one in genes] for name in SETS}
 
 
