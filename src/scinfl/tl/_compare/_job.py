@@ -18,6 +18,7 @@ from sklearn.model_selection import GroupShuffleSplit
 from torch import nn
 
 from scinfl import metrics
+from scinfl._errors import WeakNoiseWarning
 from scinfl.model import Classifier
 from scinfl.nn import keyed_layers
 from scinfl.privacy import Key, attacks
@@ -111,7 +112,7 @@ class Job:
         if watcher is not None:
             protections.append(watcher)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Noise on the updates of", UserWarning)  # the table shows what it does
+            warnings.simplefilter("ignore", WeakNoiseWarning)  # the table shows what it does
             model.train(key=key, protections=protections, **arguments)
         return model
 
