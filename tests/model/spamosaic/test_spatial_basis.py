@@ -12,9 +12,10 @@ from sklearn.decomposition import PCA
 from scinfl.datasets import mosaic_simulated
 from scinfl.federation import Payload
 from scinfl.model.spamosaic._batches import centred
+from scinfl.model.spamosaic._measured import Measured
 from scinfl.model.spamosaic._normalise import normalised
 from scinfl.model.spamosaic._spatial_basis import BasisFit, BasisOptions, SpatialBasis
-from scinfl.model.spamosaic._spots import Measured, read_spots
+from scinfl.model.spamosaic._spots import read_spots
 
 OPTIONS = BasisOptions(n_components=10, n_features=2000, n_target=6, n_hops=2)
 FORMS = {"counts": ("rna", {}), "accessibility": ("atac", {}), "fewer features": ("rna", {"n_features": 40})}

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from scinfl.federation import Payload, Protection, State, Update, mean_of
-from scinfl.federation._protection import are_elsewhere
+from scinfl.federation.rounds import are_elsewhere
+from scinfl.model.spamosaic._measured import Measured
 from scinfl.model.spamosaic._spatial_basis import SpatialBasis
-from scinfl.model.spamosaic._spots import Measured
 
 
 def judge_imputation(

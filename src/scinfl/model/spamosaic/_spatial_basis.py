@@ -14,15 +14,17 @@ from scipy import sparse
 from scipy.linalg import eigh
 
 from scinfl import _names, pp
+from scinfl._checks import number_between, whole_number
+from scinfl._errors import TwoSitesWarning
 from scinfl.federation import Payload, Protection, State
-from scinfl.federation._protection import are_elsewhere
+from scinfl.federation.rounds import are_elsewhere
 from scinfl.model.base._cells import Matrix
 from scinfl.model.spamosaic._batches import centred, hop_matrix, propagated
+from scinfl.model.spamosaic._measured import Measured
 from scinfl.model.spamosaic._mutual_neighbours import section_pairs
 from scinfl.model.spamosaic._normalise import normalised
 from scinfl.model.spamosaic._spatial_graph import merged_graph, spatial_graph
-from scinfl.model.spamosaic._spots import Measured
-from scinfl.pp.federated._site_sums import SiteSums
+from scinfl.pp.federated import SiteSums
 from scinfl.privacy import Key
 
 _SITE, _SECTION, _ALIGNED = "site", "section", "X_aligned"
@@ -71,6 +73,15 @@ class BasisOptions:
     delaunay: bool = False
     compat: bool = False
     mutual_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("n_components", "n_features", "n_target", "n_hops"):
+            whole_number(name, getattr(self, name), 1)
+        if self.n_neighbours is not None:
+            whole_number("n_neighbours", self.n_neighbours, 1)
+        if self.radius is not None:
+            number_between("radius", self.radius, 0, np.inf, open_low=True)
+        number_between("mutual_weight", self.mutual_weight, 0, 1e6)
 
     def sizes(self, n_features: int) -> tuple[int, int, int]:
         """Principal components, directions and reconstructed directions of a modality; none of them wait for data."""
@@ -223,7 +234,7 @@ class BasisFit:
         self._elsewhere = are_elsewhere(protections or ())
         self._graphs: dict[int | None, sparse.csr_matrix] = {}
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Two sites", UserWarning)  # said once for all sums
+            warnings.simplefilter("ignore", TwoSitesWarning)  # the model warns once for all sums
             self._fit()
 
     def _fit(self) -> None:

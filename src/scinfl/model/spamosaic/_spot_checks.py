@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,9 +13,7 @@ from scipy import sparse
 from scinfl import _names
 from scinfl._checks import first_of
 from scinfl.model.base._cells import Matrix
-
-if TYPE_CHECKING:
-    from scinfl.model.spamosaic._spots import Measured
+from scinfl.model.spamosaic._measured import Measured
 
 _LEAST_SPOTS = 10  # what sums of a site are taken over at least
 

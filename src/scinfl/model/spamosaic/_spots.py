@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -14,40 +13,12 @@ from mudata import MuData
 from scinfl._checks import first_of, looks_like_counts, obs_column
 from scinfl.model.base._cells import Matrix, owned, values_of
 from scinfl.model.spamosaic import _spot_checks as check
+from scinfl.model.spamosaic._measured import Measured
 
 Data: TypeAlias = AnnData | MuData
 
 _HEAD = 2000  # spots that tell whether values are counts
 _ACCESSIBILITY = ("atac", "peak", "histone", "epigenome", "h3k", "chromatin")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Spots that one modality measured.
-
-    Parameters
-    ----------
-    modality
-        Its name in the MuData; ``None`` for an AnnData.
-    matrix
-        Spots × features.
-    normalise
-        How its values are normalised, see :func:`scinfl.model.spamosaic._normalise.normalised`.
-    rows
-        Rows of its spots in the data, ascending within a section.
-    coordinates
-        Spots × axes.
-    section, site
-        Of its spots.
-    """
-
-    modality: str | None
-    matrix: Matrix
-    normalise: str
-    rows: np.ndarray
-    coordinates: np.ndarray
-    section: np.ndarray
-    site: np.ndarray
 
 
 def modalities_of(data: Data) -> dict[str, AnnData]:
