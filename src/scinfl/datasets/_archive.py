@@ -1,4 +1,4 @@
-"""Take files out of an archive, and say what is wrong with a file."""
+"""Take files out of an archive, and name a file that is damaged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def unpack(archive: Path, ending: str, path: Path) -> None:
     """Write the one member of a zip archive whose name ends so to a path; the paths inside the archive are not used."""
     part = part_of(path)
     try:
-        with told(archive, "a zip archive", *DAMAGED), zipfile.ZipFile(archive) as file:
+        with readable(archive, "a zip archive", *DAMAGED), zipfile.ZipFile(archive) as file:
             member = only(file.namelist(), ending, archive)
             with file.open(member) as source, part.open("wb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
@@ -41,7 +41,7 @@ def names_in(source: Path) -> list[str]:
         with zipfile.ZipFile(source) as file:
             names = [member.filename for member in file.infolist() if not member.is_dir()]
     else:
-        with told(source, "a folder, a zip or a tar archive", *DAMAGED), tarfile.open(source) as archive:
+        with readable(source, "a folder, a zip or a tar archive", *DAMAGED), tarfile.open(source) as archive:
             names = [member.name for member in archive.getmembers() if member.isfile()]
     return sorted(name for name in names if not is_shadow(name))
 
@@ -51,11 +51,11 @@ def take(source: Path, names: Iterable[str], folder: Path) -> dict[str, Path]:
     if source.is_dir():
         return {name: source / name for name in names}
     paths = {name: folder / f"{number}.{PurePosixPath(name).name}" for number, name in enumerate(names)}
-    with told(source, "a whole archive", *DAMAGED), ExitStack() as stack:
+    with readable(source, "a whole archive", *DAMAGED), ExitStack() as stack:
         if zipfile.is_zipfile(source):
             read: Callable[[str], Any] = stack.enter_context(zipfile.ZipFile(source)).open
         else:
-            # a stream of one regular file: nothing that the archive says about paths or links is acted on
+            # a stream of one regular file: paths and links that the archive names are not followed
             read = stack.enter_context(tarfile.open(source)).extractfile
         for name, path in paths.items():
             with read(name) as stream, path.open("wb") as target:
@@ -90,8 +90,8 @@ def is_shadow(name: str) -> bool:
 
 
 @contextmanager
-def told(path: Path, what: str, *errors: type[Exception]) -> Iterator[None]:
-    """Say which file is damaged and what to do."""
+def readable(path: Path, what: str, *errors: type[Exception]) -> Iterator[None]:
+    """Errors name the file that is damaged, and what to do."""
     try:
         yield
     except errors as error:

@@ -103,7 +103,7 @@ def verify(path: Path, known_hash: str | None = None) -> None:
     """
     record = _record(path)
     if known_hash is None and not record.is_file():
-        with one_at_a_time(path.parent), suppress(OSError):  # a folder that may only be read keeps no record
+        with one_at_a_time(path.parent), suppress(OSError):  # a read-only folder keeps no record
             part = part_of(record)
             part.write_text(f"{pooch.file_hash(str(path))}  {path.name}\n")
             part.replace(record)
@@ -224,14 +224,14 @@ def _ask(url: str, path: Path, start: int) -> Any:
 
 
 def _extent(response: Any) -> tuple[int, int | None]:
-    """First byte that is sent, and the size of the whole file if the server tells."""
+    """First byte that is sent, and the size of the whole file if the server states it."""
     if response.status_code == 200:
         size = response.headers.get("Content-Length")
         return 0, None if size is None else int(size)
-    told = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", response.headers.get("Content-Range", ""))
-    if told is None:
+    found = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", response.headers.get("Content-Range", ""))
+    if found is None:
         return -1, None
-    first, size = told.groups()
+    first, size = found.groups()
     return int(first or -1), None if size == "*" else int(size)
 
 

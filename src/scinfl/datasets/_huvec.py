@@ -16,7 +16,7 @@ from anndata.utils import make_index_unique
 from scipy import io, sparse
 
 from scinfl._checks import first_of
-from scinfl.datasets._archive import names_in, take, told
+from scinfl.datasets._archive import names_in, readable, take
 from scinfl.datasets._public import read_screen
 from scinfl.datasets._record import figshare
 
@@ -63,7 +63,7 @@ def huvec(path: str | os.PathLike[str] | None = None, *, progress: bool = True) 
     Raises
     ------
     ConnectionError
-        If the list or a file cannot be downloaded; the message tells what to do by hand.
+        If the list or a file cannot be downloaded; the message states what to do by hand.
     FileNotFoundError
         If there is nothing at ``path``.
     ValueError
@@ -146,7 +146,10 @@ def _read(files: dict[str, tuple[Path, str]], folder: Path) -> AnnData:
         paths[table] = take(source, [name], folder)[name] if name else source
     matrix = paths["matrix"]
     opened = gzip.open if matrix.suffix == ".gz" else open
-    with told(matrix, "counts in the format of 10x", OSError, ValueError, EOFError), opened(matrix, "rb") as stream:
+    with (
+        readable(matrix, "counts in the format of 10x", OSError, ValueError, EOFError),
+        opened(matrix, "rb") as stream,
+    ):
         counts = sparse.csr_matrix(io.mmread(stream).T, dtype="float32")
     features = pd.read_csv(paths["features"], sep="\t", header=None, dtype=str)
     barcodes = pd.read_csv(paths["barcodes"], sep="\t", header=None, dtype=str)

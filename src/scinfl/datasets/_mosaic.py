@@ -1,4 +1,4 @@
-"""Generated sections of one tissue that measured different modalities, with known domains."""
+"""Generated sections of one tissue, profiled with different modalities, with known domains."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def mosaic_simulated(
     section_effect: float = 0.4,
     rng: int = 0,
 ) -> MuData:
-    r"""Generate sections with domains, of which each measured some of the modalities.
+    r"""Generate sections with domains, each profiled with some of the modalities.
 
     Every section is another cut: layers in one order but of other widths, bends and direction, and round niches of the
     last domain among them. At a smooth border spots hold some of both sides. With :math:`w_s` the shares of the domains
@@ -84,9 +84,9 @@ def mosaic_simulated(
     most in proteins. Counts are Poisson with gamma noise and depend on the spot's size, which changes over the tissue,
     and the section's depth.
 
-    **No modality sees all.** It takes domains for look-alikes in pairs: RNA 1 and 2, 3 and 4, …; protein 2 and 3, 4
+    **No modality separates all domains.** Each confuses some in pairs: RNA 1 and 2, 3 and 4, …; protein 2 and 3, 4
     and 5, …, the last and the first; accessibility those half of the domains apart. Within a pair its fold changes
-    differ by ``faint`` of what they do between pairs. Any two modalities tell all domains apart.
+    differ by ``faint`` of what they do between pairs. Any two modalities separate all domains.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def mosaic_simulated(
     n_genes, n_proteins, n_peaks
         Features of each modality.
     faint
-        How far a modality tells its look-alikes apart: 0 not at all, 1 like any other domains.
+        How far a modality separates the domains of a pair: 0 not at all, 1 like any other domains.
     effect
         Size of all differences between domains.
     section_effect
@@ -120,7 +120,7 @@ def mosaic_simulated(
     MuData with counts in each modality (spots × features, sparse, float32), names of spots that modalities share,
     coordinates in ``.obsm["spatial"]`` (micrometres, 100 between spots) and ``.obs["section"]``, ``["site"]`` and
     ``["domain"]``, the domain with the largest share in a spot; these are in the modalities as well.
-    ``.var["informative"]`` of a modality tells which features differ between domains.
+    ``.var["informative"]`` of a modality marks the features that differ between domains.
 
     Raises
     ------
@@ -268,7 +268,7 @@ def _draw_field(place: np.ndarray, generator: np.random.Generator) -> np.ndarray
 
 
 def _look_alikes(name: str, n_domains: int) -> np.ndarray:
-    """Group of each domain; the modality hardly tells the two of a group apart."""
+    """Group of each domain; the modality hardly separates the two of a group."""
     pairs = np.arange(n_domains) // 2
     return {"rna": pairs, "adt": np.roll(pairs, 1), "atac": np.arange(n_domains) % -(-n_domains // 2)}[name]
 

@@ -13,7 +13,7 @@ from scipy import sparse
 from scinfl._checks import number_between, whole_number
 from scinfl._conditions import CONTROL, SEPARATOR
 
-_TERMS_A_GENE = 6
+_TERMS_PER_GENE = 6
 _MASKING = 0.8
 
 
@@ -53,7 +53,7 @@ def perturbseq_simulated(
         h(s)_k = (1 - \iota)\, s_k + \iota\, \big(1 - 0.8\, a_{m(k)}\big) \tanh(s_k), \qquad
         a_k = \tanh^4(|s_k| / 1.5)
 
-    where :math:`\iota` is ``interaction`` and :math:`a_{m(k)}` tells how active the programme is that masks programme
+    where :math:`\iota` is ``interaction`` and :math:`a_{m(k)}` states how active the programme is that masks programme
     :math:`k`: effects saturate and programmes mask each other, a little after one perturbation and strongly after two.
     With :math:`\iota = 0` everything is additive in log space. Counts are Poisson with gamma noise and log-normal
     library sizes, which gives realistic dropout.
@@ -75,7 +75,7 @@ def perturbseq_simulated(
     effect
         Size of all effects.
     depth
-        Median counts a cell.
+        Median counts per cell.
     rng
         Seed.
 
@@ -201,8 +201,8 @@ def _log_normalised(counts: sparse.csr_matrix) -> sparse.csr_matrix:
 
 def _draw_terms(pathway: np.ndarray, known: float, generator: np.random.Generator) -> list[np.ndarray]:
     """Terms of every gene: each is one of its pathway's with probability ``known``, else any."""
-    n_terms = _TERMS_A_GENE * (pathway.max() + 1)
-    own = pathway[:, None] * _TERMS_A_GENE + np.arange(_TERMS_A_GENE)
+    n_terms = _TERMS_PER_GENE * (pathway.max() + 1)
+    own = pathway[:, None] * _TERMS_PER_GENE + np.arange(_TERMS_PER_GENE)
     random = generator.integers(n_terms, size=own.shape)
     chosen = np.where(generator.random(own.shape) < known, own, random)
     return [np.array(sorted({f"TERM{term}" for term in row}), dtype=object) for row in chosen]

@@ -15,7 +15,7 @@ from anndata import AnnData
 from anndata.utils import make_index_unique
 
 from scinfl._checks import first_of
-from scinfl.datasets._archive import DAMAGED, existing, only, told, unpack
+from scinfl.datasets._archive import DAMAGED, existing, only, readable, unpack
 from scinfl.datasets._download import cache_folder, dataverse_url, fetch, one_at_a_time, verify
 
 _SCREENS = {
@@ -42,13 +42,13 @@ def norman(path: str | os.PathLike[str] | None = None, *, progress: bool = True)
     The screen of Norman et al. (Science 365:786, 2019) as Roohani et al. prepared it for GEARS (Nature Biotechnology
     42:927, 2024): log-normalised expression of variable and perturbed genes. It is downloaded once (169 MB, unpacked
     2.2 GB) to the folder that the environment variable ``SCINFL_DATA`` names, else to the system's cache. The zip file
-    there may be deleted afterwards.
+    there can be deleted afterwards.
 
-    ``.obs["condition"]`` is ``"ctrl"``, ``"A+ctrl"``, ``"ctrl+A"`` or ``"A+B"``. ``.obs["cell_type"]`` says A549, which
-    is a slip of the published file. ``.var_names`` are the gene names (``.var["gene_name"]``, repeated ones with a
+    ``.obs["condition"]`` is ``"ctrl"``, ``"A+ctrl"``, ``"ctrl+A"`` or ``"A+B"``. ``.obs["cell_type"]`` is A549, an
+    error of the published file. ``.var_names`` are the gene names (``.var["gene_name"]``, repeated ones with a
     number behind) and ``.var["gene_id"]`` the published ids. The published rankings of genes in ``.uns``
     (``rank_genes_groups…``, ``top_non_…``, ``non_dropout_gene_idx``, ``non_zeros_gene_idx``) are left out: they name
-    genes by id and are computed anew from the expression.
+    genes by id, and :func:`scinfl.pp.perturbations` computes them from the expression.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def norman(path: str | os.PathLike[str] | None = None, *, progress: bool = True)
     Raises
     ------
     ConnectionError
-        If the file cannot be downloaded; the message tells where to put it by hand.
+        If the file cannot be downloaded; the message states where to put it by hand.
     FileNotFoundError
         If there is nothing at ``path``.
     ValueError
@@ -134,7 +134,7 @@ def dixit(path: str | os.PathLike[str] | None = None, *, progress: bool = True) 
 
 
 def replogle_k562(path: str | os.PathLike[str] | None = None, *, progress: bool = True) -> AnnData:
-    """162,751 K562 cells × 5,000 genes: CRISPR interference of 1,092 essential genes, one a cell.
+    """162,751 K562 cells × 5,000 genes: CRISPR interference of 1,092 essential genes, one per cell.
 
     The screen of Replogle et al. (Cell 185:2559, 2022) as prepared for GEARS. See :func:`norman` for what the fields
     hold, where the file is kept and which errors are raised.
@@ -160,7 +160,7 @@ def replogle_k562(path: str | os.PathLike[str] | None = None, *, progress: bool 
 
 
 def replogle_rpe1(path: str | os.PathLike[str] | None = None, *, progress: bool = True) -> AnnData:
-    """162,733 RPE1 cells × 5,000 genes: CRISPR interference of 1,543 essential genes, one a cell.
+    """162,733 RPE1 cells × 5,000 genes: CRISPR interference of 1,543 essential genes, one per cell.
 
     The screen of Replogle et al. (Cell 185:2559, 2022) as prepared for GEARS. See :func:`norman` for what the fields
     hold, where the file is kept and which errors are raised.
@@ -201,12 +201,12 @@ def gene_ontology(path: str | os.PathLike[str] | None = None, *, progress: bool 
 
     Returns
     -------
-    Data frame with the columns ``source``, ``target`` (gene names) and ``importance``; one row a pair.
+    Data frame with the columns ``source``, ``target`` (gene names) and ``importance``; one row per pair.
 
     Raises
     ------
     ConnectionError
-        If the file cannot be downloaded; the message tells where to put it by hand.
+        If the file cannot be downloaded; the message states where to put it by hand.
     FileNotFoundError
         If there is nothing at ``path``.
     ValueError
@@ -224,10 +224,10 @@ def gene_ontology(path: str | os.PathLike[str] | None = None, *, progress: bool 
     path = existing(path, "the archive 'go_essential_all.tar.gz' or the csv file in it")
     if path.name.endswith((".csv", ".csv.gz")):
         return _read_similarity(path, path)
-    with told(path, "a tar archive", *DAMAGED), tarfile.open(path) as archive:
+    with readable(path, "a tar archive", *DAMAGED), tarfile.open(path) as archive:
         files = [member for member in archive.getmembers() if member.isfile()]
         name = only([member.name for member in files], ".csv", path)
-        # a stream of one regular file: nothing that the archive says about paths or links is acted on
+        # a stream of one regular file: paths and links that the archive names are not followed
         stream = archive.extractfile(next(member for member in files if member.name == name))
         return _read_similarity(stream, path)
 
@@ -263,7 +263,7 @@ def _published(name: str, *, progress: bool) -> Path:
 
 def read_screen(path: Path) -> AnnData:
     """Read a screen and name its genes by name."""
-    with told(path, "an h5ad file", OSError), warnings.catch_warnings():
+    with readable(path, "an h5ad file", OSError), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the files were written by an old anndata
         adata = ad.read_h5ad(path)
     for place, table, column in (("obs", adata.obs, "condition"), ("var", adata.var, "gene_name")):
@@ -287,7 +287,7 @@ def read_screen(path: Path) -> AnnData:
 
 def _read_similarity(source: Any, path: Path) -> pd.DataFrame:
     """Three columns of a csv file; genes may be called "NA" or "nan"."""
-    with told(path, "a csv file with the columns source, target and importance", ValueError, OSError):
+    with readable(path, "a csv file with the columns source, target and importance", ValueError, OSError):
         # millions of rows name few genes, so read them as categories
         dtype = {"source": "category", "target": "category", "importance": float}
         table = pd.read_csv(source, usecols=_COLUMNS, dtype=dtype, keep_default_na=False)

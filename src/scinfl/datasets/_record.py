@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from scinfl.datasets._archive import told
+from scinfl.datasets._archive import readable
 from scinfl.datasets._download import fetch, server
 
 
@@ -71,11 +71,11 @@ def _record(name: str, url: str, page: str, read: Callable[[dict[str, Any]], lis
             "another way (a browser, another machine) and pass their `path`."
         )
         raise ConnectionError(msg) from error
-    with told(path, f"the list of files of {page}", ValueError, KeyError, TypeError, AttributeError):
+    with readable(path, f"the list of files of {page}", ValueError, KeyError, TypeError, AttributeError):
         files = read(json.loads(path.read_text(encoding="utf-8")))
     return Record(name, page, tuple(files))
 
 
 def _plain(name: str) -> str:
-    """The last part of a path that a server tells: a file in the cache is never written elsewhere."""
+    """The last part of a path that a server names: a file in the cache is never written elsewhere."""
     return PurePosixPath(name.replace("\\", "/")).name

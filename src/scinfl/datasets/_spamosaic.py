@@ -1,4 +1,4 @@
-"""Published sections of one tissue that measured different modalities."""
+"""Published sections of one tissue, profiled with different modalities."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from scinfl._checks import first_of, one_of
-from scinfl.datasets._archive import names_in, take, told
+from scinfl.datasets._archive import names_in, readable, take
 from scinfl.datasets._record import zenodo
 
 _RECORDS = (12654113, 16925549)
@@ -34,11 +34,11 @@ def spamosaic(
 ) -> MuData:
     """Spatial multi-omics sections of the SpaMosaic paper, as one MuData: a section is a site.
 
-    The authors of SpaMosaic (Yan et al.) keep their simulated, in-house and public sections at Zenodo, as an archive a
-    task with files ``TISSUE/slice1/s1_adata_rna.h5ad``: human tonsil and lymph node (Visium, RNA and proteins), mouse
-    brain and embryo (RNA, accessibility, histone marks) and simulations. Which tissues an archive holds is read from
-    it; a name that is not there is answered by those that are. The archive is downloaded once (that of imputation has
-    487 MB, that of integration more) and checked with the checksum that the record states.
+    The authors of SpaMosaic (Yan et al.) keep their simulated, in-house and public sections at Zenodo, as one archive
+    per task with files ``TISSUE/slice1/s1_adata_rna.h5ad``: human tonsil and lymph node (Visium, RNA and proteins),
+    mouse brain and embryo (RNA, accessibility, histone marks) and simulations. Which tissues an archive holds is read
+    from it; an error for a name that is not there lists those that are. The archive is downloaded once (that of
+    imputation has 487 MB, that of integration more) and checked with the checksum that the record states.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def spamosaic(
     Raises
     ------
     ConnectionError
-        If the record or the file cannot be downloaded; the message tells what to do by hand.
+        If the record or the file cannot be downloaded; the message states what to do by hand.
     FileNotFoundError
         If there is nothing at ``path``.
     ValueError
@@ -145,7 +145,7 @@ def _without_slice(folder: PurePosixPath) -> PurePosixPath:
 
 def _read(path: Path, section: int, modality: str) -> AnnData:
     """One modality of one section, without the authors' own results."""
-    with told(path, "an h5ad file", OSError), warnings.catch_warnings():
+    with readable(path, "an h5ad file", OSError), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the files were written by an old anndata
         published = ad.read_h5ad(path)
     if "spatial" not in published.obsm:
@@ -178,7 +178,7 @@ def _join(parts: dict[tuple[int, str], AnnData]) -> MuData:
         for column in ("section", "site"):
             joined.obs[column] = joined.obs[column].astype("category")
         mods[modality] = joined
-    _tell_features_apart(mods)
+    _rename_shared_features(mods)
     with md.set_options(pull_on_update=False):
         mdata = MuData(mods)
     obs = pd.concat([adata.obs for adata in mods.values()], join="inner")
@@ -191,8 +191,8 @@ def _join(parts: dict[tuple[int, str], AnnData]) -> MuData:
     return mdata
 
 
-def _tell_features_apart(mods: dict[str, AnnData]) -> None:
-    """A protein and its gene may share a name, which MuData does not like."""
+def _rename_shared_features(mods: dict[str, AnnData]) -> None:
+    """A protein and its gene may share a name, which MuData warns of."""
     for modality, adata in mods.items():
         others = {name for other in mods if other != modality for name in mods[other].var_names}
         if modality != "rna":

@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scinfl._checks import first_of, obs_column
-from scinfl.datasets._archive import existing, told
+from scinfl.datasets._archive import existing, readable
 from scinfl.datasets._download import fetch, server
 from scinfl.datasets._tcga_regions import UNMAPPED, regions
 
@@ -46,8 +46,8 @@ def tcga_proteins(
 
     **It is not the table of our benchmarks**, and results on it differ. That one holds the arrays of the R package
     RTCGA.RPPA (6,777 samples × 285 proteins of 31 cancers), each cancer centred on its own median, which makes the task
-    harder: what tells cancers apart by level is gone. Rebuild it with the two lines of R in the guide to data sets, and
-    pass its folder as ``path``.
+    harder: differences in level between cancers are gone. Rebuild it with the two lines of R in the guide to data sets,
+    and pass its folder as ``path``.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def tcga_proteins(
         ``cancer``, ``patient``, ``region`` in ``.obs`` and ``in_all_cancers`` in ``.var``. Nothing is downloaded then.
     complete
         Keep the proteins that were measured in every cancer and lack no value (120 of the 285 of RTCGA). Which other
-        proteins are missing tells the cohort, so a classifier would learn that instead of biology.
+        proteins are missing identifies the cohort, so a classifier would learn that instead of biology.
     site_key
         Column that will serve as site; samples without (``"unmapped"``) are dropped, which leaves the cancers whose
         hospitals are placed. ``None`` keeps all samples.
@@ -73,7 +73,7 @@ def tcga_proteins(
     Raises
     ------
     ConnectionError
-        If the file cannot be downloaded; the message tells where to put it by hand.
+        If the file cannot be downloaded; the message states where to put it by hand.
     FileNotFoundError
         If there is nothing at ``path``.
     KeyError
@@ -141,7 +141,7 @@ def tcga_mirna(
     Raises
     ------
     ConnectionError
-        If a file cannot be downloaded; the message tells where to put it by hand.
+        If a file cannot be downloaded; the message states where to put it by hand.
     FileNotFoundError
         If there is nothing at ``path`` or ``samples``.
     KeyError
@@ -191,14 +191,14 @@ def _ready(adata: AnnData, whole: np.ndarray, site_key: str | None, *, complete:
 
 def _read_proteins(path: Path) -> AnnData:
     """Table of the PanCanAtlas: samples × (SampleID, TumorType, proteins)."""
-    with told(path, "the TCGA protein table of the PanCanAtlas", ValueError, KeyError, OSError):
+    with readable(path, "the TCGA protein table of the PanCanAtlas", ValueError, KeyError, OSError):
         table = pd.read_csv(path, sep="\t").set_index("SampleID")
         cancer = table.pop("TumorType").astype(str)
         return _proteins(table.astype(np.float32), cancer)
 
 
 def _read_rtcga(folder: Path) -> AnnData:
-    """Tables of RTCGA.RPPA, one a cancer: samples × (barcode, proteins)."""
+    """Tables of RTCGA.RPPA, one per cancer: samples × (barcode, proteins)."""
     files = {path.name.partition(".")[0]: path for path in sorted(folder.glob("*.csv"))}
     files = {cancer: path for cancer, path in files.items() if cancer not in _COMBINED}
     if not files:
@@ -210,7 +210,7 @@ def _read_rtcga(folder: Path) -> AnnData:
         raise FileNotFoundError(msg)
     tables = {}
     for cancer, path in files.items():
-        with told(path, "a table of RTCGA.RPPA", ValueError, KeyError, OSError):
+        with readable(path, "a table of RTCGA.RPPA", ValueError, KeyError, OSError):
             tables[cancer] = pd.read_csv(path).set_index("bcr_patient_barcode").astype(np.float32)
     table = pd.concat(tables.values())
     cancers = np.repeat(list(tables), [len(rows) for rows in tables.values()])
@@ -225,11 +225,11 @@ def _proteins(table: pd.DataFrame, cancer: pd.Series) -> AnnData:
 
 def _read_mirna(path: Path, samples: Path) -> AnnData:
     """Table of the PanCanAtlas: micro-RNAs × (Genes, Correction, samples)."""
-    with told(path, "the TCGA micro-RNA table of the PanCanAtlas", ValueError, KeyError, OSError):
+    with readable(path, "the TCGA micro-RNA table of the PanCanAtlas", ValueError, KeyError, OSError):
         table = pd.read_csv(path).set_index("Genes")
         corrected = table.pop("Correction") == "Corrected"
         values = np.log2(1 + table.to_numpy(np.float32).clip(min=0)).T
-    with told(samples, "the list of samples with the columns id and Disease", ValueError, KeyError, OSError):
+    with readable(samples, "the list of samples with the columns id and Disease", ValueError, KeyError, OSError):
         cancer = pd.read_csv(samples, sep="\t", dtype=str).drop_duplicates("id").set_index("id")["Disease"]
     cancer = cancer.reindex(table.columns)
     named = cancer.notna().to_numpy()
@@ -238,7 +238,7 @@ def _read_mirna(path: Path, samples: Path) -> AnnData:
 
 
 def _describe(barcodes: pd.Index, cancer: pd.Series) -> pd.DataFrame:
-    """What a barcode tells: TCGA-TSS-PARTICIPANT-SAMPLE+VIAL-PORTION-PLATE-CENTRE, and where the hospital is."""
+    """Parts of a barcode: TCGA-TSS-PARTICIPANT-SAMPLE+VIAL-PORTION-PLATE-CENTRE, and where the hospital is."""
     parts = barcodes.to_series().str.split("-", expand=True).reindex(columns=range(6)).fillna("")
     obs = pd.DataFrame(
         {

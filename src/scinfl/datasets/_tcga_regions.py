@@ -1,7 +1,7 @@
 """Where the hospitals of The Cancer Genome Atlas are.
 
 The second part of a barcode, ``TCGA-A2-…``, is the tissue source site: a hospital or biobank and the cancer that it
-sent. Which hospital a code stands for is in the code tables of the Genomic Data Commons
+sent. Which hospital a code denotes is in the code tables of the Genomic Data Commons
 (https://gdc.cancer.gov/resources-tcga-users/tcga-code-tables/tissue-source-site-codes). The codes of nine cancers with
 many hospitals (BLCA, BRCA, COAD, LUAD, LUSC, PAAD, PRAD, READ, SKCM) are placed here as in the tables of our
 benchmarks: regions of the United States as its census bureau cuts them, Canada, Europe, and others. Walter Reed (A2)
