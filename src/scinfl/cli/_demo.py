@@ -1,4 +1,4 @@
-"""The whole story on bundled cells, for ``scinfl demo``."""
+"""A complete example on bundled cells, for ``scinfl demo``."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _LR = 2e-3  # 525 cells are few: smaller steps than the default vary less from r
 def demo(
     out: Path, *, n_rounds: int = 20, rng: int = 0, overwrite: bool = False, progress: bool = True
 ) -> pd.DataFrame:
-    """Train a keyed federation of five uneven sites on bundled cells and show what its key is worth.
+    """Train a keyed federation of five uneven sites on bundled cells and compare right, wrong and no key.
 
-    A quarter of the cells is held out for testing and takes part in no training and no choice.
+    A quarter of the cells is held out for testing and is used neither in training nor for any choice.
 
     Parameters
     ----------

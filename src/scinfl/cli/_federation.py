@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,25 +15,24 @@ from scinfl.cli._text import command
 if TYPE_CHECKING:
     import pandas as pd
 
-_STORY = """one command a role (details in the guide 'Federations over several machines'):
+_STORY = """one command per role (details in the guide 'Federations over several machines'):
   scinfl federation init --sites north,south,west --address fed.example.org:9092 --out kit    the operator, once
   scinfl key new consortium.key                     one site, once; it gives the file to the other sites only
   scinfl federation server kit/server --job kit/server/job.toml                               the operator
   scinfl federation site kit/site_north --data north.h5ad --key consortium.key                every site
 """
 
-Tell = Callable[[str], None]
-_NOISY = ("alembic", "flwr", "httpcore", "httpx", "sqlalchemy")
+Report = Callable[[str], None]
 
 
-def add_federation(commands: argparse._SubParsersAction[argparse.ArgumentParser], tell: Tell) -> None:
+def add_federation(commands: argparse._SubParsersAction[argparse.ArgumentParser], report: Report) -> None:
     """Add the commands.
 
     Parameters
     ----------
     commands
         Commands of ``scinfl``.
-    tell
+    report
         Shows one line, for example ``print``.
     """
     federation = commands.add_parser(
@@ -106,7 +103,7 @@ def add_federation(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     revoke.add_argument("site", help="name of the site")
     revoke.set_defaults(run=_revoke)
     for parser in (init, add, server, site, show, revoke):
-        parser.set_defaults(tell=tell)
+        parser.set_defaults(report=report)
 
 
 def _init(options: argparse.Namespace) -> None:
@@ -114,9 +111,9 @@ def _init(options: argparse.Namespace) -> None:
 
     sites = [name.strip() for name in options.sites.split(",") if name.strip()]
     make_kit(options.out, sites, address=options.address, job=options.job)
-    options.tell(
+    options.report(
         f"Wrote '{options.out}' for {len(sites)} sites. Send each site_… folder to its site and delete your copy; keep "
-        f"authority/ off the server. '{options.out / 'README.md'}' says more."
+        f"authority/ off the server. '{options.out / 'README.md'}' explains more."
     )
 
 
@@ -124,7 +121,7 @@ def _add(options: argparse.Namespace) -> None:
     from scinfl.flower import add_site
 
     path = add_site(options.kit, options.site)
-    options.tell(
+    options.report(
         f"Wrote '{path}'. Send it to the site and delete your copy. Name '{options.site}' in `sites` of the job, and "
         f"send the job to all sites; under pairwise sums with '{options.kit / 'identities' / options.site}.json'."
     )
@@ -141,10 +138,10 @@ def _server(options: argparse.Namespace) -> None:
         resume=options.resume,
         host=options.host,
         port=options.port,
-        tell=tqdm.write if progress else options.tell,
+        report=tqdm.write if progress else options.report,
         progress=progress,
     )
-    options.tell("The run is finished. The sites have the model; the server has none.")
+    options.report("The run is finished. The sites have the model; the server has none.")
 
 
 def _site(options: argparse.Namespace) -> None:
@@ -152,47 +149,45 @@ def _site(options: argparse.Namespace) -> None:
 
     _prepare()
     if options.dry_run:
-        options.tell(_as_text(list_payload(options.kit, data=options.data, key=options.key)))
-        options.tell("Nothing was sent.")
+        options.report(_as_text(list_payload(options.kit, data=options.data, key=options.key)))
+        options.report("Nothing was sent.")
         return
 
-    def agree(payload: pd.DataFrame) -> bool:
-        options.tell(f"In all rounds together this site will send:\n{_as_text(payload)}")
+    def confirm(payload: pd.DataFrame) -> bool:
+        options.report(f"In all rounds together this site will send:\n{_as_text(payload)}")
         return options.yes or _answer("Take part? [y/N] ")
 
-    run_site(options.kit, data=options.data, key=options.key, agree=agree, tell=options.tell, poll=options.poll)
+    run_site(options.kit, data=options.data, key=options.key, confirm=confirm, report=options.report, poll=options.poll)
 
 
 def _prepare() -> None:
-    """Say in one line that the extra is missing, and let Flower say what matters only."""
-    from scinfl.flower._require import require_flower
+    """Report in one line that the extra is missing, and let Flower log errors only."""
+    from scinfl.flower import quiet_flower, require_flower
 
     try:
         require_flower()
     except ImportError as error:
         raise RuntimeError(str(error)) from None
-    import_module("flwr.supercore.logger")  # sets the level of its logger, and a handler of its own
-    for name in _NOISY:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet_flower()
 
 
 def _show(options: argparse.Namespace) -> None:
-    from scinfl.flower.setup._kit import pinned_identities
+    from scinfl.flower.setup import pinned_identities
 
     pinned = pinned_identities(options.kit)
     if not pinned:
         msg = f"Expected a folder that `scinfl federation init` wrote, found no identities in '{options.kit}'."
         raise ValueError(msg)
-    options.tell("fingerprints of the identities of the sites:")
+    options.report("fingerprints of the identities of the sites:")
     for name, public in pinned.items():
-        options.tell(f"{public.fingerprint}  {name}")
+        options.report(f"{public.fingerprint}  {name}")
 
 
 def _revoke(options: argparse.Namespace) -> None:
     from scinfl.flower import revoke_site
 
     revoke_site(options.kit, options.site)
-    options.tell(
+    options.report(
         f"Site '{options.site}' is refused from the next start of the server. It keeps the key and the models that it "
         "has: let the other sites run `scinfl key revoke`."
     )
@@ -206,7 +201,7 @@ def _answer(question: str) -> bool:
 
 
 def _as_text(payload: pd.DataFrame) -> str:
-    from scinfl.flower._format import in_bytes
+    from scinfl.flower import in_bytes
 
     shown = payload[["purpose", "array", "shape", "type", "rounds", "bytes"]]
     masked = "the server can read none of it" if payload["masked"].all() else "the server reads what is not masked"

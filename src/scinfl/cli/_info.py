@@ -1,4 +1,4 @@
-"""What ``scinfl info`` tells: the installation, or a saved model."""
+"""What ``scinfl info`` shows: the installation, or a saved model."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def describe_setup() -> Iterator[str]:
 
 
 def describe_model(path: Path) -> Iterator[str]:
-    """What a saved model tells without its key, line by line.
+    """What a saved model shows without its key, line by line.
 
     Parameters
     ----------

@@ -10,32 +10,30 @@ from typing import TYPE_CHECKING
 from scinfl.cli._text import command
 
 if TYPE_CHECKING:
-    from scinfl.privacy.keys._key_ring import KeyRing
-    from scinfl.privacy.keys._revocation import Revocation
-    from scinfl.privacy.keys._rotation import WrappedKey
+    from scinfl.privacy import KeyRing, Revocation, WrappedKey
 
-_LIFE_OF_A_KEY = """examples (each site has a folder of its own; send *.pub and letters over any channel):
+_LIFE_OF_A_KEY = """examples (each site has a folder of its own; send *.pub and *.json over any channel):
   mkdir -m 700 ring && scinfl key new ring/first.key --federation lung      at one site; copy it to the others
   scinfl key identity me.identity --site hospital_a                         at every site; send me.identity.pub
-  scinfl key rotate ring --identity me.identity --pinned b.pub c.pub --out letters
+  scinfl key rotate ring --identity me.identity --pinned b.pub c.pub --out outbox
   scinfl key unwrap ring hospital_b.key.json --identity me.identity --pinned a.pub c.pub
-  scinfl key revoke ring hospital_c --identity me.identity --pinned b.pub c.pub --out letters
+  scinfl key revoke ring hospital_c --identity me.identity --pinned b.pub c.pub --out outbox
   scinfl key unwrap ring hospital_c.revocation.json hospital_b.key.json --identity me.identity --pinned a.pub c.pub
-  scinfl key wrap ring hospital_d --identity me.identity --pinned b.pub d.pub --out letters
+  scinfl key wrap ring hospital_d --identity me.identity --pinned b.pub d.pub --out outbox
   scinfl key rekey model --old ring/first.key --new ring/version-0002-5ac1f0e2.key --out model_2
 """
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
-def add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser], tell: Tell) -> None:
+def add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser], report: Report) -> None:
     """Add the commands.
 
     Parameters
     ----------
     commands
         Commands of ``scinfl``.
-    tell
+    report
         Shows one line, for example ``print``.
     """
     keys = commands.add_parser(
@@ -71,7 +69,7 @@ def add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser], tell
     _add_versions(actions)
     _add_rekey(actions)
     for parser in actions.choices.values():
-        parser.set_defaults(tell=tell)
+        parser.set_defaults(report=report)
 
 
 def _add_versions(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -81,19 +79,19 @@ def _add_versions(actions: argparse._SubParsersAction[argparse.ArgumentParser]) 
         actions,
         "rotate",
         "draw the next version of the key, and wrap it for every other site",
-        f"scinfl key rotate ring {who} --out letters",
+        f"scinfl key rotate ring {who} --out outbox",
     )
     revoke = command(
         actions,
         "revoke",
         "rotate without one site, with a signed statement that old keys are refused",
-        f"scinfl key revoke ring hospital_c {who} --out letters",
+        f"scinfl key revoke ring hospital_c {who} --out outbox",
     )
     wrap = command(
         actions,
         "wrap",
         "wrap the present key for a site that joins or lost its own",
-        f"scinfl key wrap ring hospital_b {who} --out letters",
+        f"scinfl key wrap ring hospital_b {who} --out outbox",
     )
     unwrap = command(
         actions,
@@ -109,8 +107,8 @@ def _add_versions(actions: argparse._SubParsersAction[argparse.ArgumentParser]) 
     for parser in (revoke, wrap):
         parser.add_argument("site", help="name of the site")
     for parser in (rotate, revoke, wrap):
-        parser.add_argument("--out", type=Path, required=True, help="folder for the letters, one a site")
-    unwrap.add_argument("letters", type=Path, nargs="+", help="files that other sites sent")
+        parser.add_argument("--out", type=Path, required=True, help="folder for the files to send, one per site")
+    unwrap.add_argument("files", type=Path, nargs="+", help="files that other sites sent")
 
 
 def _add_rekey(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -134,27 +132,27 @@ def _key_new(options: argparse.Namespace) -> None:
 
     key = Key.generate(options.federation)
     key.save(options.path)
-    options.tell(f"Wrote a new key to '{options.path}' (mode 0600). Fingerprint {key.fingerprint}.")
-    options.tell("Give it to the sites over a channel that the server does not see. It cannot be recovered.")
+    options.report(f"Wrote a new key to '{options.path}' (mode 0600). Fingerprint {key.fingerprint}.")
+    options.report("Give it to the sites over a channel that the server does not see. It cannot be recovered.")
 
 
 def _key_show(options: argparse.Namespace) -> None:
     from scinfl.privacy import Key
 
     key = Key.load(options.path)
-    options.tell(f"fingerprint  {key.fingerprint}\nversion      {key.version}\nfederation   {key.federation}")
+    options.report(f"fingerprint  {key.fingerprint}\nversion      {key.version}\nfederation   {key.federation}")
 
 
 def _key_identity(options: argparse.Namespace) -> None:
     from scinfl._checks import new_path
-    from scinfl.privacy.keys._identity import Identity
+    from scinfl.privacy import Identity
 
     public = new_path(options.path.with_name(f"{options.path.name}.pub"), overwrite=False)
     identity = Identity.generate(options.site)
     identity.save(options.path)
     public.write_text(identity.public.to_text() + "\n")
-    options.tell(f"Wrote '{options.path}' (secret, mode 0600) and '{public}' (for the other sites to pin).")
-    options.tell(f"Tell them the fingerprint over another channel: {identity.public.fingerprint}")
+    options.report(f"Wrote '{options.path}' (secret, mode 0600) and '{public}' (for the other sites to pin).")
+    options.report(f"Give them the fingerprint over another channel: {identity.public.fingerprint}")
 
 
 def _key_rotate(options: argparse.Namespace) -> None:
@@ -165,10 +163,10 @@ def _key_rotate(options: argparse.Namespace) -> None:
 
 def _key_revoke(options: argparse.Namespace) -> None:
     ring = _ring(options)
-    letters, statement = ring.revoke(options.site)
-    _send(options, [*letters.values(), statement])
+    wrapped, statement = ring.revoke(options.site)
+    _send(options, [*wrapped.values(), statement])
     _show_current(options, ring)
-    options.tell(
+    options.report(
         f"Site '{options.site}' keeps the keys and models that it had. Earlier versions are refused from now on."
     )
 
@@ -178,11 +176,11 @@ def _key_wrap(options: argparse.Namespace) -> None:
 
 
 def _key_unwrap(options: argparse.Namespace) -> None:
-    from scinfl.privacy.keys._revocation import read_letters
+    from scinfl.privacy.keys import read_documents
 
     ring = _ring(options)
-    for letter in read_letters(options.letters):
-        ring.accept(letter)
+    for document in read_documents(options.files):
+        ring.accept(document)
     _show_current(options, ring)
 
 
@@ -197,29 +195,28 @@ def _key_rekey(options: argparse.Namespace) -> None:
     model = getattr(models, read_document(options.model)["class"]).load(options.model)
     model.rekey(old, new, force=options.force)
     model.save(options.out, overwrite=options.overwrite)
-    options.tell(f"{model}\nSaved to '{options.out}'. Copies of the old model open with the old key as before.")
+    options.report(f"{model}\nSaved to '{options.out}'. Copies of the old model open with the old key as before.")
 
 
 def _ring(options: argparse.Namespace) -> KeyRing:
-    from scinfl.privacy.keys._identity import Identity, PublicIdentity
-    from scinfl.privacy.keys._key_ring import KeyRing
+    from scinfl.privacy import Identity, KeyRing, PublicIdentity
 
     pinned = [PublicIdentity.from_text(path.read_text()) for path in options.pinned]
     return KeyRing(options.ring, Identity.load(options.identity), pinned)
 
 
-def _send(options: argparse.Namespace, letters: Iterable[WrappedKey | Revocation]) -> None:
+def _send(options: argparse.Namespace, documents: Iterable[WrappedKey | Revocation]) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
-    for letter in letters:
-        path = options.out / letter.file_name
-        letter.save(path, overwrite=True)
-        options.tell(f"Wrote '{path}': {letter}.")
+    for document in documents:
+        path = options.out / document.file_name
+        document.save(path, overwrite=True)
+        options.report(f"Wrote '{path}': {document}.")
 
 
 def _show_current(options: argparse.Namespace, ring: KeyRing) -> None:
     try:
         key = ring.current
     except ValueError as error:
-        options.tell(str(error))
+        options.report(str(error))
         return
-    options.tell(f"The key in '{ring.path}' is version {key.version} now, fingerprint {key.fingerprint}.")
+    options.report(f"The key in '{ring.path}' is version {key.version} now, fingerprint {key.fingerprint}.")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 _START = """start here (`scinfl COMMAND --help` has an example of each command):
-  scinfl demo --out demo                                  the whole story on bundled cells, about a minute
+  scinfl demo --out demo                                  a complete example on bundled cells, about a minute
   scinfl key new lung.key                                 the sites share it, a server never sees it
   scinfl train cells.h5ad --labels cell_type --site hospital --key lung.key --out run
   scinfl predict run new_cells.h5ad --key lung.key
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = command(
         commands,
         "demo",
-        "the whole story on bundled cells: five sites, right, wrong and no key",
+        "a complete example on bundled cells: five sites, right, wrong and no key",
         "scinfl demo --out demo",
     )
     demo.add_argument("--out", type=Path, required=True, help="folder for table, figures and h5ad")
@@ -143,9 +143,9 @@ def _add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     audit.add_argument("data", type=Path, help="h5ad or h5mu file that it was trained on, with all columns it needs")
     audit.add_argument("--key", type=Path, help="key file of a keyed model")
     audit.add_argument(
-        "--held-out", type=Path, help="likewise, of what took no part; else a twin is trained if need be"
+        "--held-out", type=Path, help="h5ad or h5mu file that it was not trained on; else a twin is trained if need be"
     )
-    audit.add_argument("--attributes", nargs="+", default=(), help="columns somebody might want to infer, such as sex")
+    audit.add_argument("--attributes", nargs="+", default=(), help="columns that an attacker might infer, such as sex")
     audit.add_argument("--quick", action="store_true", help="a tenth of the effort")
     audit.add_argument("--rng", type=int, default=0, help="seed of the attacks (default 0)")
     audit.add_argument("--out", type=Path, default=Path("audit.html"), help="html or md file (default: audit.html)")
@@ -256,7 +256,7 @@ def _audit(options: argparse.Namespace) -> None:
 
 
 def _read_data(path: Path) -> AnnData | MuData:
-    """Read an h5ad or h5mu file, or say what is wrong with it."""
+    """Read an h5ad or h5mu file; the error names what is wrong with it."""
     if path.suffix != ".h5mu":
         return read_h5ad(path)
     import mudata

@@ -188,7 +188,7 @@ def test_what_no_parameter_can_make_up_for_is_refused_and_left_as_it_was(cells):
 def test_keys_that_do_not_follow_are_refused(cells):
     model = fit(cells, 2, key=OLD)
     same = Key(bytes(range(32)), federation="rotating", version=2)
-    with pytest.raises(ValueError, match="found the same one: whoever has the old key"):
+    with pytest.raises(ValueError, match="found the same one: anyone with the old key"):
         model.rekey(OLD, same)
     with pytest.raises(ValueError, match="found the same one"):
         model.rekey(OLD, OLD, force=True)

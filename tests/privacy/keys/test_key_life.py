@@ -55,15 +55,15 @@ def offers(rings, *sites) -> dict:
 
 
 def test_only_the_receiver_opens_a_wrapped_key(identities, key):
-    letter = WrappedKey.of(key, identities["a"], identities["b"].public)
+    wrapped = WrappedKey.of(key, identities["a"], identities["b"].public)
     pinned = publics(identities)
-    assert letter.open(identities["b"], pinned) == key
+    assert wrapped.open(identities["b"], pinned) == key
     with pytest.raises(ValueError, match=r"wrapped for site 'c'.*found one for site 'b'"):
-        letter.open(identities["c"], pinned)
+        wrapped.open(identities["c"], pinned)
     renewed = Identity.generate("b")
     with pytest.raises(ValueError, match="pin the present identity"):
-        letter.open(renewed, pinned)
-    stolen = replace(letter, site="c", receiver=identities["c"].public.fingerprint)
+        wrapped.open(renewed, pinned)
+    stolen = replace(wrapped, site="c", receiver=identities["c"].public.fingerprint)
     with pytest.raises(ValueError, match="signature of site 'a'"):
         stolen.open(identities["c"], pinned)
     resigned = replace(stolen, sender="d")
@@ -73,18 +73,18 @@ def test_only_the_receiver_opens_a_wrapped_key(identities, key):
 
 
 def test_a_wrapped_key_is_x25519_hkdf_and_chacha20_poly1305_of_its_head(identities, key):
-    letter = WrappedKey.of(key, identities["a"], identities["b"].public)
-    secret = naive_exchange(identities["b"], letter.ephemeral, ["wrapped key"])
+    wrapped = WrappedKey.of(key, identities["a"], identities["b"].public)
+    secret = naive_exchange(identities["b"], wrapped.ephemeral, ["wrapped key"])
     parts = [
         *("scinfl-wrapped-key-1", "lung", "1", key.fingerprint, "a", "b"),
-        *(identities["b"].public.fingerprint, letter.ephemeral.fingerprint),
+        *(identities["b"].public.fingerprint, wrapped.ephemeral.fingerprint),
     ]
     head = b"".join(len(part).to_bytes(4, "big") + part.encode() for part in parts)
-    assert ChaCha20Poly1305(secret).decrypt(bytes(12), letter.closed, head) == key._secret
-    X25519PublicKey.from_public_bytes(letter.ephemeral.exchange)
+    assert ChaCha20Poly1305(secret).decrypt(bytes(12), wrapped.closed, head) == key._secret
+    X25519PublicKey.from_public_bytes(wrapped.ephemeral.exchange)
     again = WrappedKey.of(key, identities["a"], identities["b"].public)
-    assert again.ephemeral.exchange != letter.ephemeral.exchange
-    assert again.closed != letter.closed
+    assert again.ephemeral.exchange != wrapped.ephemeral.exchange
+    assert again.closed != wrapped.closed
 
 
 @pytest.mark.parametrize(
@@ -101,36 +101,36 @@ def test_a_wrapped_key_is_x25519_hkdf_and_chacha20_poly1305_of_its_head(identiti
     ids=lambda change: next(iter(change)),
 )
 def test_any_change_on_the_way_is_noticed(identities, key, change):
-    letter = replace(WrappedKey.of(key, identities["a"], identities["b"].public), **change)
+    wrapped = replace(WrappedKey.of(key, identities["a"], identities["b"].public), **change)
     with pytest.raises(ValueError, match="signature of site"):
-        letter.open(identities["b"], publics(identities))
+        wrapped.open(identities["b"], publics(identities))
 
 
 def test_who_is_not_pinned_sends_no_keys(identities, key):
-    letter = WrappedKey.of(key, identities["a"], identities["b"].public)
+    wrapped = WrappedKey.of(key, identities["a"], identities["b"].public)
     with pytest.raises(ValueError, match=r"pinned sites \(c\), found one from site 'a'"):
-        letter.open(identities["b"], publics(identities, "c"))
+        wrapped.open(identities["b"], publics(identities, "c"))
     impostor = Identity.generate("a")  # knows the key that the sites share, but is not site a
-    letter = WrappedKey.of(key, impostor, identities["b"].public)
+    wrapped = WrappedKey.of(key, impostor, identities["b"].public)
     with pytest.raises(ValueError, match="signature of site 'a'"):
-        letter.open(identities["b"], publics(identities, "a"))
+        wrapped.open(identities["b"], publics(identities, "a"))
     with pytest.raises(ValueError, match="two of site 'a'"):
-        letter.open(identities["b"], [impostor.public, identities["a"].public])
+        wrapped.open(identities["b"], [impostor.public, identities["a"].public])
 
 
 def test_a_wrapped_key_survives_a_file_that_shows_no_secret(identities, key, tmp_path):
-    letter = WrappedKey.of(key, identities["a"], identities["b"].public)
+    wrapped = WrappedKey.of(key, identities["a"], identities["b"].public)
     path = tmp_path / "b.json"
-    letter.save(path)
+    wrapped.save(path)
     assert path.stat().st_mode & 0o777 == 0o600
     assert [entry.name for entry in tmp_path.iterdir()] == ["b.json"]
     assert key._secret not in path.read_bytes()
-    assert key.fingerprint in repr(letter)
+    assert key.fingerprint in repr(wrapped)
     path.chmod(0o644)  # it went through the mail
-    assert WrappedKey.load(path) == letter
+    assert WrappedKey.load(path) == wrapped
     assert WrappedKey.load(path).open(identities["b"], publics(identities, "a")) == key
     with pytest.raises(FileExistsError):
-        letter.save(path)
+        wrapped.save(path)
     good = json.loads(path.read_text())
     for bad in ({}, {**good, "format": "other"}, {**good, "closed": "?"}, {**good, "ephemeral": "x"}):
         path.write_text(json.dumps(bad))
@@ -144,46 +144,46 @@ def test_a_wrapped_key_survives_a_file_that_shows_no_secret(identities, key, tmp
 
 
 def test_rotation_draws_a_fresh_secret_for_all_other_sites(identities, key):
-    new, letters = rotate(key, identities["a"], publics(identities))
+    new, wrapped_keys = rotate(key, identities["a"], publics(identities))
     assert (new.version, new.federation) == (2, "lung")
     assert new._secret != key._secret
-    assert sorted(letters) == ["b", "c", "d"]
-    for site, letter in letters.items():
-        assert letter.open(identities[site], publics(identities, "a"), held=key) == new
+    assert sorted(wrapped_keys) == ["b", "c", "d"]
+    for site, wrapped in wrapped_keys.items():
+        assert wrapped.open(identities[site], publics(identities, "a"), held=key) == new
     assert rotate(key, identities["a"], [])[0]._secret != new._secret
 
 
 def test_keys_that_do_not_follow_are_refused(identities, key):
     pinned = publics(identities)
-    new, letters = rotate(key, identities["a"], pinned)
+    new, wrapped_keys = rotate(key, identities["a"], pinned)
     with pytest.raises(ValueError, match="later key of federation 'lung' than version 2, found version 2"):
-        letters["b"].open(identities["b"], pinned, held=new)  # a replay
+        wrapped_keys["b"].open(identities["b"], pinned, held=new)  # a replay
     with pytest.raises(ValueError, match=r"of federation 'lung'.*of federation 'liver'"):
         check_successor(key, Key.generate("liver", version=2))
     check_successor(key, Key.generate("liver"), force=True)
-    with pytest.raises(ValueError, match="whoever has the old key would have the new one"):
+    with pytest.raises(ValueError, match="anyone with the old key would have the new one"):
         check_successor(key, Key(key._secret, federation="lung", version=2))
-    with pytest.raises(ValueError, match="whoever has the old key"):
+    with pytest.raises(ValueError, match="anyone with the old key"):
         check_successor(key, key, force=True)
 
 
 def test_all_sites_take_the_next_version_and_agree_on_it(rings, caplog):
-    letters = rings["a"].rotate()
+    wrapped_keys = rings["a"].rotate()
     assert rings["a"].agree(offers(rings, "b", "c", "d")).version == 1  # nobody else has the new one
     assert "going on with version 1" in caplog.text.lower()
     for site in ("b", "c"):
-        rings[site].accept(letters[site])
+        rings[site].accept(wrapped_keys[site])
     assert rings["b"].agree(offers(rings, "a", "c")).version == 2
     with caplog.at_level(logging.WARNING):
         assert rings["b"].agree(offers(rings, "a", "c", "d")).version == 1
     assert "'d' (version 1) lack version 2" in caplog.text
-    rings["d"].accept(letters["d"])
+    rings["d"].accept(wrapped_keys["d"])
     chosen = {site: ring.agree(offers(rings, *(set(SITES) - {site}))) for site, ring in rings.items()}
     assert len(set(chosen.values())) == 1
     assert chosen["d"].version == 2
     assert rings["d"].versions == [1, 2]
     with pytest.raises(ValueError, match="than version 2"):
-        rings["d"].accept(letters["d"])
+        rings["d"].accept(wrapped_keys["d"])
 
 
 def test_a_ring_comes_back_from_its_folder_and_keeps_its_files_private(rings, identities, key):
@@ -208,13 +208,13 @@ def test_a_ring_comes_back_from_its_folder_and_keeps_its_files_private(rings, id
 
 
 def test_a_revoked_site_gets_no_key_and_its_versions_are_refused(rings, key):
-    letters, statement = rings["a"].revoke("d")
-    assert sorted(letters) == ["b", "c"]
+    wrapped_keys, statement = rings["a"].revoke("d")
+    assert sorted(wrapped_keys) == ["b", "c"]
     for site in ("b", "c"):
         rings[site].accept(statement)
         with pytest.raises(ValueError, match="Open the one that was wrapped for site"):
             rings[site].current  # noqa: B018
-        rings[site].accept(letters[site])
+        rings[site].accept(wrapped_keys[site])
         assert rings[site].versions == [2]
         assert rings[site].current == rings["a"].current
         with pytest.raises(ValueError, match="revoked with site d"):
@@ -223,9 +223,9 @@ def test_a_revoked_site_gets_no_key_and_its_versions_are_refused(rings, key):
     with pytest.raises(ValueError, match="found 'd', which was, in version 2"):
         rings["b"].agree(offers(rings, "a", "c", "d"))
     assert rings["b"].agree(offers(rings, "a", "c")).version == 2
-    for letter in letters.values():
+    for wrapped in wrapped_keys.values():
         with pytest.raises(ValueError, match="wrapped for site 'd'"):
-            rings["d"].accept(letter)
+            rings["d"].accept(wrapped)
     rings["d"].accept(statement)
     with pytest.raises(ValueError, match="Expected a key from version 2"):
         rings["d"].current  # noqa: B018
@@ -235,12 +235,12 @@ def test_a_revoked_site_gets_no_key_and_its_versions_are_refused(rings, key):
 def test_a_revoked_site_neither_rotates_nor_revokes(rings, identities):
     own_letters = rings["d"].rotate()
     own_statement = revoke(rings["d"].key(1), "a", identities["d"], publics(identities))[2]
-    letters, statement = rings["a"].revoke("d")
+    wrapped_keys, statement = rings["a"].revoke("d")
     rings["b"].accept(statement)
     for document in (own_letters["b"], own_statement):
         with pytest.raises(ValueError, match="sender that is not revoked, found site 'd'"):
             rings["b"].accept(document)
-    rings["b"].accept(letters["b"])
+    rings["b"].accept(wrapped_keys["b"])
     assert rings["b"].current == rings["a"].current
     assert "d" not in rings["b"].rotate()
     with pytest.raises(ValueError, match="Pin it first"):
@@ -251,10 +251,10 @@ def test_a_key_that_the_revoked_site_sent_before_is_dropped(rings):
     early = rings["d"].rotate()["b"]
     rings["b"].accept(early)
     assert rings["b"].current == rings["d"].current
-    letters, statement = rings["a"].revoke("d")  # the same version, another key
+    wrapped_keys, statement = rings["a"].revoke("d")  # the same version, another key
     rings["b"].accept(statement)
     assert rings["b"].versions == []
-    rings["b"].accept(letters["b"])
+    rings["b"].accept(wrapped_keys["b"])
     assert rings["b"].offer() == rings["a"].offer()
     other = rings["c"].rotate()["b"]
     with pytest.raises(ValueError, match="later key of federation"):
@@ -273,10 +273,10 @@ def test_a_site_comes_back_with_a_new_identity(rings, identities, tmp_path):
     rings["a"].revoke("d")
     renewed = Identity.generate("d")
     ring = KeyRing(rings["a"].path, identities["a"], [*publics(identities, "b", "c"), renewed.public])
-    letter = ring.wrap("d")
+    wrapped = ring.wrap("d")
     (tmp_path / "new").mkdir()
     joined = KeyRing(tmp_path / "new", renewed, publics(identities, "a"))
-    joined.accept(letter)
+    joined.accept(wrapped)
     assert ring.agree({"d": joined.offer()}) == joined.current
 
 
@@ -328,9 +328,9 @@ def test_two_keys_of_one_version_are_noticed(rings):
 def test_strangers_and_other_federations_are_refused(rings, identities, tmp_path):
     with pytest.raises(ValueError, match=r"found one of 'z'. Pin it"):
         rings["a"].agree({"z": {1: "x"}})
-    letter = WrappedKey.of(Key.generate("liver", version=5), identities["b"], identities["a"].public)
+    wrapped = WrappedKey.of(Key.generate("liver", version=5), identities["b"], identities["a"].public)
     with pytest.raises(ValueError, match="of federation 'lung', found one of 'liver'"):
-        rings["a"].accept(letter)
+        rings["a"].accept(wrapped)
     with pytest.raises(ValueError, match=r"from \[1\], found 7. Ask a site"):
         rings["a"].key(7)
     Key.generate("liver").save(rings["a"].path / "other.key")

@@ -23,10 +23,10 @@ _N_BYTES = 32
 
 @dataclass(frozen=True)
 class PublicIdentity:
-    """What the others must know of a site, and pin: nothing that a site says is believed without it.
+    """What the others must know of a site, and pin: without it, nothing from that site is trusted.
 
-    Compare fingerprints over another channel (by telephone, on paper) before pinning: who can exchange an identity on
-    its way can speak for the site.
+    Compare fingerprints over another channel (by telephone, on paper) before pinning: anyone who can exchange an
+    identity on its way can impersonate the site.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ class PublicIdentity:
 
 
 class Identity:
-    """Secret keys of one site, known to no other: what the shared key cannot prove, who is speaking.
+    """Secret keys of one site, known to no other: they prove which site sent something, which the shared key cannot.
 
     One key signs (Ed25519, RFC 8032), the other agrees on secrets with single sites (X25519, RFC 7748). The public
     halves, ``public``, are pinned by every other site and by the server. An identity shows its fingerprint only,
@@ -173,7 +173,7 @@ class Identity:
         return self.public.site
 
     def sign(self, content: bytes) -> bytes:
-        """Sign content, which must say itself what it is for.
+        """Sign content, which must itself state what it is for.
 
         Parameters
         ----------

@@ -119,7 +119,7 @@ class Key:
         return derive(self._secret, head, self.federation, self.version, *tail)
 
     def coordinates(self, label: str, shape: tuple[int, ...], names: Sequence[str] | None = None) -> np.ndarray:
-        """Secret coordinates: uniform on [−1, 1), reproducible, one stream a label.
+        """Secret coordinates: uniform on [−1, 1), reproducible, one stream per label.
 
         With names every row has a stream of its own, SHAKE256 (FIPS 202) over a key derived for the label and the name
         of the row, so that a gene has the same coordinates in whatever order and company it comes.

@@ -20,7 +20,7 @@ class KeyRing:
 
     Every ``*.key`` file of the folder is a version of the key, so a ring starts with one that :meth:`Key.save` or
     ``scinfl key new`` wrote. Any pinned site may rotate and revoke; who is entitled to is for the sites to settle, and
-    every statement names its sender. Pin sites alone, never the server: who is pinned can send keys.
+    every statement names its sender. Pin sites alone, never the server: anyone pinned can send keys.
 
     There is no escrow, on purpose: no copy of a key is left with anybody but the sites. Old versions stay in the
     folder, to open and rekey old models; after a revocation they are refused for everything new. For what a revoked
@@ -52,8 +52,8 @@ class KeyRing:
     ...     folder = tempfile.mkdtemp()
     ...     key.save(f"{folder}/first.key")
     ...     rings.append(si.privacy.KeyRing(folder, own, [other.public]))
-    >>> letters = rings[0].rotate()
-    >>> rings[1].accept(letters["b"])
+    >>> wrapped = rings[0].rotate()
+    >>> rings[1].accept(wrapped["b"])
     >>> rings[0].agree({"b": rings[1].offer()}).version
     2
     """
@@ -131,9 +131,9 @@ class KeyRing:
 
     def rotate(self) -> dict[str, WrappedKey]:
         """Draw the next version and keep it; returns what to send to each other site."""
-        new, letters = rotate(self.current, self._identity, self._members())
+        new, wrapped = rotate(self.current, self._identity, self._members())
         self._keep(new)
-        return letters
+        return wrapped
 
     def revoke(self, site: str) -> tuple[dict[str, WrappedKey], Revocation]:
         """Draw the next version without a site; returns what to send to each other site, and the statement for all.
@@ -143,10 +143,10 @@ class KeyRing:
         site
             Name of the site that gets no more keys.
         """
-        new, letters, statement = revoke(self.current, site, self._identity, self._members())
+        new, wrapped, statement = revoke(self.current, site, self._identity, self._members())
         self._keep(new)
         self._keep_statement(statement)
-        return letters, statement
+        return wrapped, statement
 
     def wrap(self, site: str) -> WrappedKey:
         """Wrap the current key for a site that joins, or that lost its own.
@@ -205,7 +205,7 @@ class KeyRing:
     # ---- negotiation
 
     def offer(self) -> dict[int, str]:
-        """Fingerprint of every version that may be used: public, to be told to the other sites before a run."""
+        """Fingerprint of every version that may be used: public, to be sent to the other sites before a run."""
         return {key.version: key.fingerprint for key in self._keys if self._is_usable(key)}
 
     def agree(self, offers: Mapping[str, Offer]) -> Key:

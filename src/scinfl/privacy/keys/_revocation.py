@@ -39,7 +39,7 @@ class Revocation:
     fingerprint
         Of the key of that version.
     sender
-        Site that says so.
+        Site that states it.
     signature
         Of the sender.
     """
@@ -121,7 +121,7 @@ class Revocation:
 def revoke(
     key: Key, site: str, identity: Identity, sites: Iterable[PublicIdentity]
 ) -> tuple[Key, dict[str, WrappedKey], Revocation]:
-    """Rotate without one site, and say so.
+    """Rotate without one site, and sign a statement of it.
 
     Parameters
     ----------
@@ -148,8 +148,8 @@ def revoke(
     >>> import scinfl as si
     >>> a, b, c = (si.privacy.Identity.generate(site) for site in "abc")
     >>> key = si.privacy.Key.generate("lung")
-    >>> new, letters, statement = si.privacy.revoke(key, "c", a, [b.public, c.public])
-    >>> sorted(letters), statement.site, statement.version
+    >>> new, wrapped, statement = si.privacy.revoke(key, "c", a, [b.public, c.public])
+    >>> sorted(wrapped), statement.site, statement.version
     (['b'], 'c', 2)
     >>> statement.verify([a.public])
     """
@@ -160,7 +160,7 @@ def revoke(
     if site not in named:
         msg = f"Expected `site` to be one of the pinned sites {sorted(named)}, found {site!r}."
         raise ValueError(msg)
-    new, letters = rotate(key, identity, [public for name, public in named.items() if name != site])
+    new, wrapped = rotate(key, identity, [public for name, public in named.items() if name != site])
     statement = Revocation(
         federation=key.federation,
         site=site,
@@ -169,11 +169,11 @@ def revoke(
         fingerprint=new.fingerprint,
         sender=identity.site,
     )
-    return new, letters, replace(statement, signature=identity.sign(statement._signed()))
+    return new, wrapped, replace(statement, signature=identity.sign(statement._signed()))
 
 
-def read_letters(paths: Iterable[str | os.PathLike[str]]) -> list[WrappedKey | Revocation]:
-    """Read what other sites sent, revocations first, since they say which keys are refused.
+def read_documents(paths: Iterable[str | os.PathLike[str]]) -> list[WrappedKey | Revocation]:
+    """Read what other sites sent, revocations first, since they state which keys are refused.
 
     Parameters
     ----------

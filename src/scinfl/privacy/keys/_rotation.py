@@ -40,7 +40,7 @@ class WrappedKey:
     receiver
         Fingerprint of the identity of the receiving site.
     ephemeral
-        Public keys that the sender drew for this letter alone.
+        Public keys that the sender drew for this key alone.
     closed
         The encrypted key.
     signature
@@ -51,8 +51,8 @@ class WrappedKey:
     >>> import scinfl as si
     >>> a, b = si.privacy.Identity.generate("a"), si.privacy.Identity.generate("b")
     >>> key = si.privacy.Key.generate("lung")
-    >>> letter = si.privacy.WrappedKey.of(key, a, b.public)
-    >>> letter.open(b, [a.public]) == key
+    >>> wrapped = si.privacy.WrappedKey.of(key, a, b.public)
+    >>> wrapped.open(b, [a.public]) == key
     True
     """
 
@@ -80,7 +80,7 @@ class WrappedKey:
             Pinned identity of the receiving site.
         """
         ephemeral = Identity.generate(identity.site)
-        letter = cls(
+        wrapped = cls(
             federation=key.federation,
             version=key.version,
             fingerprint=key.fingerprint,
@@ -90,8 +90,8 @@ class WrappedKey:
             ephemeral=ephemeral.public,
         )
         cipher = ChaCha20Poly1305(ephemeral.exchange(receiver, "wrapped key"))
-        letter = replace(letter, closed=cipher.encrypt(bytes(12), key._secret, letter._head()))
-        return replace(letter, signature=identity.sign(letter._signed()))
+        wrapped = replace(wrapped, closed=cipher.encrypt(bytes(12), key._secret, wrapped._head()))
+        return replace(wrapped, signature=identity.sign(wrapped._signed()))
 
     def open(self, identity: Identity, pinned: Iterable[PublicIdentity], *, held: Key | None = None) -> Key:
         """Check who sent the key, and open it.
@@ -108,8 +108,8 @@ class WrappedKey:
         Raises
         ------
         ValueError
-            If the letter is for another site, from an unknown one, changed on its way, or its key does not follow the
-            one that is held.
+            If it is for another site, from an unknown one, changed on its way, or its key does not follow the one
+            that is held.
         """
         if (self.site, self.receiver) != (identity.site, identity.public.fingerprint):
             msg = (
@@ -218,8 +218,8 @@ def rotate(key: Key, identity: Identity, sites: Iterable[PublicIdentity]) -> tup
     >>> import scinfl as si
     >>> a, b, c = (si.privacy.Identity.generate(site) for site in "abc")
     >>> old = si.privacy.Key.generate("lung")
-    >>> new, letters = si.privacy.rotate(old, a, [b.public, c.public])
-    >>> new.version, sorted(letters), letters["b"].open(b, [a.public], held=old) == new
+    >>> new, wrapped = si.privacy.rotate(old, a, [b.public, c.public])
+    >>> new.version, sorted(wrapped), wrapped["b"].open(b, [a.public], held=old) == new
     (2, ['b', 'c'], True)
     """
     new = Key.generate(key.federation, version=key.version + 1)
@@ -235,7 +235,7 @@ def check_successor(old: Key, new: Key, *, force: bool = False) -> None:
     old, new
         Keys.
     force
-        Take the key of another federation or an earlier version all the same.
+        Take the key of another federation or an earlier version nevertheless.
 
     Raises
     ------

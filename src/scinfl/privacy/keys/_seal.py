@@ -19,7 +19,7 @@ class Seal:
     """Encrypts and authenticates what is written to disk: ChaCha20-Poly1305 (RFC 8439).
 
     Every file gets a cipher key of its own, derived from the key and 128 fresh random bits. What the file is (its
-    labels: model class, round, name …) stands before it in the open and is authenticated with it, so that a sealed file
+    labels: model class, round, name …) precedes it in the open and is authenticated with it, so that a sealed file
     that was changed, put in another's place or sealed by another federation does not open.
 
     Parameters

@@ -1,4 +1,4 @@
-"""What one site signs and the others check: letters that may travel over any channel."""
+"""Documents that one site signs and the others check, over any channel."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from scinfl.privacy.keys._secret_file import parse_file, write_secret_file
 
 
 def by_name(sites: Iterable[PublicIdentity]) -> dict[str, PublicIdentity]:
-    """Identities by the names of their sites, each of which must stand for one."""
+    """Identities by the names of their sites, each of which must have one identity."""
     named: dict[str, PublicIdentity] = {}
     for public in sites:
         if named.setdefault(public.site, public) != public:
-            msg = f"Expected one identity a site, found two of site '{public.site}'. Pin the present one alone."
+            msg = f"Expected one identity per site, found two of site '{public.site}'. Pin the present one alone."
             raise ValueError(msg)
     return named
 
