@@ -156,7 +156,7 @@ def spoil(adata, what):
         ("missing", {}, ValueError, "found 8 without"),
         ("malformed", {}, ValueError, r"'G0\+\+G1'"),
         ("no control", {}, ValueError, r"== 'ctrl', found none. The commonest conditions are G.* as `control`"),
-        ("only control", {}, ValueError, "perturbed cells besides the control"),
+        ("only control", {}, ValueError, "perturbed cells in addition to the control"),
         ("twice", {"gene_key": "symbol"}, ValueError, r"var\['symbol'\], found 1 repeated: A\. Rename"),
     ],
 )

@@ -33,7 +33,7 @@ def imputation(
     r"""Scores of imputed against measured values, over cells and over features.
 
     ==========================================  ======================================================================
-    Score                                       What it says
+    Score                                       Meaning
     ==========================================  ======================================================================
     ``pcc_cell``, ``pcc_cell_median``           Pearson correlation over the features of a cell: mean, median
     ``pcc_feature``, ``pcc_feature_median``     Pearson correlation over the cells of a feature: mean, median
@@ -66,7 +66,8 @@ def imputation(
     features
         Names of the features, for messages.
     threshold
-        Measured values above are positives of ``auroc``: 0 for open chromatin, say. ``None`` leaves ``auroc`` out.
+        Measured values above are positives of ``auroc``: 0 for open chromatin, for example. ``None`` leaves ``auroc``
+        out.
     n_cmd
         Correlation matrices of more cells or features than this are of that many at random. ``auroc`` of more than
         8 million values is of as many whole cells at random.
@@ -134,8 +135,8 @@ def imputation_features(
 
     Returns
     -------
-    Data frame with a row a feature: ``pcc`` (NaN where the measured values are constant, 0 where only the imputed are),
-    ``rmse`` and, with ``threshold``, ``auroc`` (NaN where all cells are on one side).
+    Data frame with one row per feature: ``pcc`` (NaN where the measured values are constant, 0 where only the imputed
+    are), ``rmse`` and, with ``threshold``, ``auroc`` (NaN where all cells are on one side).
 
     Raises
     ------
@@ -204,8 +205,8 @@ def _correlation_matrix_distance(measured: Matrix, imputed: Matrix, rows: np.nda
     if len(rows) < 2:
         return math.nan
     first, second = (_correlations(_transposed(matrix[rows])) for matrix in (measured, imputed))
-    alike = (first * second).sum() / (np.linalg.norm(first) * np.linalg.norm(second))
-    return max(0.0, 1 - float(alike))
+    similarity = (first * second).sum() / (np.linalg.norm(first) * np.linalg.norm(second))
+    return max(0.0, 1 - float(similarity))
 
 
 def _correlations(matrix: Matrix) -> np.ndarray:

@@ -22,7 +22,7 @@ def align_genes(
 ) -> None:
     """Give the AnnData of several sites the same genes (or any features) in the same order, in place.
 
-    Sites need to tell each other the names of their genes for this, and nothing else.
+    Sites exchange the names of their genes for this, and nothing else.
 
     Changes every AnnData as follows:
 

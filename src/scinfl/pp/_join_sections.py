@@ -30,7 +30,7 @@ def join_sections(
     This pools what it is given: use it for the sections of one site, or to simulate several.
 
     The new AnnData holds X, and what every section has: columns of ``.obs`` (with the categories of all), layers,
-    coordinates. Of ``.var`` it keeps columns that say the same in all sections, of ``.uns`` images under
+    coordinates. Of ``.var`` it keeps columns that agree in all sections, of ``.uns`` images under
     ``spatial_key`` (none whose name two sections use for different ones). Embeddings, pairwise distances and ``.raw``
     stay behind: what was computed on each section alone cannot be compared between them. Nothing is changed in place.
 
@@ -49,12 +49,12 @@ def join_sections(
         ``"same"`` expects the same features everywhere, in any order; the first section gives the order. ``"inner"``
         keeps the features in common. ``"outer"`` keeps all and writes 0 where a section did not measure one: to a model
         this looks like a feature that is absent from the tissue, so prefer the others. Which of the zeros are real
-        stands in ``.varm["infl_measured"]`` (features × sections, sections in the order of the categories).
+        is stored in ``.varm["infl_measured"]`` (features × sections, sections in the order of the categories).
     spatial_key
         Entry of ``.obsm`` with the coordinates, 2 or 3 columns.
     prefix
-        ``"always"`` puts the section before every name. Modalities that are joined one by one then name a spot alike,
-        whichever sections measured them.
+        ``"always"`` puts the section before every name. Modalities that are joined one by one then give a spot the same
+        name, whichever sections measured them.
 
     Returns
     -------

@@ -106,8 +106,8 @@ def perturbations(
     conditions = sorted(set(names) - {control})
     if not conditions:
         msg = (
-            f"Expected perturbed cells besides the control {control!r} in adata.obs['{condition_key}'], found none. "
-            "Check `condition_key`, and `known_genes` if cells were dropped."
+            f"Expected perturbed cells in addition to the control {control!r} in adata.obs['{condition_key}'], found "
+            "none. Check `condition_key`, and `known_genes` if cells were dropped."
         )
         raise ValueError(msg)
     finite(X, list(genes))

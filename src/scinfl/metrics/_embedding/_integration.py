@@ -32,7 +32,7 @@ def integration(
     Higher is better but for ``pas`` and ``chaos``. What there is depends on the arguments:
 
     ========================  ======================  ==========================================================
-    Score                     Needs                   What it says
+    Score                     Needs                   Meaning
     ========================  ======================  ==========================================================
     ``ari``                   clusters, labels        adjusted Rand index, 0 by chance, at most 1
     ``nmi``                   clusters, labels        normalised mutual information, 0 to 1
@@ -178,7 +178,7 @@ def _matrix(values: np.ndarray, argument: str, n: int | None) -> np.ndarray:
 def _codes(
     names: Sequence[str] | np.ndarray | pd.Series, argument: str, n: int, *, missing: bool = False
 ) -> np.ndarray:
-    """Whole numbers from 0, one a name, and −1 where it is missing."""
+    """Whole numbers from 0, one per name, and −1 where it is missing."""
     values = pd.Series(np.asarray(names, dtype=object))
     if len(values) != n:
         msg = f"Expected an entry of `{argument}` for each of the {n} rows of `embedding`, found {len(values)}."

@@ -19,7 +19,7 @@ def nearest(points: np.ndarray, n_neighbours: int) -> tuple[np.ndarray, np.ndarr
 def knn_mixing(neighbours: np.ndarray, batch: np.ndarray) -> float:
     """Share of neighbours from other batches, over the share in a full mix; mean over batches.
 
-    A cell of batch b has n − n_b of its n − 1 fellow cells in other batches, so a full mix scores 1 whatever the sizes
+    A cell of batch b has n − n_b of the n − 1 other cells in other batches, so a full mix scores 1 whatever the sizes
     of the batches, and batches apart score 0.
     """
     n, sizes = len(batch), np.bincount(batch)

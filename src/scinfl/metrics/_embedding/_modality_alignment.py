@@ -29,7 +29,7 @@ def modality_alignment(
     r"""Scores of how well a spot's embedding from one modality finds the embedding of the same spot from another.
 
     ==================  ======================================================================  ====================
-    Score               What it says                                                            By chance
+    Score               Meaning                                                                 By chance
     ==================  ======================================================================  ====================
     ``matching_score``  weight that shared neighbours give to the right partner, 0 to 1 (a)     1 / spots
     ``foscttm``         share of the other spots closer than the partner, 0 is best (b)         0.5
@@ -37,7 +37,7 @@ def modality_alignment(
     ``cosine``          cosine of a spot's two embeddings, mean, -1 to 1                        that of any two spots
     ==================  ======================================================================  ====================
 
-    (a) With :math:`N(i)` the ``n_neighbours`` nearest spots of each modality around spot i of ``x``, and likewise
+    (a) With :math:`N(i)` the ``n_neighbours`` nearest spots of each modality around spot i of ``x``, and those
     around spot j of ``y`` (a spot is the nearest to itself within its own modality), the weight of a pair is the
     Jaccard index of :math:`N(i)` and :math:`N(j)`, over the sum of its row. The matching score is the mean weight of
     the pairs (i, i). With one neighbour, spots that are each other's nearest weigh 1 and one-sided pairs 1/3. The score

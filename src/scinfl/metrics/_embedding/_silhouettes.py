@@ -20,8 +20,8 @@ def asw_label(X: np.ndarray, labels: np.ndarray) -> float:
 def asw_batch(X: np.ndarray, batch: np.ndarray, labels: np.ndarray | None) -> float:
     """1 − |silhouette of the batches| within each label, mean over cells, then labels (Luecken et al. 2022).
 
-    1 where batches overlap. Without labels it is taken over all cells. Labels that occur in one batch only tell nothing
-    about mixing and are left out.
+    1 where batches overlap. Without labels it is taken over all cells. Labels that occur in one batch only carry no
+    information about mixing and are left out.
     """
     groups = np.zeros(len(X), dtype=int) if labels is None else labels
     scores = []

@@ -43,7 +43,7 @@ def perturbation_baselines(
         As additive, but a gene that was never perturbed alone counts with the mean of its neighbours in
         ``similarity`` that were, weighted by their similarity. Only with ``similarity``.
 
-    A model that is not better than these has learnt no more than they say.
+    A model that is not better than these has learnt no more than they contain.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def _checked(changes: pd.DataFrame, control: str) -> pd.DataFrame:
     if len(names) < len(changes):
         spelled = [canonical(str(name), control) for name in changes.index]
         repeated = sorted({name for name in spelled if spelled.count(name) > 1})
-        msg = f"Expected one row a perturbation in `changes`, found several for {first_of(repeated)}. Average them."
+        msg = f"Expected one row per perturbation in `changes`, found several for {first_of(repeated)}. Average them."
         raise ValueError(msg)
     if not np.isfinite(changes.to_numpy(np.float64)).all():
         msg = "Expected finite numbers in `changes`, found missing or infinite ones. Drop these genes or perturbations."
@@ -128,7 +128,7 @@ def _checked(changes: pd.DataFrame, control: str) -> pd.DataFrame:
 def _sum_of_singles(
     members: list[tuple[str, ...]], known: dict[str, np.ndarray], trained: dict[str, np.ndarray] | None = None
 ) -> np.ndarray:
-    """Sum over the perturbed genes; the mean of the trained ones stands for one that is unknown."""
+    """Sum over the perturbed genes; the mean of the trained ones replaces one that is unknown."""
     average = np.mean(np.stack(list((trained or known).values())), axis=0)
     changes = defaultdict(lambda: average, known)
     return np.stack([np.stack([changes[gene] for gene in own]).sum(0) for own in members])

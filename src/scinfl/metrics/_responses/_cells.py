@@ -78,7 +78,7 @@ def hit_rate(changes: np.ndarray, predicted: np.ndarray) -> float:
 def energy_distance(first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> float:
     """2 E|x − y| − E|x − x'| − E|y − y'| over cells (Székely & Rizzo 2013).
 
-    A cell is paired with itself too, so that the value is never negative. At most 500 cells a side are drawn.
+    A cell is paired with itself too, so that the value is never negative. At most 500 cells per side are drawn.
     """
     if first.size == 0 or second.size == 0:
         return np.nan

@@ -68,7 +68,7 @@ def condition_moments(X: Any, codes: np.ndarray, n_conditions: int) -> tuple[np.
         spread[spread <= rounding * square] = 0
         variance = spread * count / np.maximum(count - 1, 1)
         mean += offset
-        # a gene that is silent in the condition must have a mean of exactly 0, since dropouts are told by it
+        # a gene that is silent in the condition must have a mean of exactly 0, since dropouts are recognised by it
         mean[(spread == 0) & (np.abs(mean) <= rounding * np.abs(offset))] = 0
     return n, mean, variance
 
@@ -110,7 +110,7 @@ def welch_scores(
     n
         Cells of each condition.
     control_mean, control_variance
-        One value a gene.
+        One value per gene.
     n_control
         Cells of the control.
 
@@ -149,7 +149,7 @@ def rank_genes(
     n
         Cells of each condition.
     control_mean, control_variance
-        One value a gene.
+        One value per gene.
     n_control
         Cells of the control.
 
@@ -181,7 +181,7 @@ def top_genes(order: np.ndarray, mean: np.ndarray, control_mean: np.ndarray, n_t
     mean
         Conditions × genes.
     control_mean
-        One value a gene.
+        One value per gene.
     n_top
         Length of a table.
 

@@ -74,7 +74,7 @@ def aligned_control(control_mean: np.ndarray | pd.Series, genes: pd.Index) -> np
         control_mean = control_mean.set_axis(control_mean.index.astype(str))[genes].to_numpy()
     values = np.asarray(control_mean, np.float64)
     if values.shape != (len(genes),) or not np.isfinite(values).all():
-        msg = f"Expected `control_mean` to be {len(genes)} finite numbers, one a gene, found shape {values.shape}."
+        msg = f"Expected `control_mean` to be {len(genes)} finite numbers, one per gene, found shape {values.shape}."
         raise ValueError(msg)
     return values
 

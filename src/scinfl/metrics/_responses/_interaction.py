@@ -77,8 +77,8 @@ def interaction(
 
     Returns
     -------
-    Data frame with a row a pair (canonical name) and the columns ``first``, ``second`` (in the order of the alphabet)
-    and those above. What a constant change leaves undefined is NaN.
+    Data frame with one row per pair (canonical name) and the columns ``first``, ``second`` (in the order of the
+    alphabet) and those above. What a constant change leaves undefined is NaN.
 
     Raises
     ------
@@ -171,7 +171,7 @@ def _checked(changes: pd.DataFrame, names: list[str], genes: Sequence[str] | Non
         raise ValueError(msg)
     table = table.loc[wanted].astype(np.float64)
     if repeated := list(table.index[table.index.duplicated()]):
-        msg = f"Expected one row a perturbation in `changes`, found several for {first_of(repeated)}. Average them."
+        msg = f"Expected one row per perturbation in `changes`, found several for {first_of(repeated)}. Average them."
         raise ValueError(msg)
     if genes is not None:
         if absent := [gene for gene in genes if gene not in table.columns]:

@@ -251,5 +251,5 @@ def _gene_sets(order: np.ndarray, mean: np.ndarray, n_top: int, given: dict[str,
 
 
 def _first(genes: np.ndarray, k: int) -> np.ndarray:
-    """The first k columns; none at all if there are fewer, so that a name never stands for fewer genes."""
+    """The first k columns; none at all if there are fewer, so that a name never denotes fewer genes."""
     return genes[:, :k] if genes.shape[1] >= k else np.full((len(genes), 1), -1)

@@ -1,4 +1,4 @@
-"""Scores that need means only: one row a perturbation, one column a gene, NaN for a gene that does not count."""
+"""Scores that need means only: one row per perturbation, one column per gene, NaN for a gene that does not count."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Profiles(NamedTuple):
 
 
 def change(values: np.ndarray, control: np.ndarray) -> np.ndarray:
-    """Difference from the control; what single precision cannot tell apart is no change."""
+    """Difference from the control; what single precision cannot distinguish is no change."""
     difference = values - control
     difference[np.abs(difference) <= _ROUNDING * np.maximum(np.abs(values), np.abs(control))] = 0
     return difference

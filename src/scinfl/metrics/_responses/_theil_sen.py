@@ -13,7 +13,7 @@ def theil_sen(X: np.ndarray, y: np.ndarray, *, n_subsets: int = 100_000, rng: in
 
     The generalised Theil–Sen estimator (Dang, Peng, Wang & Zhang 2008) with two variables. It is that of
     ``sklearn.linear_model.TheilSenRegressor(fit_intercept=False)`` run until it converges; solving all pairs at once
-    takes a second for thousands of rows, and no memory to speak of. A pair that does not determine the coefficients
+    takes a second for thousands of rows, and little memory. A pair that does not determine the coefficients
     gives the smallest ones that fit best.
 
     Parameters
@@ -21,7 +21,7 @@ def theil_sen(X: np.ndarray, y: np.ndarray, *, n_subsets: int = 100_000, rng: in
     X
         Rows × 2.
     y
-        One value a row.
+        One value per row.
     n_subsets
         Largest number of pairs; all there are if they are fewer, else as many random ones.
     rng

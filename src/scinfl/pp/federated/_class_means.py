@@ -27,7 +27,7 @@ def federated_class_means(
     """Mean of each feature in each class over all cells, without pooling them.
 
     Every site sums its cells by class. What it sends of a class with fewer than ``min_cells`` of its cells is zero, so
-    that no sum stands for few cells, not even after a site took its own cells out of it. :func:`scinfl.tl.explain`
+    that no sum is over few cells, not even after a site took its own cells out of it. :func:`scinfl.tl.explain`
     takes the means as the background that it explains predictions against.
 
     **Who learns what.** With ``key`` the server adds numbers that it cannot read. All sites learn the mean of each

@@ -44,7 +44,7 @@ def federated_lsi(
     **Who learns what.** With ``key`` the server adds numbers that it cannot read. All sites learn the number of cells,
     and of the chosen features the mean count and the mean products of their weighted logarithms, over all cells; nobody
     sees those of a single site (with two sites each can subtract its own). Without ``key`` the server sees the sums of
-    every site. The products of more features than cells tell a lot about the cells: choose features where sites are
+    every site. The products of more features than cells reveal a lot about the cells: choose features where sites are
     small.
 
     Sets the following fields:

@@ -60,7 +60,7 @@ def federated_offsets(
     **Who learns what.** With ``key`` the server adds numbers that it cannot read. All sites learn, round by round, how
     many cells belong to each prototype and their mean coordinates over all sites; coordinates are summed only where
     ``min_cells`` belong in all. A prototype of one site alone shows the mean of that site's cells there, and the
-    difference of two rounds tells how few cells went from one prototype to another. Assignments and offsets stay at
+    difference of two rounds reveals how few cells went from one prototype to another. Assignments and offsets stay at
     their site. Without ``key`` the server sees the sums of every site.
 
     Sets the following fields:

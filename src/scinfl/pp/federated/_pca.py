@@ -39,7 +39,7 @@ def federated_pca(
     **Who learns what.** With ``key`` the server adds numbers that it cannot read. All sites learn the number of cells,
     the mean and the covariance of the chosen features over all cells; nobody sees those of a single site (with two
     sites each can subtract its own). Without ``key`` the server sees the sums of every site. The covariance of more
-    features than cells tells a lot about the cells: choose features where sites are small.
+    features than cells reveals a lot about the cells: choose features where sites are small.
 
     Sets the following fields:
 

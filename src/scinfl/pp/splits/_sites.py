@@ -47,7 +47,7 @@ def split_sites(
     alpha
         Concentration of the Dirichlet distribution; 0.5 is clearly uneven, 100 nearly even.
     everywhere
-        Values of ``by`` that are dealt out evenly to all sites all the same: the control cells of a perturbation
+        Values of ``by`` that are dealt out evenly to all sites nevertheless: the control cells of a perturbation
         screen, which every site needs.
     min_cells
         Least number of rows of a site.
