@@ -84,7 +84,9 @@ nitpick_ignore_regex = [
 nitpick_ignore = [
     # in signatures of public names, but nothing to build with
     ("py:class", "scinfl.federation._journal.Cipher"),
-    ("py:class", "scinfl.nn._pair_decoder.Statistics"),
+    ("py:class", "scinfl.module._gears.Conditions"),
+    ("py:class", "scinfl.module._gears_loss.Targets"),
+    ("py:class", "scinfl.module._spamosaic.SpotBatch"),
     ("py:class", "scinfl.privacy.dp._per_unit.PoissonBatch"),
     # raised and caught inside a run
     ("py:exc", "RepeatRoundError"),

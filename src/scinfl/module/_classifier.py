@@ -47,7 +47,7 @@ class ClassifierModule(nn.Module):
 
     @property
     def metric_names(self) -> list[str]:
-        """Names of what :meth:`evaluate` tells."""
+        """Names of what :meth:`evaluate` returns."""
         return ["loss", "accuracy", "balanced_accuracy"]
 
     def forward(self, x: Tensor) -> Tensor:

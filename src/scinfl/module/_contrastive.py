@@ -41,8 +41,8 @@ def contrastive_loss(codes: Sequence[Tensor], *, temperature: float = 0.1, chunk
     --------
     >>> import torch, scinfl as si
     >>> rna = torch.eye(4)
-    >>> alike, mixed = si.module.contrastive_loss([rna, rna]), si.module.contrastive_loss([rna, rna.roll(1, 0)])
-    >>> bool(alike < mixed)
+    >>> paired, mixed = si.module.contrastive_loss([rna, rna]), si.module.contrastive_loss([rna, rna.roll(1, 0)])
+    >>> bool(paired < mixed)
     True
     """
     shapes = {tuple(code.shape) for code in codes}

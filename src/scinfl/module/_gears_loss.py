@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 SUMS = ("agreement", "power", "missed")
-"""What :func:`scores` says of each condition, for the shrinkage of a network."""
+"""What :func:`scores` returns for each condition, for the shrinkage of a network."""
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class SpaMosaicModule(nn.Module):
     n_outputs
         Features that are reconstructed, by modality.
     n_values
-        Components of the spot itself that are told from its code, by modality; none by default.
+        Components of the spot itself that are predicted from its code, by modality; none by default.
     n_latent
         Length of a code.
     n_hidden
@@ -61,7 +61,7 @@ class SpaMosaicModule(nn.Module):
     --------
     >>> import torch, scinfl as si
     >>> network = si.module.SpaMosaicModule({"rna": 30, "adt": 15}, {"rna": 10, "adt": 5})
-    >>> network.embed({"adt": torch.ones(4, 15)}).shape  # told from protein alone, all modalities
+    >>> network.embed({"adt": torch.ones(4, 15)}).shape  # predicted from protein alone, all modalities
     torch.Size([4, 15])
     """
 
@@ -101,7 +101,7 @@ class SpaMosaicModule(nn.Module):
         return torch.stack(list(self.codes(inputs).values())).mean(0)
 
     def embed(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """What a code tells of the neighbourhood in all modalities (spots × sum of n_outputs)."""
+        """Neighbourhood in all modalities that is predicted from the code (spots × sum of n_outputs)."""
         code = self(inputs)
         return torch.cat([decoder(code) for decoder in self.decoders.values()], 1)
 
@@ -121,7 +121,7 @@ class SpaMosaicModule(nn.Module):
             + u\, \ell_\text{contrast}, \qquad z = c / \lVert c \rVert
 
         with a neighbour :math:`j` in space and any other spot :math:`k` for each spot :math:`i`. Every modality of a
-        spot has to tell what all of its modalities measured, and so has the mean code.
+        spot has to predict what all of its modalities measured, and so has the mean code.
 
         Parameters
         ----------
@@ -138,10 +138,10 @@ class SpaMosaicModule(nn.Module):
         """
         codes = self.codes(batch.inputs)
         mean = torch.stack(list(codes.values())).mean(0)
-        told = [*codes.values(), mean] if len(codes) > 1 else [mean]
-        loss = (1 - graph_weight) * self._error(told, batch.targets, self.decoders)
+        predictors = [*codes.values(), mean] if len(codes) > 1 else [mean]
+        loss = (1 - graph_weight) * self._error(predictors, batch.targets, self.decoders)
         if self.readouts and value_weight:
-            loss = loss + value_weight * self._error(told, batch.values, self.readouts)
+            loss = loss + value_weight * self._error(predictors, batch.values, self.readouts)
         if graph_weight:
             own, near = F.normalize(mean), F.normalize(self(batch.neighbours))
             far = near[torch.randperm(len(near), device=near.device)]
@@ -164,7 +164,7 @@ class SpaMosaicModule(nn.Module):
 
     @property
     def metric_names(self) -> list[str]:
-        """Names of what :meth:`evaluate` tells."""
+        """Names of what :meth:`evaluate` returns."""
         return ["loss"]
 
     @torch.no_grad()
@@ -174,7 +174,7 @@ class SpaMosaicModule(nn.Module):
         for batch in batches:
             codes = self.codes(batch.inputs)
             mean = torch.stack(list(codes.values())).mean(0)
-            told = [*codes.values(), mean] if len(codes) > 1 else [mean]
-            total += float(self._error(told, batch.targets, self.decoders)) * len(batch.rows)
+            predictors = [*codes.values(), mean] if len(codes) > 1 else [mean]
+            total += float(self._error(predictors, batch.targets, self.decoders)) * len(batch.rows)
             n += len(batch.rows)
         return {"loss": total / max(n, 1)}

@@ -13,7 +13,7 @@ from scinfl.nn._keyed_layer import KeyedLayer
 
 
 class _Units(NamedTuple):
-    """What the key says of the units of a layer, whatever the meta learner: secret, and not part of the state."""
+    """What the key sets for the units of a layer, whatever the meta learner: secret, and not part of the state."""
 
     permutation: Tensor  # (n_inputs,)
     inverse: Tensor  # (n_inputs,), of the permutation
@@ -108,11 +108,11 @@ class CoordinateLinear(KeyedLayer):
 
     Unit :math:`i` of the layer has the secret coordinate :math:`c_i \in [-1, 1)^d`. The permutation :math:`\pi` of the
     inputs and all signs come straight from the key. Magnitudes (:math:`\mu = 0.25`, so 0.78 … 1.28) and shifts
-    (:math:`\delta = 0.2`) are what the :class:`MetaLearner` :math:`f_\theta` says at the coordinates: its first output
-    for the inputs, its second and third for the outputs.
+    (:math:`\delta = 0.2`) are the outputs of the :class:`MetaLearner` :math:`f_\theta` at the coordinates: its first
+    output for the inputs, its second and third for the outputs.
 
     Without coordinates the layer is the plain :math:`y = W x + b` (a stripped module). The map from
-    :math:`(W, b)` to the weights it stands for is invertible (:meth:`unlock`, :meth:`lock`), so that a site may train
+    :math:`(W, b)` to the weights it represents is invertible (:meth:`unlock`, :meth:`lock`), so that a site may train
     the plain layer and apply the key only to what it sends, receives and saves.
 
     Nothing derived from the coordinates is a parameter or a buffer; pickles and copies come without it.

@@ -19,7 +19,7 @@ KEY_SCHEMES: dict[str, type[KeyedLayer]] = {
     "permuted": PermutedLinear,
     "pooled": PooledLinear,
 }
-"""Key schemes by name; the published forms stand beside scinfl's own for comparison."""
+"""Key schemes by name; the published forms are included for comparison with scinfl's own."""
 
 _READS_WEIGHTS_DIRECTLY = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
@@ -145,7 +145,7 @@ def projected(network: nn.Module, layer: str) -> nn.Module:
 
 
 def folded(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
-    """Weight and bias that a linear layer computes with, its key folded in; ``None`` where that cannot be said.
+    """Weight and bias that a linear layer computes with, its key folded in; ``None`` where it has none.
 
     Examples
     --------
@@ -301,7 +301,7 @@ def _swapped(network: nn.Module, swap: Mapping[nn.Module, nn.Module]) -> nn.Modu
     if network in swap:
         return swap[network]
     for parent in network.modules():
-        for name, child in list(parent._modules.items()):  # a shared layer stands under several names
+        for name, child in list(parent._modules.items()):  # a shared layer has several names
             if child is not None and child in swap:
                 setattr(parent, name, swap[child])
     for old, new in swap.items():

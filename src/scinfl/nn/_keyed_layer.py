@@ -95,7 +95,7 @@ class KeyedLayer(nn.Module):
         return super()._apply(fn, recurse)
 
     def _forget_derived(self) -> None:
-        """Drop what was derived from the coordinates; it is derived anew when needed."""
+        """Drop what was derived from the coordinates; it is derived again when needed."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_coordinates": None}

@@ -15,7 +15,7 @@ class MLP(nn.Sequential):
     n_input
         Features.
     n_hidden
-        Units a hidden layer.
+        Units of each hidden layer.
     n_layers
         Hidden layers.
     dropout, input_dropout

@@ -67,7 +67,7 @@ class PermutedLinear(KeyedLayer):
         )
 
     def labels(self, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """One number a unit, whose ranks are the permutation."""
+        """One number per unit, whose ranks are the permutation."""
         return {"order": (f"{name}/unit order", (self.out_features,))}
 
     def forward(self, x: Tensor) -> Tensor:

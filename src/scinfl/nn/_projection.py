@@ -25,7 +25,7 @@ class SecretProjection(KeyedLayer):
     linear
         Layer to put it in place of; its parameters are dropped.
     generator
-        Not used; here so that all keyed layers are made alike.
+        Not used; here so that all keyed layers are made in the same way.
 
     Examples
     --------

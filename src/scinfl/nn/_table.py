@@ -13,18 +13,18 @@ from scinfl.nn._keyed_layer import Coordinates, KeyedLayer
 
 
 class Table(nn.Module):
-    """One learned row a name: an embedding, or the read-out of each gene.
+    """One learned row per name: an embedding, or the read-out of each gene.
 
     Parameters
     ----------
     names
         Names of the rows, for example genes.
     n_columns
-        Values a row.
+        Values per row.
     max_norm
         Rows that are longer are shortened, in training for good.
     std
-        Standard deviation of the initial values (normal), one for all or one a column.
+        Standard deviation of the initial values (normal), one for all or one per column.
 
     Examples
     --------
@@ -72,7 +72,7 @@ class CoordinateTable(KeyedLayer):
         T_{gj} = \pm_{gj} \exp\big(\mu \tanh z(c_g) + \mu \tanh z(c_j)\big) \, W_{\pi(g) j}
 
     Where the row of name :math:`g` is stored, its signs and its coordinate :math:`c_g` follow from the key and the name
-    alone, so that sites whose genes stand in another order agree. Magnitudes are what a :class:`MetaLearner` says at
+    alone, so that sites whose genes are in another order agree. Magnitudes are the output of a :class:`MetaLearner` at
     the coordinates of the row and of the column, as in :class:`CoordinateLinear`. Without coordinates the stored table
     is read as it is: rows of other names, with wrong signs.
 
@@ -185,7 +185,7 @@ class CoordinateTable(KeyedLayer):
 
     @torch.no_grad()
     def unlock(self, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, None]:
-        """Rows of the plain table that this one stands for."""
+        """Rows of the plain table that this one represents."""
         del bias
         reading = self._read()
         return weight[reading.position] * reading.scale, None

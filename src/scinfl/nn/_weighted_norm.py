@@ -1,4 +1,4 @@
-"""Batch normalisation of rows that stand for several cells each."""
+"""Batch normalisation of rows that represent several cells each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class WeightedBatchNorm(nn.BatchNorm1d):
-    r"""Batch normalisation over all but the last axis, with a weight a row.
+    r"""Batch normalisation over all but the last axis, with one weight per row.
 
     A row of weight :math:`w` counts like :math:`w` equal rows of plain batch normalisation:
 
