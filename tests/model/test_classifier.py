@@ -300,7 +300,7 @@ def model_payload(model):
     from scinfl.federation import Update
 
     network = keyed_nn.unkeyed(copy.deepcopy(model.module))
-    return Update("a", 1, model._shared_state({name for name, _ in network.named_parameters()}), 1).payload()
+    return Update("a", 1, model._keyed.shared_state({name for name, _ in network.named_parameters()}), 1).payload()
 
 
 def test_missing_values_are_refused_or_read_as_zero(cells):

@@ -1,7 +1,18 @@
 """Models in the style of scvi-tools: set up, train over sites, predict, save, load."""
 
-from scinfl.model._classifier import Classifier
+from scinfl.model._classifier import Classifier, ClassifierOptions
+from scinfl.model.base._options import TrainOptions
 from scinfl.model.gears._model import GEARS
+from scinfl.model.gears._options import GEARSOptions
 from scinfl.model.spamosaic._model import SpaMosaic
+from scinfl.model.spamosaic._options import SpaMosaicOptions
 
-__all__ = ["GEARS", "Classifier", "SpaMosaic"]
+__all__ = [
+    "GEARS",
+    "Classifier",
+    "ClassifierOptions",
+    "GEARSOptions",
+    "SpaMosaic",
+    "SpaMosaicOptions",
+    "TrainOptions",
+]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,14 +19,15 @@ from sklearn.model_selection import GroupShuffleSplit
 from torch import nn
 
 from scinfl import _names
-from scinfl._checks import finite, first_of, looks_like_counts, number_between, obs_column, one_of, whole_number
-from scinfl.federation import FedAvg, Protection, State, Strategy
+from scinfl._checks import finite, first_of, looks_like_counts, number_between, obs_column, one_of, warn, whole_number
+from scinfl.federation import State
 from scinfl.model.base._cells import Cells, Matrix, owned, sites_of, values_of
-from scinfl.model.base._local_training import LocalTraining, check_run
-from scinfl.model.base._model import FederatedModel, categories_of, resolve_device
+from scinfl.model.base._model import FederatedModel
+from scinfl.model.base._options import TrainOptions, takes
+from scinfl.model.base._registry import categories_of, state_of
 from scinfl.model.base._site_parameters import as_site
+from scinfl.model.base._training import SiteData, resolve_device
 from scinfl.module import ClassifierModule
-from scinfl.privacy import Key
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,36 @@ _BATCHNORM = (
     "depend on which cells come together; whoever holds such statistics can undo part of the lock without a single "
     "label. `norm='layer'` stores none."
 )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClassifierOptions(TrainOptions):
+    """Settings of :meth:`Classifier.train`: those of every run (:class:`TrainOptions`), and its own.
+
+    Parameters
+    ----------
+    class_weight
+        ``"balanced"`` weights each class of a site by the inverse of its frequency there.
+    min_cells
+        A site with fewer labelled rows is left out, with a warning: an update from so few shows them.
+    """
+
+    lr: float = 6e-3
+    batch_size: int = 32
+    weight_decay: float = 0.01
+    smoothing: float = 0.8
+    monitor: str = "validation_balanced_accuracy"
+    class_weight: Literal["balanced"] | None = None
+    min_cells: int = 10
+
+    monitors: ClassVar[Sequence[str]] = ("loss", "accuracy", "balanced_accuracy")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole_number("min_cells", self.min_cells, 1)
+        one_of("class_weight", self.class_weight, ["balanced", None])
+        if self.early_stopping is not None:
+            number_between("validation_size", self.validation_size, 0, 0.9, open_low=True)
 
 
 class Classifier(FederatedModel):
@@ -101,7 +132,7 @@ class Classifier(FederatedModel):
         number_between("input_dropout", input_dropout, 0, 0.95)
         one_of("norm", norm, ["layer", "batch", None])
         if norm == "batch":
-            warnings.warn(_BATCHNORM, UserWarning, stacklevel=2)
+            warn(_BATCHNORM)
         self._network_options: dict[str, Any] = {
             "n_hidden": n_hidden,
             "n_layers": n_layers,
@@ -186,7 +217,7 @@ class Classifier(FederatedModel):
     @property
     def labels(self) -> list[str]:
         """Labels that the model tells apart, in the order of its outputs."""
-        mapping = [str(label) for label in self._state_registry("labels")["categorical_mapping"]]
+        mapping = [str(label) for label in state_of(self.registry_, "labels")["categorical_mapping"]]
         return [label for label in mapping if label != str(self._setup_args()["unlabeled_category"])]
 
     @property
@@ -199,147 +230,60 @@ class Classifier(FederatedModel):
         """Column of ``adata.obs`` with the site."""
         return self._setup_args()["site_key"]
 
-    def train(
-        self,
-        n_rounds: int = 50,
-        *,
-        key: Key | None = None,
-        local_epochs: int = 2,
-        lr: float = 6e-3,
-        batch_size: int = 32,
-        weight_decay: float = 0.01,
-        class_weight: Literal["balanced"] | None = None,
-        share: str | Sequence[str] = "all",
-        strategy: Strategy | None = None,
-        protections: Sequence[Protection] | Literal["default"] = "default",
-        fraction: float = 1.0,
-        min_sites: int = 1,
-        min_cells: int = 10,
-        validation_size: float = 0.1,
-        smoothing: float = 0.8,
-        monitor: str = "validation_balanced_accuracy",
-        early_stopping: int | None = None,
-        rng: int = 0,
-        device: str = "auto",
-        progress: bool = True,
-        journal: str | os.PathLike[str] | None = None,
-        dry_run: bool = False,
-    ) -> None:
+    @takes(ClassifierOptions)
+    def train(self, options: ClassifierOptions) -> None:
         """Train over the sites; call it again to go on.
 
-        The model keeps the round that is best on the sites' own validation rows.
+        The model keeps the round that is best on the sites' own validation rows. Sites train by AdamW.
 
         Parameters
         ----------
-        n_rounds
-            Rounds of local training and averaging.
-        key
-            Secret of the sites. Without it the model is federated but not keyed.
-        local_epochs, lr, batch_size, weight_decay
-            Local training by AdamW, started anew each round.
-        class_weight
-            ``"balanced"`` weights each class of a site by the inverse of its frequency there.
-        share
-            What leaves a site: ``"all"`` trained parameters; ``"meta"`` only the meta learners, so that every site
-            keeps a model of its own; ``"projected"`` puts a fixed secret projection in place of the first layer, which
-            is never sent, so that its gradient does not show cells; or a list of layer names (``["encoder"]``).
-        strategy
-            How updates become the next state; :class:`~scinfl.federation.FedAvg` by default.
-        protections
-            What guards the updates, in order. ``"default"`` is a :class:`~scinfl.privacy.KeyedSum` where there is a key
-            and more than one site: the server adds what it cannot read. ``()`` sends updates in the open.
-        fraction, min_sites
-            Share and least number of the sites that take part in a round.
-        min_cells
-            A site with fewer labelled rows is left out, with a warning: an update from so few shows them.
-        validation_size
-            Share of each site's rows set aside to choose the best round; 0 keeps the last round.
-        smoothing
-            Weight of the past in the moving average of shared states that is validated and kept; 0 keeps the states as
-            they are. See :func:`scinfl.federation.simulate`.
-        monitor
-            Column of ``history`` that tells the best round.
-        early_stopping
-            Stop after so many rounds without a better value of ``monitor``.
-        rng
-            Seed of validation split, site choice, batches and dropout.
-        device
-            ``"auto"``, ``"cpu"`` or ``"cuda:0"``.
-        progress
-            Show a progress bar with round, loss and monitored value.
-        journal
-            Folder for a checkpoint after every round and an audit log. If it holds this run, the run is resumed.
-        dry_run
-            Train nothing and send nothing: list in :attr:`payload` what would leave each site, from one local epoch of
-            each. The model stays as it is.
+        options
+            Settings by name, see :class:`ClassifierOptions`.
 
         Raises
         ------
         ValueError
             If an argument, the key or the data cannot be used; before any training.
         """
-        if dry_run:
-            self._rehearse(locals())
-            return
-        self._open_payload()
-        check_run(
-            n_rounds=n_rounds,
-            local_epochs=local_epochs,
-            lr=lr,
-            weight_decay=weight_decay,
-            batch_size=batch_size,
-            validation_size=validation_size,
-            smoothing=smoothing,
-            early_stopping=early_stopping,
-            rng=rng,
-        )
-        whole_number("min_cells", min_cells, 1)
-        one_of("class_weight", class_weight, ["balanced", None])
-        metrics = [f"validation_{name}" for name in ("loss", "accuracy", "balanced_accuracy")]
-        one_of("monitor", monitor, metrics)
-        if early_stopping is not None:
-            number_between("validation_size", validation_size, 0, 0.9, open_low=True)
+        with self._training(options) as model:
+            model._train(options)
+
+    def _train(self, options: ClassifierOptions) -> None:
         if self._adata is None or self._adata_manager is None:
             msg = "Expected data with labels to train on, found none. Load the model with such data."
             raise ValueError(msg)
-        sites = self._labelled_rows(min_cells)
-        if min_sites > len(sites):
-            msg = f"Expected `min_sites` of at most the {len(sites)} sites with enough cells, found {min_sites}."
-            raise ValueError(msg)
-        matrix = self._matrix(self._adata)
-        codes = self._codes()
-        groups = self._groups()
-        target = resolve_device(device)
-        data: dict[str, tuple[Cells, Cells]] = {}
-        loss_options = {}
-        for number, (name, rows) in enumerate(sites.items(), 0 if self._seat is None else self._seat.number):
-            train, validation = _split(rows, codes, groups, validation_size, np.random.default_rng([rng, number]))
-            data[name] = (
-                Cells(matrix, train, codes[train], target, None if groups is None else groups[train]),
-                Cells(matrix, validation, codes[validation], target),
+        sites = self._labelled_rows(options)
+        if options.min_sites > len(sites):
+            msg = (
+                f"Expected `min_sites` of at most the {len(sites)} sites with enough cells, found {options.min_sites}."
             )
-            if class_weight == "balanced":
+            raise ValueError(msg)
+        data = self._data(sites, options)
+        protections = self._protections(options, len(data))
+        training = self._training_of(data, options.local_training(), options, protections)
+        (run,) = self._federate(training)
+        self._finish(run, options)
+
+    def _data(self, sites: Mapping[str, np.ndarray], options: ClassifierOptions) -> dict[str, SiteData]:
+        """Rows of each site to train on and to validate with, and weights of its classes."""
+        matrix, codes, groups = self._matrix(self._adata), self._codes(), self._groups()
+        target = resolve_device(options.device)
+        data = {}
+        for number, (name, rows) in enumerate(sites.items(), options.first_number):
+            draw = np.random.default_rng([options.rng, number])
+            train, validation = _split(rows, codes, groups, options.validation_size, draw)
+            weights = {}
+            if options.class_weight == "balanced":
                 counts = np.bincount(codes[train], minlength=len(self.labels))
                 weight = np.divide(len(train), (counts > 0).sum() * counts, where=counts > 0, out=np.zeros(len(counts)))
-                loss_options[name] = {"class_weight": torch.as_tensor(weight, dtype=torch.float32, device=target)}
-        self._federate(
-            data,
-            LocalTraining(local_epochs, batch_size, lr, weight_decay, rng),
-            key=key,
-            strategy=strategy or FedAvg(),
-            protections=protections,
-            n_rounds=n_rounds,
-            share=share,
-            journal=journal,
-            device=device,
-            loss_options=loss_options,
-            fraction=fraction,
-            min_sites=min_sites,
-            smoothing=smoothing,
-            monitor=monitor,
-            patience=early_stopping,
-            progress=progress,
-        )
+                weights = {"class_weight": torch.as_tensor(weight, dtype=torch.float32, device=target)}
+            data[name] = SiteData(
+                Cells(matrix, train, codes[train], target, None if groups is None else groups[train]),
+                Cells(matrix, validation, codes[validation], target),
+                weights,
+            )
+        return data
 
     def predict(
         self,
@@ -451,14 +395,14 @@ class Classifier(FederatedModel):
             matrix.data = np.nan_to_num(matrix.data, nan=0.0)
         return matrix
 
-    def _labelled_rows(self, min_cells: int) -> dict[str, np.ndarray]:
+    def _labelled_rows(self, options: ClassifierOptions) -> dict[str, np.ndarray]:
         """Rows to train on, by site; sites with too few are reported and left out."""
-        adata = self._adata
+        adata, min_cells = self._adata, options.min_cells
         labelled = self._codes() < len(self.labels)
-        if self._seat is None:
+        if options.remote is None:
             sites = sites_of(adata, self.site_key).astype(str).to_numpy()
         else:
-            sites = np.full(adata.n_obs, self._seat.site)
+            sites = np.full(adata.n_obs, options.remote.site)
         rows = {str(name): np.flatnonzero((sites == name) & labelled) for name in np.unique(sites)}
         few = {name: len(index) for name, index in rows.items() if len(index) < min_cells}
         kept = {name: index for name, index in rows.items() if name not in few}
@@ -469,11 +413,9 @@ class Classifier(FederatedModel):
             )
             raise ValueError(msg)
         if few:
-            warnings.warn(
+            warn(
                 f"Left out {len(few)} of {len(rows)} sites with fewer than {min_cells} labelled cells: "
-                f"{first_of([f'{name} ({n})' for name, n in few.items()])}. Lower `min_cells` to train on them.",
-                UserWarning,
-                stacklevel=3,
+                f"{first_of([f'{name} ({n})' for name, n in few.items()])}. Lower `min_cells` to train on them."
             )
         return kept
 
@@ -495,11 +437,9 @@ def _check_data(adata: AnnData, layer: str | None, missing: str) -> None:
     matrix = values_of(adata, layer)
     finite(matrix, adata.var_names, allow_nan=missing == "zero")
     if looks_like_counts(matrix):
-        warnings.warn(
+        warn(
             "Expected values on a log or centred scale, found what looks like raw counts. Run "
-            "`sc.pp.normalize_total(adata)` and `sc.pp.log1p(adata)` first.",
-            UserWarning,
-            stacklevel=3,
+            "`sc.pp.normalize_total(adata)` and `sc.pp.log1p(adata)` first."
         )
 
 

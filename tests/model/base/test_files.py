@@ -116,8 +116,10 @@ def test_nothing_of_the_key_is_on_disk_in_updates_logs_or_pickles(cells, key, tm
         )
         content[f"pickled update {number}"] = pickle.dumps(update)
     content["log"] = caplog.text.encode()
-    content["repr"] = (repr(model) + repr(model.module) + repr(vars(model)) + repr(model.init_params_)).encode()
-    content["pickled model"] = pickle.dumps(model.__getstate__()["module"])
+    content["repr"] = (
+        repr(model) + repr(model.module) + repr(vars(model)) + repr(vars(model._keyed)) + repr(model.init_params_)
+    ).encode()
+    content["pickled model"] = pickle.dumps(model.__getstate__()["_keyed"])
     content["pickled network"] = pickle.dumps(model.module)
     content["history"] = pickle.dumps((model.history, model.site_history, model.registry_))
     for where, text in content.items():
@@ -129,8 +131,8 @@ def test_nothing_of_the_key_is_on_disk_in_updates_logs_or_pickles(cells, key, tm
     for where in (weights_of(tmp_path / "sealed"), tmp_path / "journal" / "checkpoint.safetensors"):
         assert model.module.head.bias.detach().numpy().tobytes() not in content[str(where)]
     with pytest.raises(TypeError, match="cannot be pickled"):
-        pickle.dumps(model._key)
-    assert copy.copy(model)._key is None
+        pickle.dumps(model._keyed.key)
+    assert copy.copy(model)._keyed.key is None
 
 
 def test_saved_files_hold_no_row_no_site_and_no_running_statistics(cells, key, saved):

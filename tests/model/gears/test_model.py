@@ -210,13 +210,13 @@ def test_interactions_are_scored_for_pairs(keyed, screen):
 
 def test_sites_share_sums_and_the_server_reads_none(screen, monkeypatch):
     seen = []
-    combine = si.privacy.Aggregator.combine
+    combine = si.privacy.aggregation.Aggregator.combine
 
     def spy(self, encoded):
         seen.extend((update.purpose, update.state["masked"].copy()) for update in encoded)
         return combine(self, encoded)
 
-    monkeypatch.setattr(si.privacy.Aggregator, "combine", spy)
+    monkeypatch.setattr(si.privacy.aggregation.Aggregator, "combine", spy)
     model = make_model(screen)
     model.train(key=Key.generate(), **QUICK)
     purposes = {purpose for purpose, _ in seen}
@@ -348,7 +348,7 @@ def test_a_run_resumes_from_its_journal(screen, tmp_path):
         pass
 
     stopped = make_model(screen)
-    fit, calls = si.model._site.LocalSite.fit, []
+    fit, calls = si.model.base._local_training.LocalSite.fit, []
 
     def failing(self, round, state):
         calls.append(round)
@@ -357,7 +357,7 @@ def test_a_run_resumes_from_its_journal(screen, tmp_path):
         return fit(self, round, state)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(si.model._site.LocalSite, "fit", failing)
+        patch.setattr(si.model.base._local_training.LocalSite, "fit", failing)
         with pytest.raises(StopError):
             stopped.train(key=key, journal=tmp_path / "journal", **options)
     resumed = make_model(screen)

@@ -89,13 +89,13 @@ def test_federated_training_is_as_good_as_pooled(keyed, sections):
 
 def test_what_leaves_a_site_is_masked_sums(sections, monkeypatch):
     seen = []
-    combine = si.privacy.Aggregator.combine
+    combine = si.privacy.aggregation.Aggregator.combine
 
     def spy(self, encoded):
         seen.extend((update.purpose, update.state["masked"]) for update in encoded)
         return combine(self, encoded)
 
-    monkeypatch.setattr(si.privacy.Aggregator, "combine", spy)
+    monkeypatch.setattr(si.privacy.aggregation.Aggregator, "combine", spy)
     model = make_model(sections)
     model.train(key=Key.generate(), **QUICK)
     purposes = {"scaling", "PCA", "directions of the tissue", "scale of neighbourhoods", "coordinates of members"}

@@ -1,1 +1,26 @@
-"""What all models share: keyed network, training over sites, files, registry."""
+"""What all models share: keyed network, training over sites, files, registry; internal to scinfl."""
+
+from scinfl.model.base._cells import Cells, values_of
+from scinfl.model.base._files import read_document
+from scinfl.model.base._local_training import Batches, LocalSite, LocalTraining, Lock, SharedNetwork
+from scinfl.model.base._model import FederatedModel
+from scinfl.model.base._options import TrainOptions
+from scinfl.model.base._rekey import rekeyed
+from scinfl.model.base._remote import RemoteContext
+from scinfl.model.base._view import ModelView
+
+__all__ = [
+    "Batches",
+    "Cells",
+    "FederatedModel",
+    "LocalSite",
+    "LocalTraining",
+    "Lock",
+    "ModelView",
+    "RemoteContext",
+    "SharedNetwork",
+    "TrainOptions",
+    "read_document",
+    "rekeyed",
+    "values_of",
+]

@@ -16,7 +16,8 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from scinfl._checks import first_of, new_path
-from scinfl.federation import State, write_atomically
+from scinfl.federation import State
+from scinfl.federation.rounds import write_atomically
 from scinfl.privacy import Seal
 
 FORMAT = "scinfl-model-1"

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scinfl._checks import number_between, whole_number
 from scinfl.federation import Protection, State, Strategy, Update
-from scinfl.federation._protection import DrawsBatches, SpendsPrivacy, StartsRounds
-from scinfl.privacy._received import check_received
+from scinfl.federation.rounds import SpendsPrivacy
+from scinfl.privacy import check_received
 
 Lock = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 Open = Callable[[State], Mapping[str, Tensor]]
@@ -34,32 +33,6 @@ class Batches(Protocol):
     def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterable[Any]:
         """Batches as the network's ``loss`` takes them; shuffled where a generator is given."""
         ...
-
-
-def check_run(
-    *,
-    n_rounds: int,
-    local_epochs: int,
-    lr: float,
-    weight_decay: float,
-    batch_size: int | None,
-    validation_size: float,
-    smoothing: float,
-    early_stopping: int | None,
-    rng: int,
-) -> None:
-    """Refuse settings of a run that no model can train with, under the names that users give them."""
-    whole_number("n_rounds", n_rounds, 1)
-    whole_number("local_epochs", local_epochs, 1)
-    number_between("lr", lr, 0, 10, open_low=True)
-    number_between("weight_decay", weight_decay, 0, 10)
-    if batch_size is not None:
-        whole_number("batch_size", batch_size, 1)
-    number_between("validation_size", validation_size, 0, 0.9)
-    number_between("smoothing", smoothing, 0, 0.999)
-    if early_stopping is not None:
-        whole_number("early_stopping", early_stopping, 1)
-    whole_number("rng", rng, 0)
 
 
 @dataclass(frozen=True)
@@ -223,9 +196,7 @@ class LocalSite:
         for protection in protections:
             if isinstance(protection, SpendsPrivacy):
                 protection.check_site(name, self._network, train, self.n_validation, self._loss_options)
-        drawing = [protection for protection in protections if isinstance(protection, DrawsBatches)]
-        self._draws = drawing[0] if drawing else None
-        self._is_given_states = not any(getattr(protection, "sums", False) for protection in protections)
+        self._is_given_states = not any(protection.sums for protection in protections)
         is_noisy = any(isinstance(protection, SpendsPrivacy) for protection in protections)
         self._max_growth = math.inf if is_noisy else 10.0
 
@@ -250,8 +221,7 @@ class LocalSite:
         if self._is_given_states:
             self._shared_network.look_over(state, self._max_growth)
         for protection in self._protections:
-            if isinstance(protection, StartsRounds):
-                protection.begin_round(self.name, round, state)
+            protection.begin_round(self.name, round, state)
         seed = _seed(training.rng, round, self.name)
         shuffle = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=_cuda_devices(network)):
@@ -263,7 +233,8 @@ class LocalSite:
             optimizer = training.make_optimizer(trained)
             shared = [p.detach().clone() for p in trained] if self._proximal else []
             losses, sizes, n_seen = [], [], 0
-            for batch in self._batches(shuffle):
+            drawn = self._drawn_batches()
+            for batch in self._batches(shuffle) if drawn is None else drawn:
                 done = n_seen / (training.epochs * len(self._train))
                 optimizer.param_groups[0]["lr"] = training.rate(round, done)
                 losses.append(self._step(batch, optimizer, trained, shared))
@@ -272,7 +243,7 @@ class LocalSite:
         self._local = self._local_tensors()
         parameters = {name: p for name, p in network.named_parameters() if name in self._shared}
         locked = self._lock(parameters)
-        loss = {} if self._draws is not None else {"loss": float(np.average(losses, weights=sizes))}
+        loss = {} if drawn is not None else {"loss": float(np.average(losses, weights=sizes))}
         return Update(
             site=self.name,
             round=round,
@@ -283,14 +254,16 @@ class LocalSite:
             key_version=self._key_version,
         )
 
+    def _drawn_batches(self) -> Iterator[Any] | None:
+        """Batches of one round as a protection draws them, if one does."""
+        size, epochs = self._training.batch_size, self._training.epochs
+        found = (protection.batches(self.name, self._train, size, epochs) for protection in self._protections)
+        return next((batches for batches in found if batches is not None), None)
+
     def _batches(self, shuffle: torch.Generator) -> Iterator[Any]:
-        """Batches of one round, as the protection draws them that must, else in a new order each epoch."""
-        training = self._training
-        if self._draws is not None:
-            yield from self._draws.batches(self.name, self._train, training.batch_size, training.epochs)
-            return
-        for _ in range(training.epochs):
-            yield from self._train.batches(training.batch_size, shuffle)
+        """Batches of one round, in a new order each epoch."""
+        for _ in range(self._training.epochs):
+            yield from self._train.batches(self._training.batch_size, shuffle)
 
     def _step(
         self, batch: Any, optimizer: torch.optim.Optimizer, trained: Sequence[Tensor], shared: Sequence[Tensor]

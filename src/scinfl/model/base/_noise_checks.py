@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
+from scinfl._checks import warn
 from scinfl.federation import Protection
-from scinfl.privacy.dp._per_unit import ROWS_MIX
-from scinfl.privacy.dp._sample_dp import SampleDP
-from scinfl.privacy.dp._shuffle import Shuffle
-from scinfl.privacy.dp._update_dp import UpdateDP
+from scinfl.privacy import SampleDP, Shuffle, UpdateDP
+from scinfl.privacy.dp import ROWS_MIX
 
 
 def sums_alone(protections: Sequence[Protection]) -> list[Protection] | None:
     """The protections that also guard sums before training; ``None`` where none of several does."""
-    chosen = [p for p in protections if getattr(p, "sums", False) or getattr(p, "watches", False)]
-    return None if protections and not any(getattr(p, "sums", False) for p in chosen) else chosen
+    chosen = [p for p in protections if p.sums or p.watches]
+    return None if protections and not any(p.sums for p in chosen) else chosen
 
 
 def check_noise_of_perturbations(protections: Sequence[Protection], *, local: bool) -> None:
@@ -37,7 +35,7 @@ def check_noise_of_perturbations(protections: Sequence[Protection], *, local: bo
             raise ValueError(msg)
 
 
-def check_noise_of_spots(protections: Sequence[Protection], *, everywhere: bool, stacklevel: int) -> None:
+def check_noise_of_spots(protections: Sequence[Protection], *, everywhere: bool) -> None:
     """Refuse noise on single spots, and say what noise on updates leaves open.
 
     Parameters
@@ -46,8 +44,6 @@ def check_noise_of_spots(protections: Sequence[Protection], *, everywhere: bool,
         What guards the training.
     everywhere
         Whether all sites measured all modalities.
-    stacklevel
-        Calls from the function that users call.
 
     Raises
     ------
@@ -72,9 +68,7 @@ def check_noise_of_spots(protections: Sequence[Protection], *, everywhere: bool,
                     "train on the modalities that all sites have."
                 )
                 raise ValueError(msg)
-            warnings.warn(
+            warn(
                 "Noise on updates guards updates alone: components, scales and prototypes are agreed on before "
-                "training without noise, and `epsilon` in `history` does not count them.",
-                UserWarning,
-                stacklevel=stacklevel,
+                "training without noise, and `epsilon` in `history` does not count them."
             )

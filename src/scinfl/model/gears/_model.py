@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,7 +17,6 @@ from scvi.data import AnnDataManager
 from scvi.data.fields import LayerField
 
 from scinfl import _names
-from scinfl import nn as keyed_nn
 from scinfl._checks import (
     finite,
     first_of,
@@ -28,14 +25,15 @@ from scinfl._checks import (
     obs_column,
     one_of,
     same_features,
+    warn,
     whole_number,
 )
 from scinfl._conditions import CONTROL
-from scinfl.federation import FedAvg, Journal, Protection, Run, State, Strategy
-from scinfl.model.base._cells import Matrix, owned, sites_of, values_of
-from scinfl.model.base._local_training import LocalTraining, check_run
-from scinfl.model.base._model import resolve_device
+from scinfl.federation import Journal, Protection, Run
+from scinfl.model.base._cells import owned, sites_of, values_of
 from scinfl.model.base._noise_checks import check_noise_of_perturbations
+from scinfl.model.base._options import takes
+from scinfl.model.base._training import SiteData
 from scinfl.model.gears._cell_gears import read_cell_gears
 from scinfl.model.gears._coexpression import strongest_edges
 from scinfl.model.gears._conditions import AgreedConditions
@@ -43,7 +41,6 @@ from scinfl.model.gears._data import (
     TRAIN,
     VALIDATION,
     Condition,
-    ConditionBatches,
     Design,
     SiteCells,
     check_conditions,
@@ -51,28 +48,21 @@ from scinfl.model.gears._data import (
     condition_names,
 )
 from scinfl.model.gears._graphs import Edges, Ontology, Vocabulary
-from scinfl.model.gears._moments import Moments
-from scinfl.model.gears._prediction import EVERYWHERE, PerturbationPredictor
-from scinfl.model.gears._prior import PRIORS, Prior, pack_priors, unpack_priors
-from scinfl.model.gears._private import alone, check_private, released
-from scinfl.model.gears._shrinkage import ORDERS, order_of, shrunk
-from scinfl.model.gears._sums import (
-    own_second_moments,
-    pooled_changes,
-    pooled_second_moments,
-    shares_of,
-    warn_of_few,
-)
-from scinfl.module import Conditions, GEARSModule
-from scinfl.privacy import Key, Seal
-from scinfl.privacy.aggregation._default_protections import default_protections
-from scinfl.privacy.dp._noisy_sums import Released
-from scinfl.privacy.dp._sample_dp import SampleDP
+from scinfl.model.gears._options import GEARSOptions
+from scinfl.model.gears._prediction import EVERYWHERE
+from scinfl.model.gears._prior import PRIORS, Prior
+from scinfl.model.gears._prior_predictor import PriorPredictor
+from scinfl.model.gears._private import check_private, released
+from scinfl.model.gears._shrinkage import order_of, shrunk
+from scinfl.model.gears._sums import warn_of_few
+from scinfl.module import GEARSModule
+from scinfl.privacy import SampleDP, Seal
+from scinfl.privacy.dp import Released
 
 logger = logging.getLogger(__name__)
 
 
-class GEARS(PerturbationPredictor):
+class GEARS(PriorPredictor):
     """Predict the response to single and combined perturbations of genes, seen and unseen, trained over sites.
 
     The network of GEARS (Roohani, Huang & Leskovec 2024): it knows which genes are alike, by a gene ontology and by
@@ -247,11 +237,9 @@ class GEARS(PerturbationPredictor):
         matrix = values_of(adata, layer)
         finite(matrix, adata.var_names)
         if looks_like_counts(matrix):
-            warnings.warn(
+            warn(
                 "Expected values on a log scale, found what looks like raw counts. Run `sc.pp.normalize_total(adata)` "
-                "and `sc.pp.log1p(adata)` first.",
-                UserWarning,
-                stacklevel=2,
+                "and `sc.pp.log1p(adata)` first."
             )
         check_genes(adata, matrix, gene_key, zeros="source_registry" not in kwargs)  # other sites may express them
         check_conditions(condition_names(adata, condition_key, control), control, condition_key)
@@ -282,12 +270,6 @@ class GEARS(PerturbationPredictor):
         """Loss that the network was trained with."""
         return self._loss
 
-    @property
-    def shrinkage(self) -> dict[str, float] | None:
-        """Share of the network's change that is added to the prior, by number of perturbed genes."""
-        priors = list(self._priors.values())
-        return dict(priors[0].shrinkage) if priors else None
-
     def _make_module(self) -> GEARSModule:
         if self._stored is not None:
             self._genes, self._vocabulary = list(self._stored["genes"]), list(self._stored["vocabulary"])
@@ -307,121 +289,35 @@ class GEARS(PerturbationPredictor):
 
     # ---- training
 
-    def train(
-        self,
-        n_rounds: int = 40,
-        *,
-        key: Key | None = None,
-        local_epochs: int = 3,
-        lr: float = 3e-3,
-        batch_size: int = 16,
-        weight_decay: float = 5e-4,
-        loss: Literal["squared", "quartic", "auto"] = "auto",
-        direction_weight: float = 0.0,
-        uncertainty_weight: float = 1.0,
-        share: str | Sequence[str] = "all",
-        strategy: Strategy | None = None,
-        protections: Sequence[Protection] | Literal["default"] = "default",
-        fraction: float = 1.0,
-        min_sites: int = 1,
-        min_cells: int = 2,
-        validation_size: float = 0.1,
-        smoothing: float = 0.0,
-        monitor: str = "validation_mse_de",
-        early_stopping: int | None = None,
-        rng: int = 0,
-        device: str = "auto",
-        progress: bool = True,
-        journal: str | os.PathLike[str] | None = None,
-        dry_run: bool = False,
-    ) -> None:
+    @takes(GEARSOptions)
+    def train(self, options: GEARSOptions) -> None:
         """Train over the sites; call it again to go on.
 
         Before the first round the sites agree, by sums that the server cannot read where there is a key, on one
         co-expression graph and on the mean changes that the prior is made of. The model keeps the round that is best
-        on the sites' validation conditions, and shrinks the network's part to what helps there.
+        on the sites' validation conditions, and shrinks the network's part to what helps there. Sites train by Adam
+        over their conditions; gradients are clipped at 1 as published, and the learning rate falls to zero over the
+        rounds along a cosine. A site weighs as much as it has conditions.
 
         Parameters
         ----------
-        n_rounds
-            Rounds of local training and averaging.
-        key
-            Secret of the sites. Without it the model is federated but not keyed.
-        local_epochs, lr, batch_size, weight_decay
-            Local training by Adam, started anew each round, over the conditions of the site; gradients are clipped at 1
-            as published, and the learning rate falls to zero over the rounds along a cosine.
-        loss
-            ``"quartic"`` as published, ``"squared"``, or ``"auto"``: train with both, keep what is better on validation
-            conditions.
-        direction_weight
-            Weight of a term for the direction of the change (the published one has no gradient).
-        uncertainty_weight
-            Weight of the published uncertainty term.
-        share
-            What leaves a site: ``"all"`` trained parameters; ``"meta"`` only the meta learners, so that every site
-            keeps a model, a graph and a prior of its own; or a list of layer names.
-        strategy
-            How updates become the next state; :class:`~scinfl.federation.FedAvg` by default. A site weighs as much as
-            it has conditions.
-        protections
-            What guards the updates and the sums, in order. ``"default"`` is a :class:`~scinfl.privacy.KeyedSum` where
-            there is a key and more than one site. ``()`` sends them in the open.
-        fraction, min_sites
-            Share and least number of the sites that take part in a round.
-        min_cells
-            A perturbation with fewer cells at a site is left out there, with a warning.
-        validation_size
-            Share of the training perturbations set aside to choose the best round, where the split has none; 0 keeps
-            the last round and does not shrink.
-        smoothing
-            Weight of the past in the moving average of shared states that is validated and kept.
-        monitor
-            Column of ``history`` that tells the best round.
-        early_stopping
-            Stop after so many rounds without a better value of ``monitor``.
-        rng
-            Seed of validation conditions, site choice and batches.
-        device
-            ``"auto"``, ``"cpu"`` or ``"cuda:0"``.
-        progress
-            Show a progress bar with round, loss and monitored value.
-        journal
-            Folder for a checkpoint after every round and an audit log. If it holds this run, the run is resumed.
-        dry_run
-            Train nothing and send nothing: list in :attr:`payload` what would leave each site, from one local epoch of
-            each. The model stays as it is.
+        options
+            Settings by name, see :class:`GEARSOptions`.
 
         Raises
         ------
         ValueError
             If an argument, the key or the data cannot be used; before any training.
         """
-        if dry_run:
-            self._rehearse(locals())
-            return
-        payload = self._open_payload()
-        check_run(
-            n_rounds=n_rounds,
-            local_epochs=local_epochs,
-            lr=lr,
-            weight_decay=weight_decay,
-            batch_size=batch_size,
-            validation_size=validation_size,
-            smoothing=smoothing,
-            early_stopping=early_stopping,
-            rng=rng,
-        )
-        whole_number("batch_size", batch_size, 2)
-        whole_number("min_cells", min_cells, 1)
-        number_between("direction_weight", direction_weight, 0, 1e6)
-        number_between("uncertainty_weight", uncertainty_weight, 0, 1e6)
-        one_of("loss", loss, ["squared", "quartic", "auto"])
-        one_of("monitor", monitor, [f"validation_{name}" for name in ("mse_de", "mse", "pearson_delta")])
+        with self._training(options) as model:
+            model._train(options)
+
+    def _train(self, options: GEARSOptions) -> None:
         if self._adata is None or self._adata_manager is None:
             msg = "Expected data with perturbations to train on, found none. Load the model with such data."
             raise ValueError(msg)
-        design, agreed = self._design(validation_size, rng)
-        matrix = self._matrix(self._adata)
+        design, agreed = self._design(options)
+        matrix, min_cells = self._matrix(self._adata), options.min_cells
         sites = {name: SiteCells.of(design, TRAIN, name, min_cells) for name in sorted(set(design.site))}
         sites = {name: cells for name, cells in sites.items() if any(c.genes for c in cells.conditions)}
         if not sites:
@@ -429,232 +325,66 @@ class GEARS(PerturbationPredictor):
             raise ValueError(msg)
         held_out = {name: SiteCells.of(design, VALIDATION, name, min_cells) for name in sites}
         warn_of_few({name: sites[name].n_left_out + held_out[name].n_left_out for name in sites}, min_cells)
-        if protections == "default":
-            protections = default_protections(key, len(sites), stacklevel=3)
-        self._check_share(share, key)
-        check_noise_of_perturbations(protections, local=share == "meta")
+        protections, loss, local = self._protections(options, len(sites)), options.loss, options.share == "meta"
+        self._check_share(options)
+        check_noise_of_perturbations(protections, local=local)
         private = next((protection for protection in protections if isinstance(protection, SampleDP)), None)
         if private is not None:
             check_private(private, loss, self.uncertainty, self._ontology, sites)
-            log = None if journal is None else Journal(journal, None if key is None else Seal(key))
-            private.open_account(n_sites=len(sites), n_rounds=n_rounds, journal=log)
-            sites, held_out = released(private, matrix, sites, held_out, spend=not self._is_rehearsal)
+            seal = None if options.key is None else Seal(options.key)
+            log = None if options.journal is None else Journal(options.journal, seal)
+            private.open_account(n_sites=len(sites), n_rounds=options.n_rounds, journal=log)
+            sites, held_out = released(private, matrix, sites, held_out, spend=not options.dry_run)
             protections, loss = [Released(p) if p is private else p for p in protections], "squared"
-        moments = {name: cells.moments(matrix) for name, cells in sites.items()}
         agreed = agreed or AgreedConditions.of_cells(sites, held_out)
-        validated = agreed.validated
-        self.module.n_validated, self._agreed = len(validated), agreed.train
-        self._agree(matrix, sites, moments, protections, local=share == "meta", looks_at_cells=private is None)
-        summing = protections if share != "meta" else None
-        shares = shares_of(sites, summing, "training cells", payload, conditions=agreed.train)
-        held_shares = shares_of(held_out, summing, "validation cells", payload, conditions=validated)
-        target = resolve_device(device)
-        batches = partial(self._batches, device=target, local=share == "meta")
-        data = {
-            name: (
-                batches(name, cells, moments[name], shares[name], agreed.train, leave_out=True),
-                batches(name, aside, aside.moments(matrix), held_shares[name], validated, leave_out=False),
-            )
-            for (name, cells), aside in zip(sites.items(), held_out.values(), strict=True)
-        }
-        options = {"direction_weight": direction_weight, "uncertainty_weight": uncertainty_weight}
-        run = partial(
-            self._federate,
-            data,
-            LocalTraining(
-                local_epochs, batch_size, lr, weight_decay, rng, optimizer="adam", clip_value=1.0, decay_rounds=n_rounds
-            ),
-            key=key,
-            strategy=strategy or FedAvg(),
-            protections=protections,
-            n_rounds=n_rounds,
-            share=share,
-            device=device,
-            prepare={name: partial(self._put_graphs, site=name) for name in sites} if share == "meta" else None,
-            fraction=fraction,
-            min_sites=min_sites,
-            smoothing=smoothing,
-            monitor=monitor,
-            patience=early_stopping,
-            progress=progress,
-            derive=partial(shrunk, prior=self._prior_kind, orders=[order_of(c.genes) for c in validated]),
-        )
-        self._train_with(run, loss, options, list(data), monitor, journal)
-        self._finish_prior(key)
+        data = self._data(matrix, sites, held_out, agreed, protections, options, looks_at_cells=private is None)
+        self._train_with(self._losses(loss), data, agreed.validated, protections, options)
 
-    def _design(self, validation_size: float, rng: int) -> tuple[Design, AgreedConditions | None]:
-        """Cells and their parts; with what other sites agreed on where they are elsewhere."""
-        design = Design.of(self._adata, self._setup_args(), self._levels)
-        if self._seat is not None:
-            agreed = AgreedConditions.of_facts(self._seat.facts, self._levels, validation_size, rng)
-            return design.at(self._seat.site).set_aside(agreed.aside), agreed
-        return design.with_validation(validation_size, rng), None
+    def _losses(self, loss: str) -> list[str]:
+        """Losses to train with: both where neither was asked for or chosen before."""
+        if loss != "auto":
+            return [loss]
+        if self.uncertainty == "gaussian":
+            return ["squared"]  # it stands in both
+        return ["squared", "quartic"] if self._loss is None else [self._loss]
 
     def _train_with(
         self,
-        run: Any,
-        loss: str,
-        options: dict[str, float],
-        sites: list[str],
-        monitor: str,
-        journal: str | os.PathLike[str] | None,
-    ) -> None:
-        """Train with one loss, or with both and keep the better one."""
-        if loss == "auto" and self.uncertainty == "gaussian":
-            loss = "squared"  # it stands in both
-        if loss == "auto" and self._loss is not None:
-            loss = self._loss  # the choice was made
-        losses = ["squared", "quartic"] if loss == "auto" else [loss]
-        start, kept = self._trained_parts(), []
-        for name in losses:
-            self._take_trained_parts(start)
-            folder = journal if journal is None or len(losses) == 1 else Path(journal) / name
-            run(loss_options={site: {"loss": name, **options} for site in sites}, journal=folder)
-            kept.append((self._best_value(monitor), name, self._trained_parts()))
-        _, self._loss, parts = min(kept, key=lambda entry: entry[0])
-        if len(losses) > 1:
-            self._take_trained_parts(parts)
-            logger.info("Kept the %s loss, which is better on validation conditions.", self._loss)
-
-    def _best_value(self, monitor: str) -> float:
-        """Best monitored value of the last run, smaller is better; 0 where nothing was monitored."""
-        history = self.history
-        if history is None or monitor not in history:
-            return 0.0
-        return float(history[monitor].min() if "mse" in monitor else -history[monitor].max())
-
-    def _trained_parts(self) -> dict[str, Any]:
-        names = ("module", "_locked_with", "_history", "_site_history", "_local_states", "is_trained_", "_share")
-        return {name: copy.copy(self.__dict__.get(name)) if name != "module" else self.module for name in names}
-
-    def _take_trained_parts(self, parts: dict[str, Any]) -> None:
-        """Go back to a state of training, so that another loss starts where the first one did."""
-        self.__dict__.update({name: value for name, value in parts.items() if name != "module"})
-        has_key = all(layer.is_set for layer in keyed_nn.keyed_layers(parts["module"]).values())
-        self.module = copy.deepcopy(parts["module"])
-        if has_key and self._key is not None and self._locked_with is not None:
-            keyed_nn.set_key(self.module, self._key.coordinates)
-
-    def _agree(
-        self,
-        matrix: Matrix,
-        sites: Mapping[str, SiteCells],
-        moments: Mapping[str, Moments],
+        losses: Sequence[str],
+        data: Mapping[str, SiteData],
+        validated: Sequence[Condition],
         protections: Sequence[Protection],
-        *,
-        local: bool,
-        looks_at_cells: bool,
+        options: GEARSOptions,
     ) -> None:
-        """Co-expression graph and prior of all sites; with ``local`` a graph and prior for each."""
-        known = {name: (cells.conditions, moments[name]) for name, cells in sites.items()}
-        groups = {name: {name: known[name]} for name in sites} if local else {EVERYWHERE: known}
-        if not looks_at_cells:
-            self._coexpression = dict.fromkeys(groups, alone(len(self._genes)))
-        elif local:
-            sums = {name: own_second_moments(matrix, cells) for name, cells in sites.items()}
-            self._coexpression = {name: self._edges_of(second) for name, second in sums.items()}
-        else:
-            second = pooled_second_moments(matrix, sites, protections, self._payload)
-            self._coexpression = {EVERYWHERE: self._edges_of(second)}
-        protections = () if local else protections
-        for name, members in groups.items():
-            mine = (c for conditions, _ in members.values() for c in conditions)
-            sets = sorted({c.genes for c in (mine if local else self._agreed or ()) if c.genes})
-            changes = np.zeros((len(sets), len(self._genes)))
-            if self._prior_kind is not None:
-                changes = pooled_changes(sets, members, protections, None if local else self._payload)
-            self._priors[name] = Prior(self._prior_kind, tuple(sets), changes, dict.fromkeys(ORDERS, 1.0))
-        self._statistics_stored = False
-        self._put_agreed()
-        if not local:
-            self._put_graphs(self.module)
+        """Train with each loss from the same start, and keep the result that is best on validation conditions."""
+        local = options.local_training(optimizer="adam", clip_value=1.0, decay_rounds=options.n_rounds)
+        derive = partial(shrunk, prior=self._prior_kind, orders=[order_of(condition.genes) for condition in validated])
+        trainings = []
+        for loss in losses:
+            sites = {name: replace(own, loss_options={"loss": loss, **own.loss_options}) for name, own in data.items()}
+            own = options
+            if options.journal is not None and len(losses) > 1:
+                own = replace(options, journal=Path(options.journal) / loss)
+            trainings.append(self._training_of(sites, local, own, protections, derive=derive))
+        runs = self._federate(*trainings)
+        best = min(range(len(runs)), key=lambda number: _best_value(runs[number], options.monitor))
+        self._finish(runs[best], options)
+        if runs[best] is not None:
+            self._loss = losses[best]
+            self._finish_prior(options.key)
+        if len(losses) > 1:
+            logger.info("Kept the %s loss, which is better on validation conditions.", losses[best])
 
-    def _put_agreed(self) -> None:
-        if self._agreed is not None:
-            self.module.set_agreed(
-                Conditions.of(
-                    [[self._rows[gene] for gene in condition.genes] for condition in self._agreed],
-                    covariates=[list(condition.covariates) for condition in self._agreed],
-                )
-            )
-
-    def _batches(
-        self,
-        site: str,
-        cells: SiteCells,
-        moments: Moments,
-        weight: np.ndarray,
-        agreed: Sequence[Condition],
-        *,
-        leave_out: bool,
-        device: torch.device,
-        local: bool,
-    ) -> ConditionBatches:
-        prior = self._priors[site if local else EVERYWHERE]
-        change = prior.predict([condition.genes for condition in cells.conditions], leave_out=leave_out)
-        numbers = {condition: number for number, condition in enumerate(agreed)}
-        number = np.array([numbers[condition] for condition in cells.conditions], dtype=np.int64)
-        return ConditionBatches(cells.conditions, moments, change, weight, number, self._rows, device)
-
-    def _finish(self, run: Run) -> None:
-        super()._finish(run)
-        self._refresh()
-
-    def _finish_prior(self, key: Key | None) -> None:
-        """Shrink the network's part as in the best round, and seal what the prior is made of."""
-        shrinkage = dict.fromkeys(ORDERS, 1.0)
-        history = self.history
-        if history is not None and f"validation_shrinkage_{ORDERS[0]}" in history:
-            best = history.loc[history.attrs["best_round"]]
-            shrinkage = {order: float(best[f"validation_shrinkage_{order}"]) for order in ORDERS}
-        self._priors = {name: replace(prior, shrinkage=shrinkage) for name, prior in self._priors.items()}
-        self._sealed_priors = None if key is None else Seal(key).seal(pack_priors(self._priors), name="priors")
-
-    # ---- the lock
-
-    def unlock(self, key: Key, *, force: bool = False) -> None:
-        """Give the model its key, and with it its prior; see :meth:`scinfl.model.Classifier.unlock`.
-
-        Parameters
-        ----------
-        key
-            The key that it was trained with.
-        force
-            Take another key all the same, to see what a wrong key predicts: it opens no prior.
-        """
-        super().unlock(key, force=force)
-        right = key.fingerprint == self.key_fingerprint
-        if self._sealed_priors is not None:
-            self._priors = unpack_priors(Seal(key).unseal(self._sealed_priors, name="priors")) if right else {}
-        self._refresh()
-
-    def _reseal(self, key: Key) -> None:
-        if self._sealed_priors is not None:
-            self._sealed_priors = Seal(key).seal(pack_priors(self._priors), name="priors")
-
-    def lock(self) -> None:
-        """Forget the key, the prior and the running statistics."""
-        super().lock()
-        if self._locked_with is not None:
-            self._priors = {}
-            for norm in self.module.modules():
-                if isinstance(norm, keyed_nn.WeightedBatchNorm):
-                    norm.reset_running_stats()
-
-    def stripped(self) -> Self:
-        """A copy whose keyed modules and prior are gone, and which answers all the same: what a thief has."""
-        thief = super().stripped()
-        thief._priors, thief._sealed_priors = {}, None
-        thief.module.refresh()
-        return thief
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), **({"_priors": {}} if self._locked_with is not None else {})}
+    def _design(self, options: GEARSOptions) -> tuple[Design, AgreedConditions | None]:
+        """Cells and their parts; with what other sites agreed on where they are elsewhere."""
+        design = Design.of(self._adata, self._setup_args(), self._levels)
+        size, rng, remote = options.validation_size, options.rng, options.remote
+        if remote is None:
+            return design.with_validation(size, rng), None
+        agreed = AgreedConditions.of_facts(remote.facts, self._levels, size, rng)
+        return design.at(remote.site).set_aside(agreed.aside), agreed
 
     # ---- files
-
-    def _unsaved_names(self) -> set[str]:
-        return set() if self._statistics_stored else super()._unsaved_names()
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -671,37 +401,6 @@ class GEARS(PerturbationPredictor):
         cls, adata: AnnData | None, registry: dict | None, arguments: dict[str, Any], facts: dict[str, Any]
     ) -> Self:
         return cls(adata, registry=registry, **{**arguments, "facts": facts})
-
-    def _arrays(self, site: str | None) -> State:
-        name = site if site in self._coexpression else EVERYWHERE
-        arrays = dict(
-            zip(("coexpression/edges", "coexpression/weights"), self._coexpression.get(name, ()), strict=False)
-        )
-        if self._ontology is not None:
-            arrays |= dict(zip(("ontology/edges", "ontology/weights"), self._ontology, strict=True))
-        if self._priors:
-            content = pack_priors({EVERYWHERE: self._priors[name]})
-            if self._locked_with is not None and self._key is not None:
-                content = Seal(self._key).seal(content, name="priors")
-            arrays["priors"] = np.frombuffer(content, np.uint8)
-        return arrays
-
-    def _take_arrays(self, arrays: State) -> None:
-        def edges(name: str) -> Edges | None:
-            return (arrays[f"{name}/edges"], arrays[f"{name}/weights"]) if f"{name}/edges" in arrays else None
-
-        self._ontology = edges("ontology")
-        if (own := edges("coexpression")) is not None:
-            self._coexpression = {EVERYWHERE: own}
-            self._put_graphs(self.module)
-        self._put_agreed()
-        content = arrays["priors"].tobytes() if "priors" in arrays else None
-        if content is not None and self._locked_with is not None:
-            self._sealed_priors = content
-        elif content is not None:
-            self._priors = unpack_priors(content)
-        if self._locked_with is None:
-            self._refresh()
 
     @classmethod
     def from_cell_gears(
@@ -762,6 +461,14 @@ class GEARS(PerturbationPredictor):
                 " (network's part " + ", ".join(f"{order} {share:.2f}" for order, share in self.shrinkage.items()) + ")"
             )
         return text
+
+
+def _best_value(run: Run | None, monitor: str) -> float:
+    """Best monitored value of a run, smaller is better; 0 where nothing was monitored."""
+    values = [record[monitor] for record in run.history if monitor in record] if run is not None else []
+    if not values:
+        return 0.0
+    return float(np.nanmin(values) if "mse" in monitor else -np.nanmax(values))
 
 
 def _as_arrays(graph: tuple[torch.Tensor, torch.Tensor]) -> Edges:

@@ -12,7 +12,7 @@ from scinfl.model.base._cells import Matrix
 from scinfl.model.gears._data import Condition, SiteCells
 from scinfl.model.gears._graphs import Edges
 from scinfl.model.gears._moments import N_TOP, Moments
-from scinfl.privacy.dp._sample_dp import SampleDP
+from scinfl.privacy import SampleDP
 
 
 @dataclass(frozen=True)

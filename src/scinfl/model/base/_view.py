@@ -1,0 +1,124 @@
+"""What audits and tools may see of a model: the one file that reads its private parts for them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from anndata import AnnData
+from torch import nn
+
+from scinfl.model.base._cells import Cells
+from scinfl.model.base._keyed_network import TrainingNetwork
+from scinfl.model.base._model import FederatedModel
+from scinfl.model.base._shared_parameters import Share, shared_names
+from scinfl.model.base._site_parameters import as_site
+from scinfl.privacy import Key
+
+
+class ModelView:
+    """A model as audits and tools see it, which leave it as it is.
+
+    Parameters
+    ----------
+    model
+        Any model.
+    """
+
+    model: FederatedModel
+
+    def __init__(self, model: FederatedModel) -> None:
+        self.model = model
+
+    @property
+    def setup(self) -> dict[str, Any]:
+        """Arguments that its data were set up with."""
+        return self.model._setup_args()
+
+    @property
+    def key_scheme(self) -> str | None:
+        """Form of the keyed modules; ``None`` for a network that takes no key."""
+        return self.model._keyed.scheme
+
+    @property
+    def share(self) -> Share:
+        """Rule for what leaves a site."""
+        return self.model._share
+
+    def shared_names(self, network: nn.Module) -> set[str]:
+        """Parameters of a network that leave a site."""
+        return shared_names(network, self.share)
+
+    def check_ready(self) -> None:
+        """Refuse a model that is untrained or locked.
+
+        Raises
+        ------
+        RuntimeError
+            If it cannot predict.
+        """
+        self.model._check_ready()
+
+    def check_features(self, data: Any) -> None:
+        """Refuse data without the features of the model, in its order.
+
+        Raises
+        ------
+        ValueError
+            If features differ.
+        """
+        self.model._check_features(data, self.model.registry_)
+
+    def for_training(self, key: Key | None) -> TrainingNetwork:
+        """Network that sites train, and how its parameters become what is sent, and back."""
+        return self.model._keyed.for_training(key)
+
+    def cells_by_site(self, adata: AnnData, site: str | None) -> Iterator[tuple[np.ndarray, Cells]]:
+        """Rows of data and their cells by site; meanwhile the network of a classifier holds what this site keeps."""
+        matrix = self.model._matrix(adata)
+        for local, rows in self.model._rows_by_site(adata, site):
+            cells = Cells(matrix, rows, None, self.model.device)
+            with as_site(self.model.module, local, cells):
+                yield rows, cells
+
+    # ---- other models of its kind
+
+    def untrained(self, rng: int) -> nn.Module:
+        """A plain network of the same shape with initial weights."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(rng)
+            return self.model._make_module()
+
+    def with_network(self, network: nn.Module, *, is_locked: bool = True, is_personal: bool = True) -> Any:
+        """A copy of the model that predicts with another network.
+
+        Parameters
+        ----------
+        network
+            Network of the same shape.
+        is_locked
+            Whether the copy asks for a key, as the model does.
+        is_personal
+            Whether it uses what sites keep, as the model does.
+        """
+        other = copy.copy(self.model)
+        other._keyed = copy.copy(self.model._keyed)
+        other._keyed.module = network
+        if not is_locked:
+            other._keyed.locked_with = None
+        if not is_personal:
+            other._local_states, other._share = {}, "all"
+        return other
+
+    def remade(self, data: Any, **setup: Any) -> Any:
+        """An untrained model of the same settings for other data, which are set up the same way."""
+        kind: Any = type(self.model)
+        set_up = kind.setup_anndata if isinstance(data, AnnData) else kind.setup_mudata
+        set_up(data, **{**self.setup, **setup})
+        return kind(data, **self._arguments())
+
+    def _arguments(self) -> dict[str, Any]:
+        return self.model.init_params_["non_kwargs"]
