@@ -169,5 +169,7 @@ def test_strategies_that_compare_sites_are_refused(inner):
 def test_a_mean_that_does_not_say_who_has_what_is_refused():
     strategy, state = OwnedParts(FedAvg(), PARTS), start_state()
     mean = strategy.reduce([Site(name, strategy).fit(1, state) for name in "abcd"])
-    with pytest.raises(ValueError, match=r"say which sites have 'rna', found none: a protection took their metrics"):
+    with pytest.raises(
+        ValueError, match=r"report which sites have 'rna', found none: a protection removed their metrics"
+    ):
         strategy.apply(state, replace(mean, metrics={}), {})

@@ -18,9 +18,8 @@ from tests.model.spamosaic.test_model import make_sections
 from tests.model.test_classifier import fit
 
 from scinfl import nn as keyed_nn
-from scinfl.federation import FedAvg, Journal, Median, Update, mean_of, simulate
-from scinfl.federation._payload import Payload
-from scinfl.federation._rehearse import rehearse
+from scinfl.federation import FedAvg, Journal, Median, Payload, Protection, Update, mean_of, simulate
+from scinfl.federation.rounds import rehearse
 from scinfl.model import Classifier
 from scinfl.model.base._local_training import LocalSite
 from scinfl.model.base._secrets import secret_arrays
@@ -34,7 +33,7 @@ ALIKE = ["site", "purpose", "array", "shape", "rounds", "bytes", "masked"]
 START = {"w": np.zeros(3)}
 
 
-class Untouchable:
+class Untouchable(Protection):
     """A protection that sums, and that nothing may use."""
 
     sums = True
@@ -96,18 +95,9 @@ def test_bytes_of_any_ciphertext_are_shared_among_its_values():
 
 
 def test_noise_before_a_mask_changes_what_is_listed(toy_sites, key):
-    class Silent:
-        def on_step(self, *_):
-            return None
-
+    class Silent(Protection):
         def encode(self, update):
             return replace(update, metrics={})
-
-        def combine(self, _):
-            return None
-
-        def decode(self, combined, _):
-            return combined
 
     payload = Payload()
     run(toy_sites, [Silent(), KeyedSum(key)], payload=payload)

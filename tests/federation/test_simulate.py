@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from scinfl.federation import FedAvg, Journal, Update, mean_of, simulate
+from scinfl.federation import FedAvg, Journal, Protection, Update, mean_of, simulate
 from scinfl.privacy import KeyedSum
 
 START = {"w": np.array([0.0])}
@@ -146,16 +146,13 @@ def test_a_share_of_the_sites_takes_part_drawn_anew_each_round(toy_sites):
     assert run(toy_sites, 1, fraction=0.1).history[0]["n_sites"] == 1
 
 
-class Mask:
+class Mask(Protection):
     """A protection that hides every update behind a number that cancels in the sum."""
 
     masks: ClassVar = {"a": 5.0, "b": -2.0, "c": -3.0}
 
     def __init__(self):
         self.seen_by_server, self.members = [], []
-
-    def on_step(self, network, batch):
-        return None
 
     def encode(self, update):
         state = {name: array * update.weight + self.masks[update.site] for name, array in update.state.items()}
@@ -172,11 +169,8 @@ class Mask:
         return replace(combined, state={name: array / combined.weight for name, array in combined.state.items()})
 
 
-class Double:
+class Double(Protection):
     """A protection that changes updates and leaves the sum to others."""
-
-    def on_step(self, network, batch):
-        return None
 
     def encode(self, update):
         return replace(update, state={name: 2 * array for name, array in update.state.items()})

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scinfl.federation import FedAvg, Update, weighted_mean
+from scinfl.federation import FedAvg, Update
+from scinfl.federation.rounds import weighted_mean
 
 
 def make_update(site, value, n_obs, *, dtype=np.float32, name="w", version=None, weight=None):

@@ -1,4 +1,4 @@
-"""Strategies that look at the mean of a round only, so they work when the server is blind."""
+"""Strategies that look at the mean of a round only, so they work under secure aggregation."""
 
 from __future__ import annotations
 

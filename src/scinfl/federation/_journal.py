@@ -101,14 +101,14 @@ class Journal:
             raise ValueError(msg)
         try:
             arrays = load(content)
-            metadata = _metadata(content)
+            metadata = metadata_of(content)
             groups = {
                 group: {name: arrays[f"{group}/{name}"] for name in names}
                 for group, names in json.loads(metadata["groups"]).items()
             }
             return groups, json.loads(metadata["record"])
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
-            msg = f"Expected a checkpoint in '{path}', found a damaged file ({error}). Name a new folder to start anew."
+            msg = f"Expected a checkpoint in '{path}', found a damaged file ({error}). Name a new folder to restart."
             raise ValueError(msg) from error
 
     def log(self, event: str, **fields: Any) -> None:
@@ -143,7 +143,7 @@ class Journal:
         return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
 
 
-def _metadata(content: bytes) -> dict[str, str]:
+def metadata_of(content: bytes) -> dict[str, str]:
     """Metadata of safetensors in memory: the file starts with the length of a json header."""
     length = int.from_bytes(content[:8], "little")
     return json.loads(content[8 : 8 + length])["__metadata__"]
@@ -165,7 +165,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     >>> from pathlib import Path
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder) / "state"
-    ...     si.federation.write_atomically(path, b"all or nothing")
+    ...     si.federation.rounds.write_atomically(path, b"all or nothing")
     ...     path.read_bytes()
     b'all or nothing'
     """

@@ -16,7 +16,7 @@ _SHARE = "has_"
 class OwnedParts:
     r"""Lets another strategy average each part of the state over the sites that train it.
 
-    A site sends back unchanged what it does not train, and says with every update, as a metric, which parts it has
+    A site sends back unchanged what it does not train, and reports with every update, as a metric, which parts it has
     (:meth:`shares`). With the share :math:`f` of the weight of the sites that have a part, and its old and mean values
     :math:`w` and :math:`\bar w`, the mean over these sites is
 
@@ -27,8 +27,8 @@ class OwnedParts:
     Parameters
     ----------
     strategy
-        What becomes of the mean. One that compares single updates cannot tell a site without a part from one that
-        left it as it was, and is refused.
+        What becomes of the mean. One that compares single updates cannot distinguish a site without a part from one
+        that left it as it was, and is refused.
     parts
         Beginnings of parameter names, by part.
 
@@ -63,7 +63,7 @@ class OwnedParts:
         return f"OwnedParts({self._strategy!r}, {sorted(self._parts)})"
 
     def shares(self, parts: Sequence[str]) -> dict[str, float]:
-        """Metrics by which a site says which parts it has.
+        """Metrics by which a site reports which parts it has.
 
         Parameters
         ----------
@@ -86,7 +86,7 @@ class OwnedParts:
         Raises
         ------
         ValueError
-            If a protection left nothing of what sites said they have.
+            If a protection removed the metrics by which sites report their parts.
         """
         over_owners = {name: self._over_owners(name, state[name], array, mean) for name, array in mean.state.items()}
         return self._strategy.apply(state, replace(mean, state=over_owners), memory)
@@ -97,8 +97,8 @@ class OwnedParts:
                 share = mean.metrics.get(f"{_SHARE}{part}")
                 if share is None:
                     msg = (
-                        f"Expected updates that say which sites have '{part}', found none: a protection took their "
-                        "metrics away. Use a sum (keyed, pairwise or homomorphic), or sites that all have every part."
+                        f"Expected updates that report which sites have '{part}', found none: a protection removed "
+                        "their metrics. Use a sum (keyed, pairwise or homomorphic), or sites that all have every part."
                     )
                     raise ValueError(msg)
                 if share <= 0:

@@ -5,24 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
-from scinfl.federation._protection import NeedsTotals, Protection
+from scinfl.federation._protection import Protection
 from scinfl.federation._update import Update
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = ["site", "purpose", "array", "shape", "type", "rounds", "bytes", "masked", "norm"]
 _WEIGHT = "weight"
 
 
 class Payload:
-    """One record a site, purpose and array, of all that leaves the sites of a run.
+    """One record per site, purpose and array, of all that leaves the sites of a run.
 
     ``bytes`` are those of all rounds together; a round that had to be sent again counts once. ``masked`` says that the
     server cannot read an array (a keyed or pairwise sum, a homomorphic one); what it can read has a ``norm``, the
-    largest Euclidean one of all rounds. Beside arrays a site sends its weight and its mean metrics.
+    largest Euclidean one of all rounds. In addition to arrays a site sends its weight and its mean metrics.
 
     Parameters
     ----------
@@ -97,8 +99,6 @@ class Payload:
     def plan(self, updates: Sequence[Update], protections: Sequence[Protection], n_rounds: int = 1) -> None:
         """List what would leave in so many sums.
 
-        A protection that sums may say how many bytes numbers take (``bytes_of(n_values)``); 8 each by default.
-
         Parameters
         ----------
         updates
@@ -108,9 +108,9 @@ class Payload:
         n_rounds
             How often, at most.
         """
-        summing = next((p for p in protections if getattr(p, "sums", False)), None)
+        summing = next((protection for protection in protections if protection.sums), None)
         for update in updates:
-            n_bytes = _bytes_of(summing, _n_values(update))
+            n_bytes = (summing or Protection()).bytes_of(_n_values(update))
             self._add(update, update, None if summing is None else "masked", n_bytes, n_rounds)
 
     def add_totals(self, protections: Sequence[Protection], purpose: str, weights: Mapping[str, float]) -> None:
@@ -126,9 +126,9 @@ class Payload:
             Weight of every site.
         """
         for protection in protections:
-            if isinstance(protection, NeedsTotals):
+            if protection.sums:
                 for site in weights:
-                    self._put(site, f"total of {purpose}", _WEIGHT, (), "masked", 1, _bytes_of(protection, 1), math.nan)
+                    self._put(site, f"total of {purpose}", _WEIGHT, (), "masked", 1, protection.bytes_of(1), math.nan)
 
     def extend(self, table: pd.DataFrame) -> None:
         """Take over the records of sums that were made elsewhere, for example by ``scinfl.pp``.
@@ -144,6 +144,8 @@ class Payload:
     @property
     def table(self) -> pd.DataFrame:
         """All records, as they came."""
+        import pandas as pd
+
         return pd.DataFrame(list(self._rows.values()), columns=COLUMNS)
 
     def records(self) -> list[dict[str, Any]]:
@@ -201,9 +203,3 @@ class Payload:
 def _n_values(update: Update) -> int:
     """Numbers in an update: arrays, weight and metrics."""
     return sum(array.size for array in update.state.values()) + 1 + len(update.metrics)
-
-
-def _bytes_of(protection: Any, n_values: int) -> int:
-    """Bytes of so many numbers once they are masked."""
-    told = getattr(protection, "bytes_of", None)
-    return 8 * n_values if told is None else told(n_values)

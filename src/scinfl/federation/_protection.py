@@ -2,100 +2,104 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
+from scinfl.federation._journal import Journal
 from scinfl.federation._strategy import Strategy
 from scinfl.federation._update import State, Update
 
 
-class Protection(Protocol):
-    """Guards updates. A federation may apply any number, in order; none leaves updates as they are.
+class Protection:
+    """Guards updates; a base class that leaves everything as it is.
 
-    Sites call ``on_step``, ``encode`` and ``decode``; the server calls ``combine`` and holds no secret. A protection
-    whose ``combine`` sums what the server cannot read says so with a class attribute ``sums = True``, and comes last;
-    after it there may be those that only look at what arrives, with ``watches = True``.
+    A federation may apply any number, in order. Sites call all methods but ``combine``, which the server calls; the
+    server holds no secret. Subclasses override what they need.
     """
+
+    sums: ClassVar[bool] = False
+    """Whether ``combine`` sums what the server cannot read, after ``agree``. Such a protection comes last."""
+
+    watches: ClassVar[bool] = False
+    """Whether it only looks at what arrives, so that it may follow one that sums."""
+
+    travels: ClassVar[bool] = False
+    """Whether the other sites are on machines of their own, and ``combine`` fetches the sum of all."""
+
+    min_sites: int = 1
+    """Least number of sites in a round."""
+
+    def agree(self, purpose: str, weights: Mapping[str, float]) -> float | None:
+        """Learn the total weight of a purpose without showing the weight of a site; ``None`` where none is needed."""
+        del purpose, weights
+        return None
+
+    def begin_round(self, site: str, round: int, state: State) -> None:
+        """Take note of the shared state that a site starts a round from."""
+        del site, round, state
+
+    def batches(self, site: str, train: Any, batch_size: int, epochs: int) -> Iterator[Any] | None:
+        """Draw the batches of a round as ``on_step`` takes them; ``None`` leaves them to the site.
+
+        For protections whose guarantee depends on how batches are drawn. The training loss is not reported then.
+        """
+        del site, train, batch_size, epochs
+        return None
 
     def on_step(self, network: Any, batch: Any) -> float | None:
         """Compute the gradients of one local step instead of the site (sample-level privacy).
 
         Returns the loss of the step (NaN where nobody may learn it), or ``None`` to leave the step to the site.
         """
-        ...
+        del network, batch
+        return None
+
+    def exchange(self, purpose: str, round: int, sites: Sequence[str]) -> None:
+        """Let the sites of a sum exchange messages before they encode, for each attempt at a round."""
+        del purpose, round, sites
 
     def encode(self, update: Update) -> Update:
         """Change an update before anything leaves the site."""
-        ...
+        return update
 
     def combine(self, encoded: Sequence[Update]) -> Update | None:
         """Sum what the server may see, or return ``None`` to leave the sum to the strategy."""
-        ...
+        del encoded
+        return None
 
     def decode(self, combined: Update, members: Sequence[Update]) -> Update:
         """Read the sum at a site.
 
         ``members`` are the encoded updates that went into the sum, without their arrays.
         """
-        ...
+        del members
+        return combined
+
+    def bytes_of(self, n_values: int) -> int:
+        """Bytes that a site sends for so many numbers (float64 by default)."""
+        return 8 * n_values
 
 
-@runtime_checkable
-class NeedsTotals(Protocol):
-    """A protection that must know the total weight of all sites before it encodes."""
+class SpendsPrivacy(Protection, ABC):
+    """A protection by noise, with an account of the privacy budget that was spent."""
 
-    def agree(self, purpose: str, weights: Mapping[str, float]) -> float:
-        """Learn the total weight of a purpose without showing the weight of a site."""
-        ...
+    @abstractmethod
+    def open_account(self, *, n_sites: int, n_rounds: int, journal: Journal | None) -> None:
+        """Plan a run: how many sites per round, how many rounds, and the journal that attempts are noted in."""
 
-
-@runtime_checkable
-class DrawsBatches(Protocol):
-    """A protection that draws the batches of a site, because its guarantee depends on how they are drawn."""
-
-    def batches(self, site: str, train: Any, batch_size: int, epochs: int) -> Iterator[Any]:
-        """Batches of one round, as ``on_step`` takes them."""
-        ...
-
-
-@runtime_checkable
-class StartsRounds(Protocol):
-    """A protection that must know the shared state that a site starts from."""
-
-    def begin_round(self, site: str, round: int, state: State) -> None:
-        """Hear of a site that starts a round."""
-        ...
-
-
-@runtime_checkable
-class SpendsPrivacy(Protocol):
-    """A protection by noise, with an account of what it lets through."""
-
-    def open_account(self, *, n_sites: int, n_rounds: int, journal: Any | None) -> None:
-        """Hear of a run: how many sites a round, how many rounds, and where attempts are written down."""
-        ...
-
+    @abstractmethod
     def check_site(self, site: str, network: Any, train: Any, n_validation: int, options: Mapping[str, Any]) -> None:
         """Refuse a network, observations or options of the loss that the guarantee would not hold for."""
-        ...
 
+    @abstractmethod
     def epsilon(self, site: str | None = None) -> float:
         """What a site has spent; the most that any has by default."""
-        ...
-
-
-@runtime_checkable
-class NeedsExchange(Protocol):
-    """A protection whose sites exchange messages before they encode, anew for each attempt at a round."""
-
-    def exchange(self, purpose: str, round: int, sites: Sequence[str]) -> None:
-        """Prepare a sum of these sites."""
-        ...
 
 
 def are_elsewhere(protections: Sequence[Protection]) -> bool:
-    """Whether the other sites are on machines of their own: a protection fetches their terms (``travels = True``)."""
-    return any(getattr(protection, "travels", False) for protection in protections)
+    """Whether the other sites are on machines of their own."""
+    return any(protection.travels for protection in protections)
 
 
 def check_order(protections: Sequence[Protection]) -> None:
@@ -110,14 +114,14 @@ def check_order(protections: Sequence[Protection]) -> None:
     --------
     >>> import scinfl as si
     >>> key = si.privacy.Key.generate()
-    >>> si.federation.check_order([si.privacy.KeyedSum(key)])
-    >>> si.federation.check_order([si.privacy.KeyedSum(key), si.privacy.KeyedSum(key)])
+    >>> si.federation.rounds.check_order([si.privacy.KeyedSum(key)])
+    >>> si.federation.rounds.check_order([si.privacy.KeyedSum(key), si.privacy.KeyedSum(key)])
     Traceback (most recent call last):
     ValueError: ...
     """
-    guards = [protection for protection in protections if not getattr(protection, "watches", False)]
+    guards = [protection for protection in protections if not protection.watches]
     names = [type(protection).__name__ for protection in guards]
-    summing = [name for name, protection in zip(names, guards, strict=True) if getattr(protection, "sums", False)]
+    summing = [type(protection).__name__ for protection in guards if protection.sums]
     if len(summing) > 1:
         msg = (
             f"Expected at most one protection that sums, found {' and '.join(summing)}: the second would read masks as "
@@ -135,8 +139,7 @@ def check_order(protections: Sequence[Protection]) -> None:
 def exchange(protections: Sequence[Protection], updates: Sequence[Update]) -> None:
     """Let the sites of a sum exchange what their protections need."""
     for protection in protections:
-        if isinstance(protection, NeedsExchange):
-            protection.exchange(updates[0].purpose, updates[0].round, [update.site for update in updates])
+        protection.exchange(updates[0].purpose, updates[0].round, [update.site for update in updates])
 
 
 def encode(protections: Sequence[Protection], update: Update) -> Update:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from scinfl.federation._choice import check_sites
 from scinfl.federation._journal import Journal
 from scinfl.federation._payload import Payload
 from scinfl.federation._protection import Protection, SpendsPrivacy
-from scinfl.federation._simulate import _check
 from scinfl.federation._site import Site
 from scinfl.federation._strategy import Strategy
 from scinfl.federation._update import State, Update
@@ -55,14 +55,14 @@ def rehearse(
         If the sites cannot make a round, or an update holds what must not leave.
     """
     if n_elsewhere == 0:
-        _check(sites, strategy, protections, fraction, min_sites)
+        check_sites(sites, strategy, protections, fraction, min_sites)
     payload.add_totals(protections, "training", {site.name: strategy.weight(site.n_obs) for site in sites})
     validating = {site.name: float(site.n_validation) for site in sites if site.n_validation}
     payload.add_totals(protections, "evaluation", validating)
-    untold = any(isinstance(protection, SpendsPrivacy) for protection in protections)  # the loss would tell of cells
+    is_noisy = any(isinstance(protection, SpendsPrivacy) for protection in protections)  # then no loss is reported
     for site in sites:
         update = site.fit(1, state)
-        _list([replace(update, metrics={}) if untold else update], protections, payload, n_rounds)
+        _list([replace(update, metrics={}) if is_noisy else update], protections, payload, n_rounds)
         validation = site.evaluate(1, state)
         _list([] if validation is None else [validation], protections, payload, n_rounds)
     if journal is not None:

@@ -14,7 +14,7 @@ from scinfl.federation._update import Update
 
 @dataclass(frozen=True)
 class TrimmedMean(FedAvg):
-    """Mean of each parameter without its largest and smallest values (Yin et al. 2018). Sites count alike.
+    """Mean of each parameter without its largest and smallest values (Yin et al. 2018). All sites have the same weight.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class TrimmedMean(FedAvg):
 
 @dataclass(frozen=True)
 class Median(FedAvg):
-    """Median of each parameter over the sites (Yin et al. 2018). Sites count alike.
+    """Median of each parameter over the sites (Yin et al. 2018). All sites have the same weight.
 
     Parameters
     ----------

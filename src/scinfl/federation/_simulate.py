@@ -6,26 +6,17 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from scinfl._checks import number_between
 from scinfl._errors import RepeatRoundError
+from scinfl.federation import rounds
 from scinfl.federation._journal import Journal
 from scinfl.federation._payload import Payload
-from scinfl.federation._protection import (
-    NeedsTotals,
-    Protection,
-    SpendsPrivacy,
-    check_order,
-    combine,
-    decode,
-    encode,
-    exchange,
-)
+from scinfl.federation._protection import Protection, check_order, combine, decode, encode, exchange
 from scinfl.federation._site import Site
 from scinfl.federation._strategy import FedAvg, Strategy
 from scinfl.federation._update import State, Update
@@ -33,44 +24,6 @@ from scinfl.federation._update import State, Update
 logger = logging.getLogger(__name__)
 
 _MAX_ATTEMPTS = 30
-
-
-@dataclass
-class Run:
-    """Where a run stands after its last finished round.
-
-    Parameters
-    ----------
-    state
-        Shared state that the next round starts from.
-    smooth
-        Moving average of the shared states, which is what is validated and kept.
-    best_state, best_round
-        Smooth state and number of the round with the best monitored value; of the last round without validation.
-    best_local
-        What stayed at each site in the best round.
-    memory
-        What the strategy keeps between rounds.
-    history
-        One record a round: seconds, bytes, sites, mean metrics, and with a privacy budget what was spent so far by
-        the site that spent most (``epsilon``).
-    site_history
-        One record a round and participating site. A site sees its own records only; in process they stand together.
-    """
-
-    state: State
-    smooth: State
-    best_state: State
-    best_round: int = 0
-    best_local: dict[str, State] = field(default_factory=dict)
-    memory: State = field(default_factory=dict)
-    history: list[dict[str, float]] = field(default_factory=list)
-    site_history: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def n_rounds(self) -> int:
-        """Rounds finished."""
-        return len(self.history)
 
 
 def simulate(
@@ -91,7 +44,7 @@ def simulate(
     derive: Callable[[Mapping[str, float], float], Mapping[str, float]] | None = None,
     payload: Payload | None = None,
     progress: bool = True,
-) -> Run:
+) -> rounds.Run:
     r"""Train over sites for a number of rounds.
 
     In each round some sites train and encode their updates, the sum is formed as the server would, the sites decode it
@@ -111,7 +64,7 @@ def simulate(
     n_rounds
         Rounds in all, those of a resumed journal included.
     fraction
-        Share of the sites that takes part in a round, drawn anew each round.
+        Share of the sites that takes part in a round, drawn again for each round.
     min_sites
         Least number of sites in a round.
     smoothing
@@ -121,7 +74,7 @@ def simulate(
     rng
         Seed of the choice of sites.
     monitor
-        Column of the history that tells the best round: lowest for losses and squared errors (``mse``),
+        Column of the history that defines the best round: lowest for losses and squared errors (``mse``),
         highest otherwise.
     patience
         Stop after so many rounds without a better monitored value; never by default.
@@ -133,7 +86,7 @@ def simulate(
         Turns mean validation metrics, and the number of observations behind them, into those of the history: for
         metrics that are no means of the sites' own.
     payload
-        Takes down what leaves each site; what it says after the first round goes to the journal.
+        Records what leaves each site; its records after the first round go to the journal.
     progress
         Show a progress bar.
 
@@ -142,60 +95,47 @@ def simulate(
     ValueError
         If the sites cannot make a round, or the journal holds another run.
     """
-    _check(sites, strategy, protections, fraction, min_sites)
+    rounds.check_sites(sites, strategy, protections, fraction, min_sites)
     number_between("smoothing", smoothing, 0, 0.999)
     listed, payload = payload is not None, payload or Payload()
-    _agree(protections, "training", {site.name: strategy.weight(site.n_obs) for site in sites}, payload)
+    _agree_on_totals(protections, "training", {site.name: strategy.weight(site.n_obs) for site in sites}, payload)
     validating = {site.name: float(site.n_validation) for site in sites if site.n_validation}
-    _agree(protections, "evaluation", validating, payload)
-    run = Run(state=state, smooth=state, best_state=state)
+    _agree_on_totals(protections, "evaluation", validating, payload)
+    run, settings = rounds.Run(state=state, smooth=state, best_state=state), dict(settings or {})
     if journal is not None:
-        _resume(run, sites, journal, dict(settings or {}))
+        _resume(run, sites, journal, settings)
     first = run.n_rounds + 1
-    spending = _spending(protections)
+    spending = rounds.budget_of(protections)
     if spending is not None:
-        spending.open_account(n_sites=_n_chosen(sites, fraction, min_sites), n_rounds=n_rounds, journal=journal)
+        n_chosen = rounds.n_chosen(sites, fraction, min_sites)
+        spending.open_account(n_sites=n_chosen, n_rounds=n_rounds, journal=journal)
+    rules = rounds.Rules(strategy, n_rounds, smoothing, monitor, patience, derive)
     bar = tqdm(total=n_rounds, initial=min(run.n_rounds, n_rounds), disable=not progress, unit="round", desc="Training")
     with bar:
-        while run.n_rounds < n_rounds and not _stalled(run, patience):
-            number = run.n_rounds + 1
-            started = time.perf_counter()
-            chosen = _choose(sites, fraction, min_sites, rng, number)
+        while not rules.is_finished(run):
+            number, started = run.n_rounds + 1, time.perf_counter()
+            chosen = rounds.choose_sites(sites, fraction, min_sites, rng, number)
             updates = [site.fit(number, run.state) for site in chosen]
             mean, encoded = _sum(protections, strategy, updates, payload)
-            run.state, run.memory = strategy.apply(run.state, mean, run.memory)
-            run.smooth = _smoothed(run.smooth, run.state, min(smoothing, (number - 1) / (number + 9)))
+            rules.apply(run, number, mean)
             validation = _validate(sites, run.smooth, number, protections, strategy, payload)
-            validated = dict(validation.metrics) if validation else {}
-            if validation and derive is not None:
-                validated = dict(derive(validation.metrics, validation.weight))
-            record = {
-                "round": number,
-                **{f"train_{name}": value for name, value in mean.metrics.items()},
-                **{f"validation_{name}": value for name, value in validated.items()},
-                "n_sites": len(chosen),
-                "bytes_sent": sum(update.n_bytes for update in encoded),
-                "seconds": time.perf_counter() - started,
-            }
-            spent: dict[str, dict[str, float]] = {}
-            if spending is not None:
-                record["epsilon"] = spending.epsilon()
-                spent = {update.site: {"epsilon": spending.epsilon(update.site)} for update in updates}
-            run.history.append(record)
-            run.site_history += [
-                {"round": number, "site": u.site, "n_obs": u.n_obs, **u.metrics, **spent.get(u.site, {})}
-                for u in updates
-            ]
-            if _best_round(run.history, monitor) == number:
-                run.best_round, run.best_state = number, run.smooth
-                run.best_local = {site.name: site.local_state() for site in sites}
+            record = rounds.record_of(
+                number,
+                mean,
+                n_sites=len(chosen),
+                n_bytes=sum(update.n_bytes for update in encoded),
+                seconds=time.perf_counter() - started,
+                spending=spending,
+            )
+            rules.finish(run, record, validation, lambda: {site.name: site.local_state() for site in sites})
+            run.site_history += [rounds.site_record(number, update, spending) for update in updates]
             if journal is not None:
-                _keep(run, sites, journal, dict(settings or {}), encoded)
+                _keep(run, sites, journal, settings, encoded)
                 if listed and number == first:
                     journal.log("payload", arrays=payload.records())
             shown = {"loss": record.get("train_loss", math.nan)}
-            if monitor in record:
-                shown[monitor] = record[monitor]
+            if monitor in run.history[-1]:
+                shown[monitor] = run.history[-1][monitor]
             bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
             bar.update()
     return run
@@ -213,14 +153,14 @@ def mean_of(
     Parameters
     ----------
     updates
-        One update a site, of a purpose of its own; weights are those of the updates.
+        One update per site, of a purpose of its own; weights are those of the updates.
     protections
         What guards the updates, in order.
     payload
-        Takes down what leaves each site; a planned one also keeps it from leaving, and the mean is that of the plain
+        Records what leaves each site; a planned one also keeps it from leaving, and the mean is that of the plain
         updates at hand.
     agree
-        Agree on the total weight first. Not needed again for a purpose whose weights are those of the last time.
+        Agree on the total weight first. Not needed again for a purpose whose weights did not change.
 
     Examples
     --------
@@ -235,83 +175,28 @@ def mean_of(
     check_order(protections)
     payload = payload or Payload()
     if agree:
-        _agree(protections, purpose, {update.site: update.weight for update in updates}, payload)
+        _agree_on_totals(protections, purpose, {update.site: update.weight for update in updates}, payload)
     return replace(_sum(protections, FedAvg(), updates, payload)[0], purpose=purpose)
 
 
-def _spending(protections: Sequence[Protection]) -> SpendsPrivacy | None:
-    """The protection with a privacy budget, if there is one."""
-    found = [protection for protection in protections if isinstance(protection, SpendsPrivacy)]
-    if len(found) > 1:
-        msg = (
-            f"Expected one protection with a privacy budget, found {len(found)}: "
-            f"{[type(protection).__name__ for protection in found]}. They guard different things, and `history` has "
-            "one `epsilon`: choose one."
-        )
-        raise ValueError(msg)
-    return found[0] if found else None
-
-
-def _agree(protections: Sequence[Protection], purpose: str, weights: Mapping[str, float], payload: Payload) -> None:
-    payload.add_totals(protections, purpose, weights)
-    if payload.planned:
-        return
-    for protection in protections:
-        if weights and isinstance(protection, NeedsTotals):
-            protection.agree(purpose, weights)
-
-
-def _check(
-    sites: Sequence[Site], strategy: Strategy, protections: Sequence[Protection], fraction: float, min_sites: int
+def _agree_on_totals(
+    protections: Sequence[Protection], purpose: str, weights: Mapping[str, float], payload: Payload
 ) -> None:
-    names = [site.name for site in sites]
-    if not names or len(set(names)) < len(names):
-        msg = f"Expected sites with different names, found {names}."
-        raise ValueError(msg)
-    if not 0 < fraction <= 1:
-        msg = f"Expected `fraction` above 0 and at most 1, found {fraction}."
-        raise ValueError(msg)
-    if not 1 <= min_sites <= len(sites):
-        msg = f"Expected `min_sites` from 1 to the number of sites ({len(sites)}), found {min_sites}."
-        raise ValueError(msg)
-    check_order(protections)
-    least = max([1, *(getattr(protection, "min_sites", 1) for protection in protections)])
-    if _n_chosen(sites, fraction, min_sites) < least:
-        cure = "Raise `fraction` or `min_sites`" if len(sites) >= least else "Let more sites take part"
-        msg = (
-            f"Expected at least {least} sites in a round, as the protections ask for, found "
-            f"{_n_chosen(sites, fraction, min_sites)} of {len(sites)}. {cure}."
-        )
-        raise ValueError(msg)
-    if strategy.needs_plaintext and protections:
-        msg = (
-            f"Expected no protections with {type(strategy).__name__}, found {len(protections)}: it compares single "
-            "updates, which a masked sum hides. Use FedAvg, or pass `protections=()`."
-        )
-        raise ValueError(msg)
-
-
-def _n_chosen(sites: Sequence[Site], fraction: float, min_sites: int) -> int:
-    return max(min_sites, math.ceil(round(fraction * len(sites), 9)))
-
-
-def _choose(sites: Sequence[Site], fraction: float, min_sites: int, rng: int, number: int) -> list[Site]:
-    n = _n_chosen(sites, fraction, min_sites)
-    if n == len(sites):
-        return list(sites)
-    drawn = np.random.default_rng([rng, number]).choice(len(sites), n, replace=False)
-    return [sites[index] for index in sorted(drawn)]
+    payload.add_totals(protections, purpose, weights)
+    if weights and not payload.planned:
+        for protection in protections:
+            protection.agree(purpose, weights)
 
 
 def _sum(
     protections: Sequence[Protection], strategy: Strategy, updates: Sequence[Update], payload: Payload
 ) -> tuple[Update, list[Update]]:
-    """Mean of updates, and what was sent for it. A protection may ask to send anew."""
+    """Mean of updates, and what was sent for it. A protection may ask to send again."""
     payload.check(updates)
     if payload.planned:
         payload.plan(updates, protections)
         return strategy.reduce(updates), []
-    n_open = next((n for n, guard in enumerate(protections) if getattr(guard, "sums", False)), len(protections))
+    n_open = next((n for n, guard in enumerate(protections) if guard.sums), len(protections))
     for attempt in range(_MAX_ATTEMPTS):
         try:
             exchange(protections, updates)
@@ -341,27 +226,8 @@ def _validate(
     return _sum(protections, strategy, updates, payload)[0]
 
 
-def _smoothed(past: State, state: State, weight: float) -> State:
-    if weight == 0:
-        return state
-    return {name: (weight * past[name] + (1 - weight) * array).astype(array.dtype) for name, array in state.items()}
-
-
-def _best_round(history: Sequence[Mapping[str, float]], monitor: str) -> int:
-    """Round of the best monitored value, the earliest of equals; the last round where nothing is monitored."""
-    sign = 1 if "loss" in monitor or "mse" in monitor else -1
-    values = [
-        (sign * record[monitor], record["round"]) for record in history if math.isfinite(record.get(monitor, math.nan))
-    ]
-    return int(min(values)[1]) if values else int(history[-1]["round"])
-
-
-def _stalled(run: Run, patience: int | None) -> bool:
-    return patience is not None and run.n_rounds - run.best_round >= patience
-
-
 def _keep(
-    run: Run, sites: Sequence[Site], journal: Journal, settings: dict[str, Any], encoded: Sequence[Update]
+    run: rounds.Run, sites: Sequence[Site], journal: Journal, settings: dict[str, Any], encoded: Sequence[Update]
 ) -> None:
     local = {f"local/{site.name}": site.local_state() for site in sites}
     local |= {f"best local/{name}": state for name, state in run.best_local.items()}
@@ -378,33 +244,15 @@ def _keep(
             for update in encoded
         ],
     )
-    journal.save(
-        {"state": run.state, "smooth": run.smooth, "best": run.best_state, "memory": run.memory, **local},
-        {
-            "settings": settings,
-            "best_round": run.best_round,
-            "history": run.history,
-            "site_history": run.site_history,
-        },
-    )
+    rounds.keep(run, journal, settings, local)
 
 
-def _resume(run: Run, sites: Sequence[Site], journal: Journal, settings: dict[str, Any]) -> None:
-    kept = journal.load()
+def _resume(run: rounds.Run, sites: Sequence[Site], journal: Journal, settings: dict[str, Any]) -> None:
+    cure = "Name a new folder, or train with the settings of the journal."
+    kept = rounds.resume(run, journal, settings, cure)
     if kept is None:
-        journal.log("start", settings=settings)
         return
-    groups, record = kept
-    if record["settings"] != settings:
-        was = record["settings"]
-        odd = sorted(name for name in was.keys() | settings.keys() if was.get(name) != settings.get(name))
-        msg = (
-            f"Expected the journal in '{journal.path}' to hold this run, found one with other settings: {odd}. "
-            "Name a new folder, or train with the settings of the journal."
-        )
-        raise ValueError(msg)
-    run.state, run.smooth, run.best_state, run.memory = (groups[name] for name in ("state", "smooth", "best", "memory"))
-    run.best_round, run.history, run.site_history = record["best_round"], record["history"], record["site_history"]
+    groups, _ = kept
     run.best_local = {site.name: groups[f"best local/{site.name}"] for site in sites}
     for site in sites:
         site.load_local_state(groups[f"local/{site.name}"])

@@ -21,7 +21,7 @@ class Site(Protocol):
 
     @property
     def metric_names(self) -> Sequence[str]:
-        """Names of what :meth:`evaluate` tells; needed where the sites are on machines of their own."""
+        """Names of the metrics of :meth:`evaluate`; needed where the sites are on machines of their own."""
         ...
 
     def fit(self, round: int, state: State) -> Update:

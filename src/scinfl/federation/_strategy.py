@@ -43,7 +43,7 @@ class FedAvg:
     Parameters
     ----------
     weights
-        ``"n_obs"`` weights sites by their observations, ``"uniform"`` weights all alike.
+        ``"n_obs"`` weights sites by their observations, ``"uniform"`` gives all the same weight.
 
     Examples
     --------
@@ -94,7 +94,7 @@ def weighted_mean(updates: Sequence[Update]) -> Update:
     ...     si.federation.Update(site, 1, {"w": np.array([value])}, n_obs=n, weight=n)
     ...     for site, value, n in (("a", 1.0, 10), ("b", 2.0, 30), ("c", 9.0, 10))
     ... ]
-    >>> si.federation.weighted_mean(updates).state["w"]
+    >>> si.federation.rounds.weighted_mean(updates).state["w"]
     array([3.2])
     """
     if not updates:
@@ -106,7 +106,7 @@ def weighted_mean(updates: Sequence[Update]) -> Update:
         msg = "Expected updates with a positive total weight, found 0: every site of the round is empty."
         raise ValueError(msg)
     first = updates[0]
-    _check_alike(updates)
+    _check_consistent(updates)
     state: State = {}
     for name, like in first.state.items():
         mean = np.zeros(like.shape, np.float64)
@@ -131,7 +131,7 @@ def weighted_mean(updates: Sequence[Update]) -> Update:
     )
 
 
-def _check_alike(updates: Sequence[Update]) -> None:
+def _check_consistent(updates: Sequence[Update]) -> None:
     first = updates[0]
     expected = {name: array.shape for name, array in first.state.items()}
     for update in updates:

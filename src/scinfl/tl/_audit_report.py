@@ -15,7 +15,7 @@ from anndata import AnnData
 
 from scinfl import _names
 from scinfl._checks import new_path
-from scinfl.federation._journal import write_atomically
+from scinfl.federation.rounds import write_atomically
 
 _WIDTH, _LEFT, _ROW, _TOP = 960, 560, 20, 26
 _COLOURS = {"leaks": "#D55E00", "unclear": "#E69F00", "holds": "#0072B2"}
@@ -74,7 +74,7 @@ def _as_html(audit: Mapping[str, Any]) -> str:
     table = audit["table"]
     parts = ["<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Audit</title>"]
     parts.append(f"<style>{_STYLE}</style></head><body><h1>Audit of a federated model</h1>")
-    parts.append(f"<p>{html.escape(_summary(audit))}</p><h2>Who gets what</h2><dl>")
+    parts.append(f"<p>{html.escape(_summary(audit))}</p><h2>What each adversary learns</h2><dl>")
     for adversary, words in audit["verdicts"].items():
         parts.append(f"<dt>{html.escape(adversary.capitalize())}</dt><dd>{html.escape(str(words))}</dd>")
     parts.append("</dl>")
@@ -93,7 +93,7 @@ def _as_html(audit: Mapping[str, Any]) -> str:
 
 
 def _as_markdown(audit: Mapping[str, Any]) -> str:
-    lines = ["# Audit of a federated model", "", _summary(audit), "", "## Who gets what", ""]
+    lines = ["# Audit of a federated model", "", _summary(audit), "", "## What each adversary learns", ""]
     lines += [f"- **{adversary.capitalize()}**: {words}" for adversary, words in audit["verdicts"].items()]
     for family, own in audit["table"].groupby("family", sort=False):
         picture = base64.b64encode(_figure(own[own["metric"] == own["metric"].iloc[0]]).encode()).decode()
@@ -108,11 +108,10 @@ def _as_markdown(audit: Mapping[str, Any]) -> str:
 
 
 def _summary(audit: Mapping[str, Any]) -> str:
-    said = audit["parameters"]
+    about = audit["parameters"]
     return (
-        f"Attacked: {said['model']}, {said['attacked']} (key scheme {said['key_scheme']}, shared: {said['share']}). "
-        f"{said['summary']} A finding leaks where its 95% interval lies above a baseline that looks at nothing of the "
-        "model."
+        f"Attacked: {about['model']}, {about['attacked']} (key scheme {about['key_scheme']}, shared: {about['share']})."
+        f" {about['summary']} A finding leaks where its 95% interval lies above a baseline without access to the model."
     )
 
 

@@ -39,8 +39,8 @@ class Summing(Protocol):
 class RoundHistory:
     """Takes a site from step to step, in the order in which all sites go.
 
-    A site says what it would send only if its term is still wanted: where the sum of a step is there already, because
-    the site was away or started again, that sum is all it gets.
+    A site makes its term only if that is still wanted. Where the sum of a step exists already, because the site was
+    away or started again, it receives that sum only.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class RoundHistory:
     ready
         Called with the number of steps behind this site, when it needs the server for the first time.
     folder
-        Where sums are kept (masked, as they came) that a site that starts again must read anew.
+        Where sums are kept (masked, as they came) that a site must read again after a restart.
     """
 
     def __init__(self, counterpart: Counterpart, *, ready: Callable[[int], None], folder: Path | None = None) -> None:
@@ -60,7 +60,7 @@ class RoundHistory:
         self._asked: Message | None = None  # still to be answered
 
     def go_to(self, position: int) -> None:
-        """Go on where a journal says that this site was.
+        """Continue at the step that a journal holds.
 
         Parameters
         ----------
@@ -95,7 +95,7 @@ class RoundHistory:
         return sorted(found, key=lambda pair: pair[0].purpose)
 
     def finish(self) -> None:
-        """Tell the server that the model is there."""
+        """Report to the server that the model is written."""
         self._be_ready()
         self._counterpart.answer(Message("finished", {}))
 
@@ -105,7 +105,7 @@ class RoundHistory:
             self._ready(self.position)
 
     def _converse(self, make: Callable[[Mapping[str, Any]], Message]) -> None:
-        """Hear what the server asks, and answer it unless it brings the sum of this step."""
+        """Receive what the server asks, and answer it unless it brings the sum of this step."""
         self._be_ready()
         asked = self._asked = self._asked or self._counterpart.next()
         self._take(asked)
@@ -126,12 +126,3 @@ class RoundHistory:
             start += len(updates)
             if sums["step"] >= self.position:
                 self._came[sums["step"]] = Message("sums", sums, updates)
-
-
-def as_update(upload: Any) -> Update:
-    """A hidden weight, which has a form of its own, as an update."""
-    return replace(
-        Update(upload.site, upload.round, dict(upload.state), 0, 0.0, purpose=upload.purpose),
-        key_version=upload.key_version,
-        header=upload.header,
-    )

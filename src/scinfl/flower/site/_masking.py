@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from scinfl._errors import RepeatRoundError
-from scinfl.federation import write_atomically
+from scinfl.federation import Update
+from scinfl.federation.rounds import write_atomically
 from scinfl.flower.protocol._message import Message
 from scinfl.privacy import PairwiseSum, Seal
-from scinfl.privacy.aggregation._advertisement import Advertisement
-from scinfl.privacy.aggregation._masked_sum import MaskedSum
-from scinfl.privacy.aggregation._secure_sum import purpose_of
+from scinfl.privacy.aggregation import Advertisement, MaskedSum, purpose_of
 
 Place = tuple[str, int]
 """Purpose and round of a sum."""
@@ -32,7 +31,7 @@ class Masking:
         self.protection = protection
 
     def answer(
-        self, asked: Mapping[str, Any], position: int, places: Sequence[Place], encode: Callable[[], Sequence[Any]]
+        self, asked: Mapping[str, Any], position: int, places: Sequence[Place], encode: Callable[[], Sequence[Update]]
     ) -> Message:
         """Answer to what the server asks in a step.
 
@@ -85,17 +84,17 @@ class PairwiseMasking(Masking):
         super().__init__(protection)
         self._site, self._file, self._seal = site, file, seal
         self._position: int | None = None
-        self._said: dict[tuple[str, int], Message] = {}  # answers, by phase and attempt
+        self._answers: dict[tuple[str, int], Message] = {}  # answers, by phase and attempt
         if file.exists():
             kept = json.loads(seal.unseal(file.read_bytes(), what="pairwise masks", site=site))
             self._position = kept["position"]
             protection.remember(site, kept["memory"])
             if kept["revealed"] is not None:
                 attempt, seeds = kept["revealed"]
-                self._said["reveal", attempt] = Message("reveal", {"seeds": seeds})
+                self._answers["reveal", attempt] = Message("reveal", {"seeds": seeds})
 
     def answer(
-        self, asked: Mapping[str, Any], position: int, places: Sequence[Place], encode: Callable[[], Sequence[Any]]
+        self, asked: Mapping[str, Any], position: int, places: Sequence[Place], encode: Callable[[], Sequence[Update]]
     ) -> Message:
         """Answer to what the server asks in a phase of a step.
 
@@ -107,13 +106,13 @@ class PairwiseMasking(Masking):
         if position != self._position:
             self._begin(position, places)
         turn = str(asked["phase"]), int(asked["attempt"])
-        if turn not in self._said:
+        if turn not in self._answers:
             act = {"advertise": self._advertise, "terms": self._mask, "reveal": self._reveal}[turn[0]]
-            self._said[turn] = act(asked, places, encode)
-        return self._said[turn]
+            self._answers[turn] = act(asked, places, encode)
+        return self._answers[turn]
 
     def _begin(self, position: int, places: Sequence[Place]) -> None:
-        self._position, self._said = position, {}
+        self._position, self._answers = position, {}
         for purpose, _ in places:
             if (of := purpose_of(purpose)) is not None:
                 self.protection.begin(of)
@@ -122,12 +121,14 @@ class PairwiseMasking(Masking):
         del encode
         site = self.protection.site(self._site)
         ads = [site.advertise(purpose, number, int(asked["attempt"])) for purpose, number in places]
-        return Message("advertise", {"ads": [said.to_json() for said in ads]})
+        return Message("advertise", {"ads": [ad.to_json() for ad in ads]})
 
-    def _mask(self, asked: Mapping[str, Any], places: Sequence[Place], encode: Callable[[], Sequence[Any]]) -> Message:
-        ads = [Advertisement.from_json(said) for said in asked["ads"]]
+    def _mask(
+        self, asked: Mapping[str, Any], places: Sequence[Place], encode: Callable[[], Sequence[Update]]
+    ) -> Message:
+        ads = [Advertisement.from_json(ad) for ad in asked["ads"]]
         for place in places:
-            self.protection.listen([said for said in ads if (said.purpose, said.round) == place])
+            self.protection.receive([ad for ad in ads if (ad.purpose, ad.round) == place])
         message = super().answer(asked, 0, places, encode)
         self._keep(None)
         return message

@@ -9,23 +9,21 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from scinfl.federation import Update
+from scinfl.federation import Protection, Update
 from scinfl.flower.protocol._message import Message
-from scinfl.flower.protocol._round_history import Sum, Summing, as_update
+from scinfl.flower.protocol._round_history import Sum, Summing
 from scinfl.flower.site._masking import Masking, Place
-from scinfl.privacy import Aggregator, Identity, Key, KeyedSum
-from scinfl.privacy.aggregation._aggregator import MASKED
-from scinfl.privacy.aggregation._masked_sum import MaskedSum
-from scinfl.privacy.aggregation._secure_sum import total_of
+from scinfl.privacy import Identity, Key, KeyedSum
+from scinfl.privacy.aggregation import MASKED, Aggregator, MaskedSum, total_of
 
 logger = logging.getLogger(__name__)
 
 
-class RemoteSum:
+class RemoteSum(Protection):
     """Lets code that adds up the sites of one process add up those of all machines.
 
-    A site that speaks for itself alone masks its term; what the server adds is a step of the run, and the sum of all
-    sites comes back. Sums before and after training pass through this as they are; training itself goes through
+    A site masks its own term; what the server adds is a step of the run, and the sum of all sites comes back. Sums
+    before and after training pass through this as they are; training itself goes through
     :class:`~scinfl.flower.site._site_training.SiteTraining`, which saves messages.
 
     Parameters
@@ -45,18 +43,14 @@ class RemoteSum:
         self.masking, self._steps, self._site = masking, steps, site
         self._totals: dict[str, float] = {}
         self._members: list[Update] = []
-        self._update: Any = None
+        self._update = Update(site, 0, {}, 0)
         self._has_sent = False
+        self.min_sites = masking.protection.min_sites
 
     @property
     def protection(self) -> MaskedSum:
         """Masks and reads."""
         return self.masking.protection
-
-    @property
-    def min_sites(self) -> int:
-        """Least number of sites in a sum."""
-        return self.protection.min_sites
 
     def bytes_of(self, n_values: int) -> int:
         """Bytes that a site sends for so many numbers.
@@ -67,10 +61,6 @@ class RemoteSum:
             How many numbers.
         """
         return self.protection.bytes_of(n_values)
-
-    def on_step(self, network: Any, batch: Any) -> None:
-        """Leave the step to the site."""
-        del network, batch
 
     def agree(self, purpose: str, weights: Mapping[str, float]) -> float:
         """Total weight of all sites.
@@ -85,14 +75,14 @@ class RemoteSum:
         ((site, weight),) = weights.items()
 
         def hidden() -> list[Update]:
-            return [as_update(self.protection.encode_weight(purpose, site, weight))]
+            return [self.protection.encode_weight(purpose, site, weight)]
 
         combined, members = self._sum((total_of(purpose), 0), hidden)
         self._totals[purpose] = self.protection.decode_weights(purpose, combined, members)
         return self._totals[purpose]
 
-    def encode(self, update: Any) -> Any:
-        """Say what form the term of this site will have; it is masked when the server asks for it.
+    def encode(self, update: Update) -> Update:
+        """Give the form of this site's term; it is masked when the server asks for it.
 
         Parameters
         ----------
@@ -104,7 +94,7 @@ class RemoteSum:
         kind = np.uint64 if self.bytes_of(1_000) == 8_000 else np.uint32
         return replace(update, state={MASKED: np.zeros(n_values, kind)}, metrics={})
 
-    def combine(self, encoded: Sequence[Any]) -> Any:
+    def combine(self, encoded: Sequence[Update]) -> Update:
         """Sum of the terms of all sites, as the server added them.
 
         Parameters
@@ -115,7 +105,7 @@ class RemoteSum:
         del encoded
         own = self._update
 
-        def masked() -> list[Any]:
+        def masked() -> list[Update]:
             return [self.protection.encode(own)]
 
         combined, self._members = self._sum((own.purpose, own.round), masked)
@@ -124,7 +114,7 @@ class RemoteSum:
         self.protection.follow(combined)
         return combined
 
-    def decode(self, combined: Any, members: Sequence[Any]) -> Any:
+    def decode(self, combined: Update, members: Sequence[Update]) -> Update:
         """Read the sum.
 
         Parameters
@@ -132,12 +122,12 @@ class RemoteSum:
         combined
             What the server added.
         members
-            Ignored: the server says whose terms are in it.
+            Ignored: the server reports whose terms are in it.
         """
         del members
         return self.protection.decode(combined, self._members)
 
-    def _sum(self, place: Place, encode: Callable[[], Sequence[Any]]) -> Sum:
+    def _sum(self, place: Place, encode: Callable[[], Sequence[Update]]) -> Sum:
         self._has_sent = False
 
         def make(asked: Mapping[str, Any]) -> Message:
@@ -165,7 +155,7 @@ class _Alone(KeyedSum):
 
 
 class _NoSteps:
-    """RoundHistory of a site that has nobody to ask: its own term is the sum."""
+    """RoundHistory of a site without a server: its own term is the sum."""
 
     position = 0
 
@@ -181,7 +171,7 @@ class _NoSteps:
 
 
 def rehearsed_sum(key: Key, identity: Identity, bits: Any) -> RemoteSum:
-    """A sum that goes nowhere, to list what would leave this site.
+    """A sum that is not sent, to list what would leave this site.
 
     Parameters
     ----------

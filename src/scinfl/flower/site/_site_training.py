@@ -8,12 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from scinfl.federation import Journal, Payload, Protection, Run, Site, State, Strategy, Update
-from scinfl.federation._protection import SpendsPrivacy, encode
-from scinfl.federation._simulate import _best_round, _smoothed, _spending, _stalled
+from scinfl.federation.rounds import (
+    Derive,
+    Rules,
+    SpendsPrivacy,
+    budget_of,
+    encode,
+    keep,
+    record_of,
+    resume,
+    site_record,
+)
 from scinfl.flower.protocol._message import Message
-from scinfl.flower.protocol._round_history import RoundHistory, as_update
+from scinfl.flower.protocol._round_history import RoundHistory
 from scinfl.flower.site._remote_sum import RemoteSum
-from scinfl.privacy.aggregation._secure_sum import purpose_of, total_of
+from scinfl.privacy.aggregation import purpose_of, total_of
 
 logger = logging.getLogger(__name__)
 
@@ -30,44 +39,37 @@ class SiteTraining:
 
     Parameters
     ----------
-    site, strategy, protections, state, n_rounds, smoothing, monitor, patience, derive, payload, journal, settings
+    site, rules, protections, state, payload, journal, settings
         See :func:`scinfl.federation.simulate`; the last protection is a :class:`RemoteSum`.
     steps
         RoundHistory of the run.
-    tell
+    report
         Called with the record of every finished round.
     """
 
     def __init__(
         self,
         site: Site,
-        strategy: Strategy,
+        rules: Rules,
         protections: Sequence[Protection],
         state: State,
         *,
         steps: RoundHistory,
-        n_rounds: int,
-        smoothing: float,
-        monitor: str,
-        patience: int | None,
-        derive: Callable[[Mapping[str, float], float], Mapping[str, float]] | None,
         payload: Payload | None,
         journal: Journal | None,
         settings: Mapping[str, Any],
-        tell: Callable[[Mapping[str, Any]], None],
+        report: Callable[[Mapping[str, Any]], None],
     ) -> None:
         *opened, summing = protections
         if not isinstance(summing, RemoteSum):
             msg = f"Expected a sum that travels as the last protection, found {summing!r}."
             raise TypeError(msg)
-        self._site, self._strategy, self._opened = site, strategy, opened
+        self._site, self._rules, self._opened = site, rules, opened
         self._masking, self._protection = summing.masking, summing.protection
-        self._steps, self._tell = steps, tell
-        self._n_rounds, self._smoothing, self._monitor, self._patience = n_rounds, smoothing, monitor, patience
-        self._derive, self._payload = derive, payload or Payload()
+        self._steps, self._report, self._payload = steps, report, payload or Payload()
         self._journal, self._settings = journal, dict(settings)
         self._run = Run(state=state, smooth=state, best_state=state)
-        self._spending: SpendsPrivacy | None = _spending(protections)
+        self._spending: SpendsPrivacy | None = budget_of(protections)
         self._start = 0  # step of the whole run at which this training begins
         self._is_done = False
         self._record: dict[str, Any] | None = None  # of the round whose metrics are still to come
@@ -82,7 +84,7 @@ class SiteTraining:
         """Take part in the whole training."""
         self._open()
         if self._spending is not None:
-            self._spending.open_account(n_sites=1, n_rounds=self._n_rounds, journal=self._journal)
+            self._spending.open_account(n_sites=1, n_rounds=self._rules.n_rounds, journal=self._journal)
         while not self._is_done:
             for combined, members in self._steps.sums(self._answer):
                 self._take_sum(combined, members)
@@ -118,7 +120,7 @@ class SiteTraining:
         if purpose == "training":
             self._take_round(mean, len(members), combined.n_bytes * len(members), counted=counted)
         else:
-            self._take_metrics(mean)
+            self._finish_round(mean)
 
     def _check_judges(self) -> None:
         n, least = round(self._totals[_JUDGES]), self._protection.min_sites
@@ -131,45 +133,33 @@ class SiteTraining:
 
     def _take_round(self, mean: Update, n_sites: int, n_bytes: int, *, counted: bool) -> None:
         run, number = self._run, mean.round
-        run.state, run.memory = self._strategy.apply(run.state, mean, run.memory)
-        run.smooth = _smoothed(run.smooth, run.state, min(self._smoothing, (number - 1) / (number + 9)))
+        self._rules.apply(run, number, mean)
         now = time.perf_counter()
-        self._record = {
-            "round": number,
-            **{f"train_{name}": value for name, value in mean.metrics.items()},
-            "n_sites": n_sites,
-            "bytes_sent": n_bytes,
-            "seconds": now - self._started,
-        }
-        spent = {} if self._spending is None else {"epsilon": self._spending.epsilon(self._site.name)}
-        self._record |= spent
+        self._record = record_of(
+            number,
+            mean,
+            n_sites=n_sites,
+            n_bytes=n_bytes,
+            seconds=now - self._started,
+            spending=self._spending,
+            site=self._site.name,
+        )
         self._started, self._local = now, self._site.local_state()
         if counted and self._made is not None:
             own = next(update for update in self._made[1] if update.purpose == "training")
-            run.site_history.append({"round": number, "site": own.site, "n_obs": own.n_obs, **own.metrics, **spent})
+            run.site_history.append(site_record(number, own, self._spending))
         if not self._validates:
-            self._finish_round({})
+            self._finish_round(None)
 
-    def _take_metrics(self, mean: Update) -> None:
-        values = dict(mean.metrics)
-        if self._derive is not None:
-            values = dict(self._derive(mean.metrics, mean.weight))
-        self._finish_round({f"validation_{name}": value for name, value in values.items()})
-
-    def _finish_round(self, validation: Mapping[str, float]) -> None:
+    def _finish_round(self, validation: Update | None) -> None:
         run, record = self._run, self._record
         if record is None:
             msg = "Expected metrics of a finished round, found them before. Do not trust this server."
             raise ValueError(msg)
-        last = ("n_sites", "bytes_sent", "seconds", "epsilon")
-        tail = {name: record.pop(name) for name in last if name in record}
-        run.history.append({**record, **validation, **tail})
         self._record = None
-        if _best_round(run.history, self._monitor) == record["round"]:
-            run.best_round, run.best_state = record["round"], run.smooth
-            run.best_local = {self._site.name: self._local}
-        self._is_done = run.n_rounds >= self._n_rounds or _stalled(run, self._patience)
-        self._tell(run.history[-1])
+        self._rules.finish(run, record, validation, lambda: {self._site.name: self._local})
+        self._is_done = self._rules.is_finished(run)
+        self._report(run.history[-1])
 
     def _was_left_out(self, combined: Update) -> None:
         """Read a sum without a term of this site, which was away or late."""
@@ -227,19 +217,19 @@ class SiteTraining:
 
     def _weights(self) -> list[Update]:
         n_validation = float(self._site.n_validation)
-        values = (self._strategy.weight(self._site.n_obs), n_validation, float(n_validation > 0))
+        values = (self._rules.strategy.weight(self._site.n_obs), n_validation, float(n_validation > 0))
         weights = dict(zip(_TOTALS, values, strict=True))
         for purpose, weight in weights.items():
             self._payload.add_totals([self._protection], purpose, {self._site.name: weight})
         name = self._site.name
-        return [as_update(self._protection.encode_weight(purpose, name, w)) for purpose, w in weights.items()]
+        return [self._protection.encode_weight(purpose, name, weight) for purpose, weight in weights.items()]
 
     def _work(self) -> list[Update]:
         """Metrics of the last round and parameters of the next."""
         updates, started = [], time.perf_counter()
         if self._record is not None:
             updates.append(self._evaluate(self._record["round"]))
-        if self._step <= self._n_rounds:
+        if self._step <= self._rules.n_rounds:
             updates.append(self._site.fit(self._step, self._run.state))
         for update in updates:
             self._metrics[update.purpose] = sorted(encode(self._opened, update).metrics)
@@ -247,7 +237,7 @@ class SiteTraining:
         return updates
 
     def _evaluate(self, number: int) -> Update:
-        """Metrics of this site; without rows to validate on, a term of weight 0, so that all sites send alike."""
+        """Metrics of this site; without rows to validate on, a term of weight 0, so that all sites send the same."""
         found = self._site.evaluate(number, self._run.smooth)
         if found is not None:
             return found
@@ -257,25 +247,15 @@ class SiteTraining:
     # ---- what is kept
 
     def _open(self) -> None:
-        """Take up the training where a journal left it."""
+        """Continue the training of a journal."""
         self._start = self._steps.position
-        journal, settings = self._journal, self._settings
-        kept = None if journal is None else journal.load()
-        if journal is None or kept is None:
-            if journal is not None:
-                journal.log("start", settings=settings)
+        run, journal = self._run, self._journal
+        cure = (
+            "The data, the job or the key changed since: take them as they were, or let the operator start a new run."
+        )
+        if journal is None or (kept := resume(run, journal, self._settings, cure)) is None:
             return
         groups, record = kept
-        if record["settings"] != settings:
-            odd = sorted(name for name in settings if record["settings"].get(name) != settings[name])
-            msg = (
-                f"Expected the journal in '{journal.path}' to hold this run, found one with other {odd}. The data, the "
-                "job or the key changed since: take them as they were, or let the operator start a new run."
-            )
-            raise ValueError(msg)
-        run = self._run
-        run.state, run.smooth, run.best_state, run.memory = (groups[n] for n in ("state", "smooth", "best", "memory"))
-        run.best_round, run.history, run.site_history = record["best_round"], record["history"], record["site_history"]
         run.best_local = {self._site.name: groups["best local"]}
         self._steps.go_to(record["position"])
         self._start, self._record, self._metrics = record["start"], record["record"], record["metrics"]
@@ -293,28 +273,19 @@ class SiteTraining:
             return
         run = self._run
         self._journal.log("step", step=self._step, rounds=run.n_rounds, local_seconds=round(self._worked, 3))
-        self._journal.save(
-            {
-                "state": run.state,
-                "smooth": run.smooth,
-                "best": run.best_state,
-                "memory": run.memory,
-                "local": self._local or self._site.local_state(),
-                "best local": run.best_local.get(self._site.name, {}),
-            },
-            {
-                "settings": self._settings,
-                "best_round": run.best_round,
-                "history": run.history,
-                "site_history": run.site_history,
-                "start": self._start,
-                "position": self._steps.position,
-                "record": self._record,
-                "metrics": self._metrics,
-                "totals": self._totals,
-                "bounds": {purpose: self._protection.bound_of(purpose) for purpose in ("training", "evaluation")},
-                "done": self._is_done,
-            },
+        own = {"local": self._local or self._site.local_state(), "best local": run.best_local.get(self._site.name, {})}
+        keep(
+            run,
+            self._journal,
+            self._settings,
+            own,
+            start=self._start,
+            position=self._steps.position,
+            record=self._record,
+            metrics=self._metrics,
+            totals=self._totals,
+            bounds={purpose: self._protection.bound_of(purpose) for purpose in ("training", "evaluation")},
+            done=self._is_done,
         )
 
 
@@ -325,34 +296,29 @@ def train_remote(
     protections: Sequence[Protection],
     *,
     steps: RoundHistory,
-    tell: Callable[[Mapping[str, Any]], None],
+    report: Callable[[Mapping[str, Any]], None],
     n_rounds: int,
     smoothing: float = 0.0,
     monitor: str = "validation_loss",
     patience: int | None = None,
     journal: Journal | None = None,
     settings: Mapping[str, Any] | None = None,
-    derive: Callable[[Mapping[str, float], float], Mapping[str, float]] | None = None,
+    derive: Derive | None = None,
     payload: Payload | None = None,
     **others: Any,
 ) -> Run:
     """Take part in a training with one site; in place of :func:`scinfl.federation.simulate`."""
     del others
     (site,) = sites
-    part = SiteTraining(
+    training = SiteTraining(
         site,
-        strategy,
+        Rules(strategy, n_rounds, smoothing, monitor, patience, derive),
         protections,
         state,
         steps=steps,
-        n_rounds=n_rounds,
-        smoothing=smoothing,
-        monitor=monitor,
-        patience=patience,
-        derive=derive,
         payload=payload,
         journal=journal,
         settings=settings or {},
-        tell=tell,
+        report=report,
     )
-    return part()
+    return training()

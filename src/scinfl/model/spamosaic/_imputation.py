@@ -1,4 +1,4 @@
-"""How far a modality can be trusted that is told from the others."""
+"""How accurately a modality is imputed from the others."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ def judge_imputation(
     modality: str,
     measured: Measured,
     values: np.ndarray,
-    told: np.ndarray,
+    predicted: np.ndarray,
     basis: SpatialBasis,
     sites: Sequence[str],
     *,
     protections: Sequence[Protection],
     payload: Payload | None,
 ) -> State:
-    r"""Shrinkage and error of what the other modalities tell, from sums over sites; nothing where no spot has both.
+    r"""Shrinkage and error of what the other modalities predict, from sums over sites; nothing where no spot has both.
 
-    With what is told :math:`\hat x` and measured :math:`x`, the shrinkage :math:`s = \sum \langle \hat x, x \rangle /
-    \sum \langle \hat x, \hat x \rangle`, kept within 0 and 1, is the factor on :math:`\hat x` with the least squared
-    error.
+    With what is predicted, :math:`\hat x`, and measured, :math:`x`, the shrinkage :math:`s = \sum \langle \hat x, x
+    \rangle / \sum \langle \hat x, \hat x \rangle`, kept within 0 and 1, is the factor on :math:`\hat x` with the least
+    squared error.
 
     Parameters
     ----------
     modality
-        Which modality is told.
+        Which modality is imputed.
     measured
         Its spots.
     values
         Their components (spots × components).
-    told
+    predicted
         The same from the other modalities; NaN for spots that do not count.
     basis
         Of the modality.
@@ -46,7 +46,7 @@ def judge_imputation(
     protections, payload
         Of the sums.
     """
-    known = np.isfinite(told).all(1)
+    known = np.isfinite(predicted).all(1)
     if not known.any() and not are_elsewhere(protections):
         return {}
     rows = {site: np.flatnonzero(known & (measured.site == site)) for site in sites}
@@ -60,14 +60,14 @@ def judge_imputation(
         return mean_of(updates, protections, payload=payload).state
 
     def products(own: np.ndarray) -> dict[str, np.ndarray]:
-        x, y = told[own].astype(np.float64), values[own].astype(np.float64)
-        return {"told by measured": (x * y).sum(), "told by told": (x * x).sum()}
+        x, y = predicted[own].astype(np.float64), values[own].astype(np.float64)
+        return {"predicted by measured": (x * y).sum(), "predicted by predicted": (x * x).sum()}
 
     sums = mean("shrinkage", products)
-    shrinkage = float(np.clip(sums["told by measured"] / max(float(sums["told by told"]), 1e-12), 0, 1))
+    shrinkage = float(np.clip(sums["predicted by measured"] / max(float(sums["predicted by predicted"]), 1e-12), 0, 1))
 
     def squares(own: np.ndarray) -> dict[str, np.ndarray]:
-        missed = basis.normalised(measured, own) - basis.features(shrinkage * told[own])
+        missed = basis.normalised(measured, own) - basis.features(shrinkage * predicted[own])
         return {"square": np.square(missed, dtype=np.float64).sum(0)}
 
     return {"shrinkage": np.array([shrinkage]), "error": np.sqrt(mean("error", squares)["square"])}

@@ -28,7 +28,7 @@ from scinfl.pp.federated import SiteSums
 from scinfl.privacy import Key
 
 _SITE, _SECTION, _ALIGNED = "site", "section", "X_aligned"
-_NEAREST = 12  # neighbours that tell whether a direction follows the tissue
+_NEAREST = 12  # neighbours that show whether a direction follows the tissue
 _WIDTHS = (6, 8, 12, 20, 30)
 _TOLERANCE = 0.03
 _LEAST_STRENGTH = 0.2
@@ -139,7 +139,7 @@ class SpatialBasis:
     scale
         Root mean square of the inputs (hops × directions).
     neighbours
-        Number of neighbours; 0 where another rule says who they are.
+        Number of neighbours; 0 where another rule defines them.
     """
 
     weights: np.ndarray
@@ -195,7 +195,7 @@ class SpatialBasis:
         return (scores / np.sqrt(self.variance.mean())).astype(np.float32)
 
     def features(self, values: np.ndarray) -> np.ndarray:
-        """Normalised features that :meth:`values` stand for, around the mean of all spots (spots × features)."""
+        """Normalised features that :meth:`values` represent, around the mean of all spots (spots × features)."""
         scores = values * np.sqrt(self.variance.mean())
         return ((scores @ self.components.T + self.mean) * self.deviation).astype(np.float32)
 
@@ -340,14 +340,14 @@ class BasisFit:
         return covariance, rotation, strength[order], n_spots
 
     def _width(self, sums: SiteSums, direction: np.ndarray) -> int:
-        """Most neighbours whose means, two hops far, still tell the strongest direction of a spot they leave out."""
+        """Most neighbours whose means, two hops far, still predict the strongest direction of a spot they leave out."""
         missed: dict[str, list[float]] = {site: [] for site in sums.rows}
         for width in _WIDTHS:
             hop = hop_matrix(self._graph(width))
             own = np.asarray(hop.multiply(hop.T).sum(1)).ravel()
-            told = (hop @ (hop @ direction) - own * direction) / np.maximum(1 - own, 1e-9)
+            predicted = (hop @ (hop @ direction) - own * direction) / np.maximum(1 - own, 1e-9)
             for site, rows in sums.rows.items():
-                missed[site].append(float(((direction - told)[rows] ** 2).sum()))
+                missed[site].append(float(((direction - predicted)[rows] ** 2).sum()))
         arrays = {site: {"missed": np.array([*values, 0.0])} for site, values in missed.items()}
         for site, rows in sums.rows.items():
             arrays[site]["missed"][-1] = float((direction[rows] ** 2).sum())
@@ -366,7 +366,7 @@ class BasisFit:
         r"""Directions of the last hop that follow the tissue, aligned over sections (spots × n_target, float32).
 
         With the deviation :math:`s` of a direction after the last hop, :math:`r = s / \sqrt{1 - \lambda}` is how far it
-        stands out of what varies from spot to spot. Each is scaled to deviation :math:`r^{0.4}`, nearer to one
+        exceeds what varies from spot to spot. Each is scaled to deviation :math:`r^{0.4}`, nearer to one
         variance for all than to the noise, so that weak patterns count beside strong ones. Directions that do not
         follow the tissue are 0.
         """

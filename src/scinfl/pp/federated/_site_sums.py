@@ -12,12 +12,10 @@ from scipy import sparse
 
 from scinfl import _names
 from scinfl._checks import first_of, obs_column, whole_number
-from scinfl.federation import Protection, State, Update, mean_of
-from scinfl.federation._payload import Payload
-from scinfl.federation._protection import are_elsewhere
-from scinfl.privacy import Key
-from scinfl.privacy._linter import PayloadLinter
-from scinfl.privacy.aggregation._default_protections import default_protections
+from scinfl.federation import Payload, Protection, State, Update, mean_of
+from scinfl.federation.rounds import are_elsewhere
+from scinfl.privacy import Key, PayloadLinter
+from scinfl.privacy.aggregation import default_protections
 
 logger = logging.getLogger(__name__)
 
@@ -130,9 +128,9 @@ class SiteSums:
 def _guards(protections: Sequence[Protection] | None, key: Key | None, n_sites: int) -> Sequence[Protection]:
     """What guards the sums of so many sites; a single one sends nothing, unless the others are elsewhere."""
     if protections is None:
-        return default_protections(key, n_sites, stacklevel=5)
+        return default_protections(key, n_sites)
     for protection in protections:
-        if not (getattr(protection, "sums", False) or getattr(protection, "watches", False)):
+        if not (protection.sums or protection.watches):
             name = type(protection).__name__
             msg = (
                 f"Expected protections that sum, found {name}: what it does to training does nothing for sums over "
