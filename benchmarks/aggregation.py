@@ -78,7 +78,7 @@ def one_round(protection, updates):
     decode, mean = timed(protection.decode, combined, members)
     signatures = 0.0
     if "signature" in first.header:
-        verify = si.privacy.Aggregator(protection._public()).verify
+        verify = si.privacy.aggregation.Aggregator(protection._public()).verify
         signatures = timed(verify, first)[0] * (1 + len(sites))  # signing takes as long: nearly all of it is the hash
     return (exchange + encode, server, decode, signatures), first.n_bytes, mean
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import shutil
 import stat
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -65,7 +68,7 @@ def test_every_folder_pins_the_same_identities(kit):
     ("sites", "address", "match"),
     [
         (["a", "a"], "h:1", "different names"),
-        (["a", "../b"], "h:1", "messages, digits"),
+        (["a", "../b"], "h:1", "letters, digits"),
         (["a"], "h:1", "at least 2 sites"),
         (["a", "b"], "host", "host:port"),
         (["a", "b"], "host:99999", "host:port"),
@@ -120,6 +123,23 @@ def test_options_that_the_model_lacks_are_refused():
         Job.parse(job_text().replace("n_hidden", "n_hiden")).check_options()
 
 
+@pytest.mark.parametrize(("name", "expected"), [("Classifier", 50), ("GEARS", 40), ("SpaMosaic", 40)])
+def test_rounds_that_a_job_leaves_out_are_those_of_the_model(name, expected):
+    from scinfl import model
+
+    job = Job.parse(job_text().replace("n_rounds = 4", "").replace("[model]", f'[model]\nclass = "{name}"'))
+    default = inspect.signature(getattr(model, name).train).parameters["n_rounds"].default
+    assert job.n_rounds == default == expected
+
+
+def test_a_job_that_names_its_rounds_imports_no_model():
+    code = (
+        f"import sys; from scinfl.flower import Job; Job.parse({job_text()!r}).n_rounds; print('torch' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "False\n"
+
+
 def test_jobs_are_compared_by_what_they_say():
     job = Job.parse(job_text())
     assert Job.parse("# seen by the board\n" + job_text()).digest == job.digest
@@ -144,7 +164,7 @@ def test_nothing_is_sent_without_consent(kit, fresh_key):
     adata = make_cells()
     own = adata[adata.obs["site"] == SITES[0]].copy()
     with pytest.raises(RuntimeError, match="not agreed to"):
-        run_site(kit / f"site_{SITES[0]}", data=own, key=fresh_key, agree=lambda payload: False)
+        run_site(kit / f"site_{SITES[0]}", data=own, key=fresh_key, confirm=lambda payload: False)
 
 
 def test_a_site_refuses_data_and_settings_that_do_not_fit(kit, fresh_key, tmp_path):
@@ -228,7 +248,7 @@ def test_a_site_that_sends_no_term_reads_the_sum_of_the_others(fresh_key):
     at = {site: KeyedSum(fresh_key, run="r", min_sites=2, identities={site: identities[site]}) for site in "abc"}
     totals = {"a": 10.0, "b": 30.0, "c": 5.0}
     sent = [at[site].encode_weight("training", site, totals[site]) for site in "abc"]
-    from scinfl.privacy import Aggregator
+    from scinfl.privacy.aggregation import Aggregator
 
     server = Aggregator({site: identity.public for site, identity in identities.items()})
     total = server.combine(sent)
@@ -257,7 +277,7 @@ def test_a_site_is_added_without_touching_the_others(tmp_path):
     assert SiteSettings.read(folder / "site.toml").site == "west"
     with pytest.raises(FileExistsError, match="no site has or had, found 'west'"):
         add_site(server, "west")
-    with pytest.raises(ValueError, match="messages, digits"):
+    with pytest.raises(ValueError, match="letters, digits"):
         add_site(server, "../west")
     with pytest.raises(FileNotFoundError, match="folder of the operator"):
         add_site(tmp_path, "east")

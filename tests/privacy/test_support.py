@@ -25,7 +25,6 @@ import scinfl as si
 from scinfl.federation import Journal, Median, TrimmedMean, Update, mean_of
 from scinfl.model import Classifier, SpaMosaic
 from scinfl.privacy import (
-    Aggregator,
     HomomorphicSum,
     Identity,
     Key,
@@ -36,6 +35,7 @@ from scinfl.privacy import (
     TamperedSumError,
     UpdateDP,
 )
+from scinfl.privacy.aggregation import Aggregator
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Left out:UserWarning"),
@@ -352,7 +352,7 @@ def sum_of(guards, pinned):
     """What sites in processes of their own do with one round."""
     if isinstance(guards["a"], PairwiseSum):
         said = [guard.site(site).advertise("training", 1, 1) for site, guard in guards.items()]
-        guards["a"].site("a").listen(said)
+        guards["a"].site("a").receive(said)
         return
     for guard in guards.values():
         guard.expect(3.0, updates()[0])

@@ -1,4 +1,4 @@
-"""What must never leave a site, looked for in what is about to."""
+"""Search of updates for what must never leave a site."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from scinfl._checks import first_of
+from scinfl.federation import Update
 
 _WORDS = {
     "coordinates": {"coordinate", "coordinates"},
@@ -42,8 +43,8 @@ class PayloadLinter:
     - in other sums, arrays named after coordinates, signs, permutations, scales, key streams, secrets or labels;
     - arrays of 16 values or more that equal a secret which follows from the key, in any precision and shape.
 
-    It catches mistakes (a buffer that slipped into a state, a layer that was meant to stay), not a site that wants to
-    betray: whoever can change an update can also hide a secret in it. Pickles and copies come without the secrets.
+    It catches mistakes (a buffer that slipped into a state, a layer that was meant to stay), not a malicious
+    site: anyone who can change an update can also hide a secret in it. Pickles and copies come without the secrets.
 
     Parameters
     ----------
@@ -80,7 +81,7 @@ class PayloadLinter:
                 by_size.setdefault(values.size, {})[what] = np.ravel(values).astype(np.float32)
         self._secrets = {size: (list(own), np.stack([*own.values()])) for size, own in by_size.items()}
 
-    def check(self, update: Any) -> None:
+    def check(self, update: Update) -> None:
         """Refuse an update that holds what must not leave.
 
         Parameters
@@ -107,7 +108,7 @@ class PayloadLinter:
             )
             raise ValueError(msg)
 
-    def _check_name(self, update: Any, name: str, array: np.ndarray) -> None:
+    def _check_name(self, update: Update, name: str, array: np.ndarray) -> None:
         if _STATISTICS.search(name):
             msg = (
                 f"Expected an update of site '{update.site}' without running statistics, found '{name}'. They let an "
@@ -119,8 +120,8 @@ class PayloadLinter:
             self._check_shared(update, name, array.shape, self._shared)
             return
         words = set(re.findall(r"[a-z]+", name.lower()))
-        for what, telling in _WORDS.items():
-            if words & telling:
+        for what, suspect in _WORDS.items():
+            if words & suspect:
                 msg = (
                     f"Expected sums over cells in the update of site '{update.site}', found '{name}', which is named "
                     f"like {what}. Keep it at the site, or name it in `allow` if it is something else."
@@ -128,7 +129,7 @@ class PayloadLinter:
                 raise ValueError(msg)
 
     @staticmethod
-    def _check_shared(update: Any, name: str, shape: tuple[int, ...], shared: Mapping[str, tuple[int, ...]]) -> None:
+    def _check_shared(update: Update, name: str, shape: tuple[int, ...], shared: Mapping[str, tuple[int, ...]]) -> None:
         if update.purpose == "evaluation" or name not in shared:
             what = (
                 "no array" if update.purpose == "evaluation" else f"the shared parameters ({first_of(sorted(shared))})"

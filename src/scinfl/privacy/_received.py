@@ -8,9 +8,9 @@ import numpy as np
 
 from scinfl._checks import first_of
 
-_ALIKE = 0.999  # correlation of two rows of a weight from which they count as one
+_SIMILAR = 0.999  # correlation of two rows of a weight from which they count as one
 _NOTHING = 0.01  # of the size of the largest row
-_FEWEST = 8  # rows below which a few may be alike by chance
+_FEWEST = 8  # rows below which a few may be similar by chance
 _MOST = 128  # rows of a weight that are looked at: all pairs of them are compared
 
 
@@ -117,7 +117,7 @@ def _largest(array: np.ndarray) -> float:
 
 
 def _products(rows: np.ndarray) -> np.ndarray:
-    """Inner products of all rows, which tell which are alike and, by their eigenvalues, the rank."""
+    """Inner products of all rows, which show which are similar and, by their eigenvalues, the rank."""
     rows = np.asarray(rows, dtype=np.float64)
     return rows @ rows.T
 
@@ -128,7 +128,7 @@ def _repeated(products: np.ndarray) -> float:
     counted = sizes > _NOTHING * sizes.max()
     likeness = np.abs(products[counted][:, counted] / np.outer(sizes[counted], sizes[counted]))
     np.fill_diagonal(likeness, 0)
-    return float((likeness.max(1, initial=0) > _ALIKE).sum() / len(sizes))
+    return float((likeness.max(1, initial=0) > _SIMILAR).sum() / len(sizes))
 
 
 def _effective_rank(products: np.ndarray) -> float:

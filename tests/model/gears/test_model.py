@@ -454,7 +454,7 @@ def test_a_site_without_controls_is_named(screen):
 def test_a_gene_that_is_nowhere_is_named(screen):
     condition = screen.obs["condition"].astype(str).replace({screen.obs["condition"].iloc[-1]: "NOSUCH+ctrl"})
     adata = broken(screen, condition=condition, infl_split="train")
-    with pytest.raises(ValueError, match=r"1 that are nowhere \(\d+ cells\): NOSUCH.*unknown='drop'"):
+    with pytest.raises(ValueError, match=r"1 in neither \(\d+ cells\): NOSUCH.*unknown='drop'"):
         make_model(adata)
 
 

@@ -12,7 +12,7 @@ from tests.privacy.aggregation.test_keyed_sum import SITES, make_updates, withou
 
 from scinfl.federation import FedAvg, mean_of, simulate
 from scinfl.privacy import Key, KeyedSum, TamperedSumError
-from scinfl.privacy.aggregation._homomorphic_sum import HomomorphicServer, HomomorphicSum
+from scinfl.privacy.aggregation import HomomorphicServer, HomomorphicSum
 
 tenseal = pytest.importorskip("tenseal")
 

@@ -14,7 +14,8 @@ from tests.privacy.keys.test_key import SECRET, naive_hkdf
 
 from scinfl._errors import RepeatRoundError
 from scinfl.federation import FedAvg, Journal, Update, simulate
-from scinfl.privacy import Aggregator, FixedPoint, Key, KeyedSum, TamperedSumError
+from scinfl.privacy import Key, KeyedSum, TamperedSumError
+from scinfl.privacy.aggregation import Aggregator, FixedPoint
 from scinfl.privacy.aggregation._linear_tag import PRIME, linear_tag
 
 

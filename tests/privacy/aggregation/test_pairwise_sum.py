@@ -15,11 +15,11 @@ from tests.privacy.aggregation.test_keyed_sum import SITES, make_updates, naive_
 from tests.privacy.keys.test_key import SECRET
 
 from scinfl._errors import RepeatRoundError
-from scinfl.federation import FedAvg, mean_of, simulate
-from scinfl.privacy import FixedPoint, Key, KeyedSum, TamperedSumError
+from scinfl.federation import FedAvg, Protection, mean_of, simulate
+from scinfl.privacy import Key, KeyedSum, PairwiseSum, TamperedSumError
+from scinfl.privacy.aggregation import FixedPoint, PairwiseServer
 from scinfl.privacy.aggregation._linear_tag import PRIME, linear_tag
 from scinfl.privacy.aggregation._pairwise_participant import PairwiseParticipant, masks
-from scinfl.privacy.aggregation._pairwise_sum import PairwiseServer, PairwiseSum
 from scinfl.privacy.keys._identity import Identity
 
 WEIGHTS = {site: float(n) for site, n in SITES.items()}
@@ -143,7 +143,7 @@ def spied_secrets(monkeypatch):
     derived = PairwiseParticipant._secrets
 
     def spy(self, exchange, ephemeral):
-        others = [said.site for said in exchange.heard if said.site != exchange.own.site]
+        others = [said.site for said in exchange.peers if said.site != exchange.own.site]
         for other, (added, secret) in zip(others, derived(self, exchange, ephemeral), strict=True):
             secrets[exchange.own.site, other] = (added, secret)
             yield added, secret
@@ -251,7 +251,7 @@ def test_known_answer_of_the_masks(monkeypatch):
     sites = [PairwiseParticipant(identity, pinned, run="r") for identity in identities.values()]
     said = [site.advertise("training", 7) for site in sites]
     for site in sites:
-        site.listen(said)
+        site.receive(said)
     integers = np.arange(5, dtype=np.uint64)
     masked, tag, header = sites[1].mask("training", 7, integers, 100)
 
@@ -350,7 +350,7 @@ class Network:
     def sum(self, purpose, round, encode):
         said = self.advertise(purpose, round)
         for protection in self.sites.values():
-            protection.listen(said)
+            protection.receive(said)
         encoded = [encode(site, protection) for site, protection in self.sites.items()]
         self.server.require_all(encoded, said)
         combined = self.server.combine(encoded)
@@ -381,11 +381,11 @@ def test_a_man_in_the_middle_who_holds_the_shared_key_is_refused(key):
     mallory = PairwiseSum(key, run="run", identities={"b": Identity.generate("b")}, pinned=network.pinned)
     forged = mallory.site("b").advertise(*PLACE)
     with pytest.raises(TamperedSumError, match=r"site 'b' signed.*shared key is not enough.*by telephone"):
-        network.sites["a"].listen([said[0], forged, said[2]])
+        network.sites["a"].receive([said[0], forged, said[2]])
     for change in ({"public": bytes(32)}, {"site": "c"}, {"round": 2}, {"signature": bytes(64)}):
         with pytest.raises(TamperedSumError, match=r"signed|two of one"):
-            network.sites["a"].listen([said[0], replace(said[1], **change), said[2]])
-    network.sites["a"].listen(said)
+            network.sites["a"].receive([said[0], replace(said[1], **change), said[2]])
+    network.sites["a"].receive(said)
 
 
 def test_old_advertisements_are_refused(key):
@@ -401,7 +401,7 @@ def test_old_advertisements_are_refused(key):
     said = network.advertise(*PLACE, 2)
     for name, advertisement in old.items():
         with pytest.raises(TamperedSumError, match=f"one of {name} .* instead of"):
-            network.sites["a"].listen([said[0], advertisement, said[2]])
+            network.sites["a"].receive([said[0], advertisement, said[2]])
     for attempt in (1, 2):
         with pytest.raises(TamperedSumError, match="which is at attempt 2"):
             network.sites["a"].site("a").advertise(*PLACE, attempt)
@@ -412,19 +412,19 @@ def test_a_list_that_was_changed_on_its_way_is_refused(key):
     said = network.advertise(*PLACE)
     site = network.sites["a"].site("a")
     with pytest.raises(TamperedSumError, match="with that of site 'a' as it was sent"):
-        site.listen(said[1:])
+        site.receive(said[1:])
     with pytest.raises(TamperedSumError, match="found two of one"):
-        site.listen([*said, said[1]])
+        site.receive([*said, said[1]])
     with pytest.raises(ValueError, match="at least 3 sites in a pairwise sum, found 2"):
-        site.listen(said[:2])
+        site.receive(said[:2])
     with pytest.raises(TamperedSumError, match="of a site of this process"):
-        network.sites["a"].listen(said[1:])
+        network.sites["a"].receive(said[1:])
     ghost = PairwiseSum(key, run="run", identities={"ghost": Identity.generate("ghost")})
     with pytest.raises(ValueError, match="pinned identity of site 'ghost', found none at site 'a'"):
-        site.listen([*said, ghost.site("ghost").advertise(*PLACE)])
-    site.listen(said)
+        site.receive([*said, ghost.site("ghost").advertise(*PLACE)])
+    site.receive(said)
     with pytest.raises(TamperedSumError, match="found a second one"):
-        site.listen(said)
+        site.receive(said)
 
 
 def test_sites_with_another_key_are_refused_before_anything_is_masked(key):
@@ -432,7 +432,7 @@ def test_sites_with_another_key_are_refused_before_anything_is_masked(key):
     for other in (rotated, Key.generate(), None):
         network = Network(keys={"a": key, "b": other, "c": key})
         with pytest.raises(ValueError, match=r"site 'b' to mask with the shared key .* same version of the key"):
-            network.sites["a"].listen(network.advertise(*PLACE))
+            network.sites["a"].receive(network.advertise(*PLACE))
 
 
 def test_a_site_with_a_weak_public_key_is_refused(monkeypatch):
@@ -440,7 +440,7 @@ def test_a_site_with_a_weak_public_key_is_refused(monkeypatch):
     said = network.advertise(*PLACE)
     bare = replace(said[1], public=bytes(32))
     weak = replace(bare, signature=network.identities["b"].sign(bare.content()))
-    network.sites["a"].listen([said[0], weak, said[2]])
+    network.sites["a"].receive([said[0], weak, said[2]])
     with pytest.raises(TamperedSumError, match="site 'b', found a weak one"):
         network.sites["a"].site("a").mask(*PLACE, np.zeros(3, np.uint64))
 
@@ -543,20 +543,8 @@ def test_two_sites_are_refused_with_the_reason(toy_sites):
         simulate(toy_sites[:2], {"w": np.zeros(2)}, FedAvg(), [PairwiseSum()], n_rounds=1, progress=False)
 
 
-class Nothing:
+class Nothing(Protection):
     """A protection that sums nothing."""
-
-    def on_step(self, network, batch):
-        return None
-
-    def encode(self, update):
-        return update
-
-    def combine(self, encoded):
-        return None
-
-    def decode(self, combined, members):
-        return combined
 
 
 def test_protections_that_do_not_combine_are_refused(key, toy_sites):

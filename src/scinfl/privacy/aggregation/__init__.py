@@ -1,1 +1,33 @@
-"""Secure aggregation: sums whose terms the server cannot read."""
+"""Secure aggregation: sums that the server cannot read.
+
+Internal beyond what :mod:`scinfl.privacy` exports: the halves of server and site, for engines.
+"""
+
+from scinfl.privacy.aggregation._advertisement import Advertisement
+from scinfl.privacy.aggregation._aggregator import MASKED, Aggregator
+from scinfl.privacy.aggregation._default_protections import default_protections
+from scinfl.privacy.aggregation._fixed_point import FixedPoint
+from scinfl.privacy.aggregation._homomorphic_sum import HomomorphicServer, HomomorphicSum
+from scinfl.privacy.aggregation._keyed_sum import KeyedSum
+from scinfl.privacy.aggregation._masked_sum import MAX_BOUND, MaskedSum
+from scinfl.privacy.aggregation._pairwise_participant import PairwiseParticipant
+from scinfl.privacy.aggregation._pairwise_sum import PairwiseServer, PairwiseSum
+from scinfl.privacy.aggregation._secure_sum import purpose_of, total_of
+
+__all__ = [
+    "MASKED",
+    "MAX_BOUND",
+    "Advertisement",
+    "Aggregator",
+    "FixedPoint",
+    "HomomorphicServer",
+    "HomomorphicSum",
+    "KeyedSum",
+    "MaskedSum",
+    "PairwiseParticipant",
+    "PairwiseServer",
+    "PairwiseSum",
+    "default_protections",
+    "purpose_of",
+    "total_of",
+]

@@ -1,4 +1,4 @@
-"""What a site says to the others before a pairwise sum."""
+"""What a site sends to the others before a pairwise sum."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scinfl.privacy.keys._identity import PublicIdentity
 
 @dataclass(frozen=True)
 class Advertisement:
-    """What a site says before a round: a fresh public key, signed for this attempt at this round alone.
+    """What a site announces before a round: a fresh public key, signed for this attempt at this round alone.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ class Advertisement:
     purpose, run, round, attempt
         What the key is for.
     fingerprint
-        Fingerprint of the shared key that the site masks with besides; empty without.
+        Fingerprint of the shared key that the site also masks with; empty without.
     public
         Ephemeral X25519 public key, 32 bytes.
     signature
@@ -65,12 +65,12 @@ class Advertisement:
         """
         try:
             names, numbers = ("site", "purpose", "run", "fingerprint"), ("round", "attempt")
-            told: dict[str, Any] = {name: str(content[name]) for name in names}
-            told |= {name: int(content[name]) for name in numbers}
-            told |= {name: bytes.fromhex(content[name]) for name in ("public", "signature")}
-            return cls(**told)
+            fields: dict[str, Any] = {name: str(content[name]) for name in names}
+            fields |= {name: int(content[name]) for name in numbers}
+            fields |= {name: bytes.fromhex(content[name]) for name in ("public", "signature")}
+            return cls(**fields)
         except (KeyError, TypeError, ValueError) as error:
-            msg = f"Expected an advertisement of pairwise masks, found something else ({error}). Send it anew."
+            msg = f"Expected an advertisement of pairwise masks, found something else ({error}). Send it again."
             raise ValueError(msg) from error
 
     def verify(self, pinned: Mapping[str, PublicIdentity], at: str) -> None:
@@ -94,7 +94,7 @@ class Advertisement:
         except InvalidSignature:
             msg = (
                 f"Expected an advertisement that site '{self.site}' signed, found one that it did not: somebody "
-                "between the sites speaks in its name (to know the shared key is not enough to be that site), or it "
+                "between the sites sends in its name (the shared key is not enough to sign as that site), or it "
                 "has a new identity. Compare fingerprints by telephone before you go on."
             )
             raise TamperedSumError(msg) from None

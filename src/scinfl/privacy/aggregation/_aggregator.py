@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 
 from scinfl._errors import TamperedSumError
+from scinfl.federation import Update
 from scinfl.privacy.aggregation._linear_tag import PRIME
 from scinfl.privacy.keys._derivation import joined
 from scinfl.privacy.keys._identity import PublicIdentity
@@ -30,7 +30,7 @@ class Aggregator:
     def __init__(self, identities: Mapping[str, PublicIdentity]) -> None:
         self._identities = dict(identities)
 
-    def combine(self, encoded: Sequence[Any]) -> Any:
+    def combine(self, encoded: Sequence[Update]) -> Update:
         """Add masked integers and masked tags."""
         if not encoded:
             msg = "Expected at least one upload to add, found none."
@@ -48,7 +48,7 @@ class Aggregator:
             header["tag"] = tag.to_bytes(8, "big")
         return replace(first, site="", state={MASKED: total}, n_obs=0, weight=0.0, metrics={}, header=header)
 
-    def _check(self, update: Any, first: Any) -> None:
+    def _check(self, update: Update, first: Update) -> None:
         integers, expected = update.state[MASKED], first.state[MASKED]
         if (integers.dtype, integers.shape) != (expected.dtype, expected.shape):
             msg = (
@@ -69,7 +69,7 @@ class Aggregator:
             )
             raise ValueError(msg)
 
-    def verify(self, update: Any) -> None:
+    def verify(self, update: Update) -> None:
         """Refuse an upload that its site did not sign."""
         try:
             self._identities[update.site].verify(update.header["signature"], signed_content(update))
@@ -81,9 +81,9 @@ class Aggregator:
             raise TamperedSumError(msg) from None
 
 
-def signed_content(update: Any) -> bytes:
+def signed_content(update: Update) -> bytes:
     """What a site signs: where the upload belongs and the hash of what it holds."""
     header = {name: value for name, value in update.header.items() if name != "signature"}
-    where = (update.purpose, update.round, update.site, update.key_version)
+    where = (update.purpose, update.round, update.site, str(update.key_version))
     digest = hashlib.sha256(update.state[MASKED].data).digest()
     return joined("scinfl upload", *where, *(part for item in sorted(header.items()) for part in item), digest)

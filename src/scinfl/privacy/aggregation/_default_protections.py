@@ -1,14 +1,14 @@
-"""What guards sums where nobody says otherwise."""
+"""Protections of sums by default."""
 
 from __future__ import annotations
 
-import warnings
-
+from scinfl._checks import warn
+from scinfl._errors import TwoSitesWarning
 from scinfl.privacy.aggregation._keyed_sum import KeyedSum
 from scinfl.privacy.keys._key import Key
 
 
-def default_protections(key: Key | None, n_sites: int, *, stacklevel: int) -> list[KeyedSum]:
+def default_protections(key: Key | None, n_sites: int, *, warns: bool = True) -> list[KeyedSum]:
     """Keyed sums where there is a key and somebody to hide a site from.
 
     Parameters
@@ -17,16 +17,15 @@ def default_protections(key: Key | None, n_sites: int, *, stacklevel: int) -> li
         Secret of the sites.
     n_sites
         How many there are. With two a warning says that each sees the other.
-    stacklevel
-        Calls from the function that users call.
+    warns
+        Whether to warn.
     """
     if key is None or n_sites == 1:
         return []
-    if n_sites == 2:
-        warnings.warn(
+    if n_sites == 2 and warns:
+        warn(
             "Two sites: the server cannot read what they send, but each site can subtract its own from the sum and "
             "sees the other's. Let a third site take part if that matters.",
-            UserWarning,
-            stacklevel=stacklevel,
+            TwoSitesWarning,
         )
     return [KeyedSum(key, min_sites=min(3, n_sites))]

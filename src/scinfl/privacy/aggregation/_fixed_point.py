@@ -29,7 +29,7 @@ class FixedPoint:
     Examples
     --------
     >>> import numpy as np, scinfl as si
-    >>> numbers = si.privacy.FixedPoint(bits=64, bound=65536.0)
+    >>> numbers = si.privacy.aggregation.FixedPoint(bits=64, bound=65536.0)
     >>> a, b = numbers.encode(np.array([0.25])), numbers.encode(np.array([-0.5]))
     >>> numbers.decode(a + b)
     array([-0.25])
@@ -49,7 +49,7 @@ class FixedPoint:
 
     @property
     def scale(self) -> float:
-        """Integers a unit."""
+        """Integers per unit."""
         return 2.0 ** (self.bits - 2) / self.bound
 
     def encode(self, values: np.ndarray, weight: float = 1.0) -> np.ndarray:

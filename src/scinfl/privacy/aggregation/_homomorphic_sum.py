@@ -12,7 +12,8 @@ import numpy as np
 
 from scinfl._checks import one_of
 from scinfl._errors import TamperedSumError
-from scinfl.privacy.aggregation._secure_sum import SecureSum, Upload
+from scinfl.federation import Update
+from scinfl.privacy.aggregation._secure_sum import SecureSum
 from scinfl.privacy.keys._key import Key
 from scinfl.privacy.keys._seal import Seal
 
@@ -42,7 +43,7 @@ class HomomorphicServer:
             )
             raise ValueError(msg)
 
-    def combine(self, encoded: Sequence[Any]) -> Any:
+    def combine(self, encoded: Sequence[Update]) -> Update:
         """Add the ciphertexts of all uploads."""
         if not encoded:
             msg = "Expected at least one upload to add, found none."
@@ -68,11 +69,11 @@ class HomomorphicServer:
 class HomomorphicSum(SecureSum):
     r"""Sum under the CKKS scheme (Cheon, Kim, Kim & Song 2017) of TenSEAL, to compare :class:`KeyedSum` with.
 
-    Sites share a CKKS secret key; the server holds parameters only and adds ciphertexts of 4096 numbers each
-    (:math:`N = 8192`). What is protected is what a keyed sum protects, the updates against the server: a site that
-    helps the server opens all of them too. It costs many times the time and bytes (``benchmarks/aggregation.py``), the
-    sum is off by about 1e-8 at weights summing to 1, differs from run to run, and carries no tag: a server that adds
-    something else is not noticed. Decoded sums must stay at the sites, because CKKS results show the secret key to who
+    Sites share a CKKS secret key; the server holds parameters only and adds ciphertexts of 4096 numbers each (:math:`N
+    = 8192`). What is protected is what a keyed sum protects, the updates against the server: a site that colludes with
+    the server opens all of them too. It costs many times the time and bytes (``benchmarks/aggregation.py``), the sum is
+    off by about 1e-8 at weights summing to 1, differs from run to run, and carries no tag: a server that adds something
+    else is not noticed. Decoded sums must stay at the sites, because CKKS results reveal the secret key to anyone who
     also sees the ciphertexts (Li & Micciancio 2021).
 
     TenSEAL cannot derive keys from a :class:`Key`: one site makes them, and the others get them sealed
@@ -176,7 +177,7 @@ class HomomorphicSum(SecureSum):
 
     # ---- the protection
 
-    def encode(self, update: Any) -> Any:
+    def encode(self, update: Update) -> Update:
         """Encrypt an update: what it returns may be read by anybody."""
         share, contents = self._share(update), self._pack(update)
         bound = 2.0 ** (sum(self._bits[:-1]) - _SCALE_BITS - 2)  # a sum of shares of such numbers fits the modulus
@@ -188,7 +189,7 @@ class HomomorphicSum(SecureSum):
             raise ValueError(msg)
         return self._encrypted(update, contents * share)
 
-    def decode(self, combined: Any, members: Sequence[Any]) -> Any:
+    def decode(self, combined: Update, members: Sequence[Update]) -> Update:
         """Decrypt the sum at a site."""
         self._check_members(len({member.site for member in members}))
         return self._unpack(combined, self._decrypted(combined))
@@ -205,7 +206,7 @@ class HomomorphicSum(SecureSum):
 
     @cached_property
     def _chunk_bytes(self) -> int:
-        upload = self._encrypted(Upload("", 0, ""), np.ones(1))
+        upload = self._encrypted(Update("", 0, {}, n_obs=0), np.ones(1))
         return sum(array.nbytes for array in upload.state.values())
 
     @cached_property
@@ -213,22 +214,22 @@ class HomomorphicSum(SecureSum):
         """Made once: its context takes longer than a short sum."""
         return HomomorphicServer(self.server_context())
 
-    def _add(self, encoded: Sequence[Any]) -> Any:
+    def _add(self, encoded: Sequence[Update]) -> Update:
         return self._server.combine(encoded)
 
-    def _hide_weight(self, upload: Upload, weight: np.ndarray) -> Any:
+    def _hide_weight(self, upload: Update, weight: np.ndarray) -> Update:
         return self._encrypted(upload, weight / _WEIGHT_UNIT)
 
-    def _read_weights(self, combined: Any, members: Sequence[Any]) -> np.ndarray:
+    def _read_weights(self, combined: Update, members: Sequence[Update]) -> np.ndarray:
         del members
         return self._decrypted(combined) * _WEIGHT_UNIT
 
-    def _encrypted(self, update: Any, values: np.ndarray) -> Any:
+    def _encrypted(self, update: Update, values: np.ndarray) -> Update:
         encrypt = _tenseal().ckks_vector
         chunks = [encrypt(self._context, values[start : start + _SLOTS]) for start in range(0, len(values), _SLOTS)]
         return replace(update, state=_serialise(chunks), n_obs=0, weight=0.0, metrics={})
 
-    def _decrypted(self, combined: Any) -> np.ndarray:
+    def _decrypted(self, combined: Update) -> np.ndarray:
         return np.concatenate([np.array(chunk.decrypt()) for chunk in _parse(self._context, combined)])
 
     def __repr__(self) -> str:
@@ -256,7 +257,7 @@ def _serialise(chunks: Sequence[Any]) -> dict[str, np.ndarray]:
     return {"ciphertexts": np.frombuffer(b"".join(contents), np.uint8), "sizes": sizes}
 
 
-def _parse(context: Any, update: Any) -> list[Any]:
+def _parse(context: Any, update: Update) -> list[Any]:
     parse, content = _tenseal().ckks_vector_from, update.state["ciphertexts"].tobytes()
     stops = np.cumsum(update.state["sizes"]).tolist()
     try:

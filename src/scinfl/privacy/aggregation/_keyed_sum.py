@@ -11,6 +11,7 @@ import numpy as np
 
 from scinfl._checks import first_of
 from scinfl._errors import TamperedSumError
+from scinfl.federation import Update
 from scinfl.privacy.aggregation._aggregator import MASKED
 from scinfl.privacy.aggregation._linear_tag import PRIME, linear_tag
 from scinfl.privacy.aggregation._masked_sum import MaskedSum
@@ -46,7 +47,7 @@ class KeyedSum(MaskedSum):
 
     Each upload carries a linear tag (a secret random projection of the integers modulo :math:`2^{61} - 1`, itself
     masked). The sites refuse a sum whose tag does not fit, that lacks their own contribution, holds a nonce twice, or
-    adds fewer than ``min_sites`` sites. What the tag does not detect: a site that lies about its own contribution.
+    adds fewer than ``min_sites`` sites. What the tag does not detect: a site that sends a false contribution.
 
     A site that colludes with the server opens every other site's update, because both have all that is needed: the key
     and the uploads. :class:`PairwiseSum` closes that.
@@ -58,15 +59,14 @@ class KeyedSum(MaskedSum):
     run
         Name of the run, the same at all sites; a random one by default.
     bits
-        64, or 32 for half the bytes at an error of about 4e-9 a site (B = 8).
+        64, or 32 for half the bytes at an error of about 4e-9 per site (B = 8).
     bound
         Bound on every number, a power of two: 65536 with 64 bits and 8 with 32 bits by default.
     min_sites
         Least number of sites in a sum. A sum of one site shows that site to all others; with two, each can subtract
         its own.
     identities
-        Private identities of the sites that this process speaks for. By default the sites of an in-process run get one
-        each.
+        Private identities of the sites of this process. By default the sites of an in-process run get one each.
 
     Examples
     --------
@@ -101,7 +101,7 @@ class KeyedSum(MaskedSum):
         self._rounds: dict[tuple[str, int], _Round] = {}
         self._seen: set[bytes] = set()
 
-    def _hide(self, upload: Any) -> Any:
+    def _hide(self, upload: Update) -> Update:
         """Mask integers and their tag with the key stream of a fresh nonce."""
         memory = self._rounds.setdefault((upload.purpose, upload.round), _Round())
         integers, nonce = upload.state[MASKED], os.urandom(16)
@@ -112,7 +112,7 @@ class KeyedSum(MaskedSum):
         header = {**upload.header, "nonce": nonce, "tag": ((tag + tag_mask) % PRIME).to_bytes(8, "big")}
         return replace(upload, key_version=self._key.version, header=header)
 
-    def _unmask(self, combined: Any, members: Sequence[Any], unsigned: type[np.unsignedinteger]) -> np.ndarray:
+    def _unmask(self, combined: Update, members: Sequence[Update], unsigned: type[np.unsignedinteger]) -> np.ndarray:
         """Subtract the streams of the members and check the tag."""
         memory = self._rounds.pop((combined.purpose, combined.round), _Round())
         nonces = {member.site: member.header["nonce"] for member in members}
@@ -143,13 +143,13 @@ class KeyedSum(MaskedSum):
         self._seen.update(nonces.values())
         return integers
 
-    def _stream(self, update: Any, site: str, nonce: bytes, n: int, dtype: np.dtype[Any]) -> tuple[np.ndarray, int]:
+    def _stream(self, update: Update, site: str, nonce: bytes, n: int, dtype: np.dtype[Any]) -> tuple[np.ndarray, int]:
         """Key stream of one upload, and the mask of its tag."""
         labels = (update.purpose, self._run, update.round, site, nonce.hex())
         mask = int.from_bytes(self._key.derive("keyed sum tag", *labels), "big") % PRIME
         return self._key_stream("keyed sum", *labels, n=n, dtype=dtype), mask
 
-    def _coefficients(self, memory: _Round, update: Any, n: int) -> np.ndarray:
+    def _coefficients(self, memory: _Round, update: Update, n: int) -> np.ndarray:
         """Secret projection of one round, the same for all sites, so that tags add up."""
         if memory.coefficients is None or len(memory.coefficients) != n:
             labels = (update.purpose, self._run, update.round)

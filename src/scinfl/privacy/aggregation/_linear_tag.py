@@ -1,4 +1,4 @@
-"""A checksum that adds up, and that only who has the key can make."""
+"""A checksum that adds up, and that requires the key."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def linear_tag(integers: np.ndarray, coefficients: np.ndarray) -> int:
 
     .. math:: t(v) = \sum_i r_i v_i \bmod (2^{61} - 1)
 
-    Linear, so the tags of several vectors add up to the tag of their sum as long as that sum does not wrap. Who does
-    not know :math:`r` changes a vector without changing its tag with probability :math:`2^{-61}`.
+    Linear, so the tags of several vectors add up to the tag of their sum as long as that sum does not wrap. Without
+    :math:`r`, an attacker changes a vector without changing its tag with probability :math:`2^{-61}`.
 
     Both are split into limbs of 16 bits, whose products add up exactly in doubles: the work is a matrix product.
 
@@ -40,6 +40,6 @@ def linear_tag(integers: np.ndarray, coefficients: np.ndarray) -> int:
         for i in range(n_limbs):
             for j in range(4):
                 total += int(products[i, j]) << (16 * (i + j))
-        for j in range(4):  # two's complement: a negative number stands for itself minus 2^bits
+        for j in range(4):  # two's complement: the integer of a negative number is too large by 2^bits
             total -= int(products[n_limbs, j]) << (16 * (n_limbs + j))
     return total % PRIME

@@ -6,15 +6,16 @@ import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from scinfl._checks import one_of
 from scinfl._errors import RepeatRoundError
+from scinfl.federation import Update
 from scinfl.privacy.aggregation._aggregator import MASKED, Aggregator, signed_content
 from scinfl.privacy.aggregation._fixed_point import FixedPoint
-from scinfl.privacy.aggregation._secure_sum import SecureSum, Upload
+from scinfl.privacy.aggregation._secure_sum import SecureSum
 from scinfl.privacy.keys._identity import Identity, PublicIdentity
 
 _TOTALS_BOUND = 2.0**40
@@ -39,8 +40,7 @@ class MaskedSum(SecureSum):
     least
         Least value of ``min_sites``.
     identities
-        Private identities of the sites that this process speaks for. By default the sites of an in-process run get one
-        each.
+        Private identities of the sites of this process. By default the sites of an in-process run get one each.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class MaskedSum(SecureSum):
         self._identities = dict(identities or {})
         self._makes_identities = identities is None
 
-    def encode(self, update: Any) -> Any:
+    def encode(self, update: Update) -> Update:
         """Mask an update: what it returns may be read by anybody."""
         share, contents = self._share(update), self._pack(update)
         try:
@@ -75,7 +75,7 @@ class MaskedSum(SecureSum):
             self._widen(update.purpose, update.site, error)
         return self._mask(update, integers, self._numbers_of(update.purpose).bound)
 
-    def decode(self, combined: Any, members: Sequence[Any]) -> Any:
+    def decode(self, combined: Update, members: Sequence[Update]) -> Update:
         """Read the sum at a site, once it is known to be the sum of what the sites sent."""
         self._check_members(len(members))
         integers = self._unmask(combined, members, self._numbers.unsigned)
@@ -115,7 +115,7 @@ class MaskedSum(SecureSum):
         """
         self._widened[purpose] = replace(self._numbers, bound=bound)
 
-    def follow(self, combined: Any) -> None:
+    def follow(self, combined: Update) -> None:
         """Take over the bound that a sum was made with, to read it where this process sent no term of it.
 
         Parameters
@@ -132,11 +132,11 @@ class MaskedSum(SecureSum):
     # ---- what the masks are, in subclasses
 
     @abstractmethod
-    def _hide(self, upload: Any) -> Any:
+    def _hide(self, upload: Update) -> Update:
         """Mask the integers of an upload, and add to its header what is needed to take the masks off."""
 
     @abstractmethod
-    def _unmask(self, combined: Any, members: Sequence[Any], unsigned: type[np.unsignedinteger]) -> np.ndarray:
+    def _unmask(self, combined: Update, members: Sequence[Update], unsigned: type[np.unsignedinteger]) -> np.ndarray:
         """Take the masks off a sum and refuse one that is not of these members."""
 
     @abstractmethod
@@ -145,7 +145,7 @@ class MaskedSum(SecureSum):
 
     # ---- masking
 
-    def _mask(self, update: Any, integers: np.ndarray, bound: float) -> Any:
+    def _mask(self, update: Update, integers: np.ndarray, bound: float) -> Update:
         """Mask integers and sign them."""
         header = {"bound": int(np.log2(bound)).to_bytes(1, "big", signed=True)}
         bare = replace(update, state={MASKED: integers}, n_obs=0, weight=0.0, metrics={}, header=header)
@@ -153,13 +153,13 @@ class MaskedSum(SecureSum):
         signature = self._identity(update.site).sign(signed_content(masked))
         return replace(masked, header={**masked.header, "signature": signature})
 
-    def _add(self, encoded: Sequence[Any]) -> Any:
+    def _add(self, encoded: Sequence[Update]) -> Update:
         return Aggregator(self._public()).combine(encoded)
 
-    def _hide_weight(self, upload: Upload, weight: np.ndarray) -> Any:
+    def _hide_weight(self, upload: Update, weight: np.ndarray) -> Update:
         return self._mask(upload, FixedPoint(64, _TOTALS_BOUND).encode(weight), _TOTALS_BOUND)
 
-    def _read_weights(self, combined: Any, members: Sequence[Any]) -> np.ndarray:
+    def _read_weights(self, combined: Update, members: Sequence[Update]) -> np.ndarray:
         return FixedPoint(64, _TOTALS_BOUND).decode(self._unmask(combined, members, np.uint64))
 
     def _numbers_of(self, purpose: str) -> FixedPoint:

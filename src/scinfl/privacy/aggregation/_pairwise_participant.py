@@ -1,4 +1,4 @@
-"""One site's half of a pairwise sum: advertise, listen, mask, reveal."""
+"""One site's half of a pairwise sum: advertise, receive, mask, reveal."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class _Exchange:
     own: Advertisement
     ephemeral: X25519PrivateKey | None
     seed: bytes | None
-    heard: tuple[Advertisement, ...] = ()
+    peers: tuple[Advertisement, ...] = ()
     masked: bool = False
     opened: bool = False
 
     @property
     def digest(self) -> bytes:
-        return hashlib.sha256(joined(*(said.content() for said in self.heard))).digest()
+        return hashlib.sha256(joined(*(ad.content() for ad in self.peers))).digest()
 
 
 class PairwiseParticipant:
@@ -99,7 +99,7 @@ class PairwiseParticipant:
         self._exchanges[purpose, round] = _Exchange(own, ephemeral, os.urandom(32))
         return own
 
-    def listen(self, advertisements: Sequence[Advertisement]) -> None:
+    def receive(self, advertisements: Sequence[Advertisement]) -> None:
         """Check what all sites advertise, this one included.
 
         Parameters
@@ -114,14 +114,14 @@ class PairwiseParticipant:
         ValueError
             If there are too few sites, or one holds another shared key.
         """
-        heard = tuple(sorted(advertisements, key=lambda said: said.site))
-        sites = [said.site for said in heard]
+        peers = tuple(sorted(advertisements, key=lambda ad: ad.site))
+        sites = [ad.site for ad in peers]
         if len(set(sites)) < len(sites):
             msg = "Expected one advertisement of each site, found two of one. Do not trust this server."
             raise TamperedSumError(msg)
-        for said in heard:
-            said.verify(self._pinned, self._identity.site)
-        mine = [said for said in heard if said.site == self._identity.site]
+        for ad in peers:
+            ad.verify(self._pinned, self._identity.site)
+        mine = [ad for ad in peers if ad.site == self._identity.site]
         exchange = self._exchanges.get((mine[0].purpose, mine[0].round)) if mine else None
         if exchange is None or exchange.own != mine[0]:
             msg = (
@@ -129,18 +129,18 @@ class PairwiseParticipant:
                 "without. It was dropped or replaced on its way: advertise again, and do not trust this server."
             )
             raise TamperedSumError(msg)
-        for said in heard:
-            said.compare(exchange.own)
-        if exchange.heard:
+        for ad in peers:
+            ad.compare(exchange.own)
+        if exchange.peers:
             msg = "Expected one exchange for each attempt, found a second one. Do not trust this server."
             raise TamperedSumError(msg)
-        if len(heard) < self._min_sites:
+        if len(peers) < self._min_sites:
             msg = (
-                f"Expected at least {self._min_sites} sites in a pairwise sum, found {len(heard)}: with fewer, the sum "
+                f"Expected at least {self._min_sites} sites in a pairwise sum, found {len(peers)}: with fewer, the sum "
                 "and one's own update show the others'. Let more sites take part."
             )
             raise ValueError(msg)
-        exchange.heard = heard
+        exchange.peers = peers
 
     def mask(
         self, purpose: str, round: int, integers: np.ndarray, tag: int = 0
@@ -172,7 +172,7 @@ class PairwiseParticipant:
             If there are no fresh masks: none were exchanged, or they hid something already.
         """
         exchange = self._exchange(purpose, round)
-        if exchange.masked or exchange.ephemeral is None or exchange.seed is None or not exchange.heard:
+        if exchange.masked or exchange.ephemeral is None or exchange.seed is None or not exchange.peers:
             found = "ones that were used" if exchange.masked else "none that all sites exchanged"
             msg = (
                 f"Expected fresh pairwise masks for round {round} of '{purpose}', found {found}. A mask that hides two "
@@ -196,22 +196,22 @@ class PairwiseParticipant:
     def _secrets(self, exchange: _Exchange, ephemeral: X25519PrivateKey) -> Iterator[tuple[bool, bytes]]:
         """Whether this site adds or subtracts, and the secret of each pair."""
         own = exchange.own
-        for said in exchange.heard:
-            if said.site == own.site:
+        for ad in exchange.peers:
+            if ad.site == own.site:
                 continue
             try:
-                shared = ephemeral.exchange(X25519PublicKey.from_public_bytes(said.public))
+                shared = ephemeral.exchange(X25519PublicKey.from_public_bytes(ad.public))
             except ValueError:
-                msg = f"Expected a proper public key of site '{said.site}', found a weak one. Do not trust that site."
+                msg = f"Expected a proper public key of site '{ad.site}', found a weak one. Do not trust that site."
                 raise TamperedSumError(msg) from None
-            pair = sorted((own.site, said.site))
-            yield own.site < said.site, derive(shared, "scinfl pairwise mask", exchange.digest, *pair)
+            pair = sorted((own.site, ad.site))
+            yield own.site < ad.site, derive(shared, "scinfl pairwise mask", exchange.digest, *pair)
 
     def reveal(self, purpose: str, round: int, sites: Iterable[str]) -> bytes:
         """Give the seed of the self mask to the server, once all uploads are there.
 
-        From then on this site repeats the round no more. So a server that holds back an upload and calls that site lost
-        cannot open both sums, with and without it.
+        From then on this site refuses to repeat the round. So a server that holds back an upload and reports that site
+        as lost cannot open both sums, with and without it.
 
         Parameters
         ----------
@@ -232,7 +232,7 @@ class PairwiseParticipant:
     def check_members(self, purpose: str, round: int, sites: Iterable[str]) -> bytes:
         """Refuse any sum but that of the sites of the exchange; returns the digest of the exchange."""
         exchange, sites = self._exchange(purpose, round), sorted(sites)
-        expected = [said.site for said in exchange.heard]
+        expected = [ad.site for ad in exchange.peers]
         if sites != expected:
             odd = sorted(set(sites) ^ set(expected)) or sites
             msg = (
@@ -242,16 +242,16 @@ class PairwiseParticipant:
             raise TamperedSumError(msg)
         return exchange.digest
 
-    def heard(self) -> dict[tuple[str, int], tuple[Advertisement, ...]]:
+    def peers(self) -> dict[tuple[str, int], tuple[Advertisement, ...]]:
         """What was relayed, by purpose and round."""
-        return {place: exchange.heard for place, exchange in self._exchanges.items()}
+        return {place: exchange.peers for place, exchange in self._exchanges.items()}
 
     def memory(self) -> list[dict[str, Any]]:
         """What the site must know when it starts again, as json can hold it; secret, so seal it before it is kept."""
         return [
             {
                 "own": exchange.own.to_json(),
-                "heard": [said.to_json() for said in exchange.heard],
+                "heard": [ad.to_json() for ad in exchange.peers],
                 "seed": None if exchange.seed is None else exchange.seed.hex(),
                 "masked": exchange.masked,
                 "opened": exchange.opened,
@@ -260,7 +260,7 @@ class PairwiseParticipant:
         ]
 
     def remember(self, memory: Sequence[Mapping[str, Any]]) -> None:
-        """Take up what :meth:`memory` told. Keys to masks are gone: a sum that was not sent must be exchanged anew.
+        """Restore what :meth:`memory` gave. Keys to masks are gone: a sum that was not sent needs a new exchange.
 
         Parameters
         ----------
@@ -273,13 +273,13 @@ class PairwiseParticipant:
                 own,
                 None,
                 None if kept["seed"] is None else bytes.fromhex(kept["seed"]),
-                tuple(Advertisement.from_json(said) for said in kept["heard"]),
+                tuple(Advertisement.from_json(ad) for ad in kept["heard"]),
                 bool(kept["masked"]),
                 bool(kept["opened"]),
             )
 
     def forget(self, purpose: str) -> None:
-        """Begin a purpose anew: its rounds count from 1 again."""
+        """Restart a purpose: its rounds count from 1 again."""
         self._exchanges = {place: kept for place, kept in self._exchanges.items() if place[0] != purpose}
 
     def _exchange(self, purpose: str, round: int) -> _Exchange:

@@ -1,4 +1,4 @@
-"""Sums that hide a site's update from fellow sites that help the server, too."""
+"""Secure aggregation that hides a site's update from sites that collude with the server, too."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from scinfl._checks import first_of
 from scinfl._errors import RepeatRoundError, TamperedSumError
+from scinfl.federation import Update
 from scinfl.privacy.aggregation._aggregator import MASKED, Aggregator
 from scinfl.privacy.aggregation._keyed_sum import KeyedSum
 from scinfl.privacy.aggregation._linear_tag import PRIME
@@ -30,7 +31,7 @@ class PairwiseServer(Aggregator):
         Public identity of every site. Uploads that their site did not sign are refused.
     """
 
-    def require_all(self, encoded: Sequence[Any], advertisements: Sequence[Advertisement]) -> None:
+    def require_all(self, encoded: Sequence[Update], advertisements: Sequence[Advertisement]) -> None:
         """Void the round if a site that advertised sent nothing.
 
         Parameters
@@ -43,17 +44,17 @@ class PairwiseServer(Aggregator):
         Raises
         ------
         RepeatRoundError
-            If a site is lost. The others exchange anew, without it.
+            If a site is lost. The others exchange masks again, without it.
         """
         there = {update.site for update in encoded}
-        if lost := [said.site for said in advertisements if said.site not in there]:
+        if lost := [ad.site for ad in advertisements if ad.site not in there]:
             msg = (
                 f"Site {first_of(lost)} is lost, and its masks with it: the other sites exchange fresh masks and send "
                 "the round again."
             )
             raise RepeatRoundError(msg)
 
-    def open(self, combined: Any, encoded: Sequence[Any], seeds: Mapping[str, bytes]) -> Any:
+    def open(self, combined: Update, encoded: Sequence[Update], seeds: Mapping[str, bytes]) -> Update:
         """Take the self masks off a sum.
 
         Parameters
@@ -85,25 +86,25 @@ class PairwiseSum(MaskedSum):
 
     For every attempt at a round each site draws a fresh X25519 key pair and signs the public half with its
     :class:`Identity`, bound to run, purpose, round, attempt and its name. The server relays; each site checks the
-    others' against their *pinned* identities, because the shared key, which all sites have, cannot prove who speaks.
-    Each pair then has a secret of its own, from which a ChaCha20 mask follows that the one adds and the other
-    subtracts (:meth:`PairwiseParticipant.mask`): the masks cancel in the sum of all sites that exchanged, and in no
-    other. A coalition reads no more than the sum of the sites outside it, so at least two of those must be honest: 3
-    sites are the least, and of ``n`` sites ``n - 2`` may help the server. Ephemeral keys are dropped after use; an
-    identity stolen later opens no old round.
+    others' against their *pinned* identities, because the shared key, which all sites have, cannot prove which site
+    sent a message. Each pair then has a secret of its own, from which a ChaCha20 mask follows that the one adds and the
+    other subtracts (:meth:`PairwiseParticipant.mask`): the masks cancel in the sum of all sites that exchanged, and in
+    no other. A coalition reads no more than the sum of the sites outside it, so at least two of those must be honest: 3
+    sites are the least, and of ``n`` sites ``n - 2`` may collude with the server. Ephemeral keys are dropped after use;
+    an identity stolen later opens no old round.
 
-    Each site adds a mask of its own besides, and reveals it once all uploads are there, and after that repeats the
-    round no more. So if a site is lost the round is void and the others send it again under fresh masks, and a server
-    that only says that a site is lost cannot open both sums and take their difference. Neighbouring rounds with and
-    without a site still tell about it, as in every secure aggregation.
+    Each site also adds a mask of its own, and reveals it once all uploads are there; after that it refuses to repeat
+    the round. If a site drops out, the round is void and the others send it again under fresh masks. A server that
+    falsely reports a site as lost cannot open both sums and take their difference. Neighbouring rounds with and
+    without a site still reveal information on it, as in every secure aggregation.
 
     What each layer adds:
 
-    * ``PairwiseSum()``: fellow sites and the server read no single update; the server reads the *sum*, hence every
-      global model, and could return another sum unnoticed.
+    * ``PairwiseSum()``: neither the other sites nor the server read a single update; the server reads the *sum*, hence
+      every global model, and could return another sum unnoticed.
     * ``PairwiseSum(key)``: the keyed stream of :class:`KeyedSum` on top. The server reads nothing and the sites read
-      the sum only, whose tag they check as in a keyed sum. A site that helps the server shows it the sum, and can make
-      a false tag; it still opens no update. This is the form to choose.
+      the sum only, whose tag they check as in a keyed sum. A site that colludes with the server shows it the sum, and
+      can make a false tag; it still opens no update. This is the form to choose.
 
     Weights, numbers, bounds and metrics travel as in :class:`KeyedSum`; :math:`N` is agreed by a pairwise sum too.
 
@@ -114,14 +115,14 @@ class PairwiseSum(MaskedSum):
     run
         Name of the run, the same at all sites; a random one by default.
     bits
-        64, or 32 for half the bytes at an error of about 4e-9 a site (B = 8).
+        64, or 32 for half the bytes at an error of about 4e-9 per site (B = 8).
     bound
         Bound on every number, a power of two: 65536 with 64 bits and 8 with 32 bits by default.
     min_sites
         Least number of sites in a sum, 3 or more.
     identities
-        Secret identities of the sites that this process speaks for: one, at a real site. By default the sites of an
-        in-process run get one each.
+        Secret identities of the sites of this process: one, at a real site. By default the sites of an in-process run
+        get one each.
     pinned
         Public identities of all sites by name; by default those of ``identities``.
 
@@ -181,15 +182,15 @@ class PairwiseSum(MaskedSum):
         self._check_number(len(sites), ValueError)
         before = self._relayed.get((purpose, round))
         attempt = before[0].attempt + 1 if before else 1
-        self.listen([self.site(name).advertise(purpose, round, attempt) for name in sites])
+        self.receive([self.site(name).advertise(purpose, round, attempt) for name in sites])
 
     def site(self, name: str) -> PairwiseParticipant:
-        """One site's half: advertise, listen, mask, reveal.
+        """One site's half: advertise, receive, mask, reveal.
 
         Parameters
         ----------
         name
-            Name of a site that this process speaks for.
+            Name of a site of this process.
         """
         if name not in self._sites:
             self._sites[name] = PairwiseParticipant(
@@ -201,7 +202,7 @@ class PairwiseSum(MaskedSum):
             )
         return self._sites[name]
 
-    def listen(self, advertisements: Sequence[Advertisement]) -> None:
+    def receive(self, advertisements: Sequence[Advertisement]) -> None:
         """Let the sites of this process check what all sites advertise.
 
         Parameters
@@ -213,7 +214,7 @@ class PairwiseSum(MaskedSum):
             msg = "Expected an advertisement of a site of this process, found none. Do not trust this server."
             raise TamperedSumError(msg)
         for name in own:
-            self.site(name).listen(advertisements)
+            self.site(name).receive(advertisements)
         place = advertisements[0].purpose, advertisements[0].round
         self._relayed[place], self._was_away = list(advertisements), False
         if self._keyed is not None:
@@ -225,7 +226,7 @@ class PairwiseSum(MaskedSum):
         Parameters
         ----------
         purpose
-            What the weights are for: ``"training"`` or ``"evaluation"``. Its rounds begin anew.
+            What the weights are for: ``"training"`` or ``"evaluation"``. Its rounds start again from 1.
         weights
             Weight of every site.
         """
@@ -234,7 +235,7 @@ class PairwiseSum(MaskedSum):
         return super().agree(purpose, weights)
 
     def begin(self, purpose: str) -> None:
-        """Begin a purpose anew: its rounds count from 1 again, and its weights are agreed on again.
+        """Restart a purpose: its rounds count from 1 again, and its weights are agreed on again.
 
         Parameters
         ----------
@@ -245,7 +246,7 @@ class PairwiseSum(MaskedSum):
         for site in self._sites.values():
             for name in purposes:
                 site.forget(name)
-        self._relayed = {place: said for place, said in self._relayed.items() if place[0] not in purposes}
+        self._relayed = {place: ads for place, ads in self._relayed.items() if place[0] not in purposes}
 
     def remember(self, name: str, memory: Sequence[Mapping[str, Any]]) -> None:
         """Take up what a site of this process knew before it started again, see :meth:`PairwiseParticipant.memory`.
@@ -259,11 +260,11 @@ class PairwiseSum(MaskedSum):
         """
         site = self.site(name)
         site.remember(memory)
-        self._relayed |= {place: list(heard) for place, heard in site.heard().items() if heard}
+        self._relayed |= {place: list(ads) for place, ads in site.peers().items() if ads}
 
     # ---- the sum
 
-    def _hide(self, upload: Any) -> Any:
+    def _hide(self, upload: Update) -> Update:
         if self._keyed is not None:
             upload = self._keyed._hide(upload)
         tag = int.from_bytes(upload.header.get("tag", b""), "big")
@@ -273,7 +274,7 @@ class PairwiseSum(MaskedSum):
             header["tag"] = tag.to_bytes(8, "big")
         return replace(upload, state={MASKED: integers}, header={**upload.header, **header})
 
-    def _add(self, encoded: Sequence[Any]) -> Any:
+    def _add(self, encoded: Sequence[Update]) -> Update:
         server = PairwiseServer(self._public())
         for update in encoded[:1]:
             server.require_all(encoded, self._relayed.get((update.purpose, update.round), []))
@@ -282,7 +283,7 @@ class PairwiseSum(MaskedSum):
         seeds = {name: self.site(name).reveal(combined.purpose, combined.round, sites) for name in sites}
         return server.open(combined, encoded, seeds)
 
-    def _unmask(self, combined: Any, members: Sequence[Any], unsigned: type[np.unsignedinteger]) -> np.ndarray:
+    def _unmask(self, combined: Update, members: Sequence[Update], unsigned: type[np.unsignedinteger]) -> np.ndarray:
         place = combined.purpose, combined.round
         own = self._own(self._relayed.get(place, []))
         if not own and self._was_away and self._keyed is not None:
@@ -309,14 +310,14 @@ class PairwiseSum(MaskedSum):
     def forget(self) -> None:
         """Forget what was sent and is not in a sum.
 
-        The next sum may be one that went on without this site: who has the key reads it and checks its tag, but not
+        The next sum may be one that went on without this site: with the key it is read and its tag checked, but not
         whose masks were in it.
         """
         super().forget()
         self._relayed, self._was_away = {}, True
 
     def _own(self, advertisements: Sequence[Advertisement]) -> list[str]:
-        return [said.site for said in advertisements if said.site in self._identities]
+        return [ad.site for ad in advertisements if ad.site in self._identities]
 
     def _identity(self, site: str) -> Identity:
         identity = super()._identity(site)

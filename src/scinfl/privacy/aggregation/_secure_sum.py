@@ -4,34 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 
 from scinfl._checks import whole_number
 from scinfl._errors import TamperedSumError
+from scinfl.federation import Protection, Update
 
 _TOTAL = "total of "
 Layout = tuple[tuple[str, tuple[int, ...], np.dtype], ...]
 
 
-@dataclass(frozen=True)
-class Upload:
-    """What a sum needs of an update, for sums that are no round of training."""
-
-    site: str
-    round: int
-    purpose: str
-    state: Mapping[str, np.ndarray] = field(default_factory=dict)
-    n_obs: int = 0
-    weight: float = 0.0
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    key_version: int | None = None
-    header: Mapping[str, bytes] = field(default_factory=dict)
-
-
-class SecureSum(ABC):
+class SecureSum(Protection, ABC):
     r"""Weighted mean of updates by a sum whose terms only their sites can read.
 
     A site's term holds :math:`w_k \theta_k`, :math:`w_k` itself, and :math:`w_k` times every metric, with
@@ -47,17 +33,13 @@ class SecureSum(ABC):
     sums: ClassVar[bool] = True
     _name: ClassVar[str]
     _cure: ClassVar[str]
-    _least_weight: ClassVar[float] = 0.0  # what cannot be told from nothing
+    _least_weight: ClassVar[float] = 0.0  # what cannot be distinguished from 0
 
     def __init__(self, min_sites: int, *, least: int = 2) -> None:
         whole_number("min_sites", min_sites, least)
         self.min_sites = min_sites
         self._totals: dict[str, float] = {}
         self._layouts: dict[str, tuple[Layout, tuple[str, ...]]] = {}
-
-    def on_step(self, network: Any, batch: Any) -> None:
-        """Leave the step to the site."""
-        del network, batch
 
     def agree(self, purpose: str, weights: Mapping[str, float]) -> float:
         """Sum the weights of all sites without showing one, so that each can send its share.
@@ -73,7 +55,7 @@ class SecureSum(ABC):
         sent = [self.encode_weight(purpose, site, weight) for site, weight in weights.items()]
         return self.decode_weights(purpose, self._add(sent), [replace(upload, state={}) for upload in sent])
 
-    def encode_weight(self, purpose: str, site: str, weight: float) -> Any:
+    def encode_weight(self, purpose: str, site: str, weight: float) -> Update:
         """Hide the weight of one site, at that site.
 
         Parameters
@@ -85,9 +67,10 @@ class SecureSum(ABC):
         weight
             Its weight.
         """
-        return self._hide_weight(Upload(site, 0, total_of(purpose)), np.array([weight], np.float64))
+        empty = Update(site, 0, {}, n_obs=0, weight=0.0, purpose=total_of(purpose))
+        return self._hide_weight(empty, np.array([weight], np.float64))
 
-    def decode_weights(self, purpose: str, combined: Any, members: Sequence[Any]) -> float:
+    def decode_weights(self, purpose: str, combined: Update, members: Sequence[Update]) -> float:
         """Read the total weight at a site, and remember it for the updates of the purpose.
 
         Parameters
@@ -103,8 +86,8 @@ class SecureSum(ABC):
         self._totals[purpose] = float(self._read_weights(combined, members)[0])
         return self._totals[purpose]
 
-    def expect(self, total: float, update: Any) -> None:
-        """Know what a sum holds without having sent a term of it: at a site that was away, or started again.
+    def expect(self, total: float, update: Update) -> None:
+        """Learn the layout of a sum without having sent a term of it: at a site that was away, or started again.
 
         Parameters
         ----------
@@ -116,20 +99,20 @@ class SecureSum(ABC):
         self._totals[update.purpose] = total
         self._pack(update)
 
-    def combine(self, encoded: Sequence[Any]) -> Any:
+    def combine(self, encoded: Sequence[Update]) -> Update:
         """Add at the server, which needs no secret."""
         return self._add(encoded)
 
     @abstractmethod
-    def _add(self, encoded: Sequence[Any]) -> Any: ...
+    def _add(self, encoded: Sequence[Update]) -> Update: ...
 
     @abstractmethod
-    def _hide_weight(self, upload: Upload, weight: np.ndarray) -> Any: ...
+    def _hide_weight(self, upload: Update, weight: np.ndarray) -> Update: ...
 
     @abstractmethod
-    def _read_weights(self, combined: Any, members: Sequence[Any]) -> np.ndarray: ...
+    def _read_weights(self, combined: Update, members: Sequence[Update]) -> np.ndarray: ...
 
-    def _share(self, update: Any) -> float:
+    def _share(self, update: Update) -> float:
         """Weight of an update over the total of its purpose."""
         total = self._totals.get(update.purpose)
         if not total:
@@ -137,7 +120,7 @@ class SecureSum(ABC):
             raise RuntimeError(msg)
         return update.weight / total
 
-    def _pack(self, update: Any) -> np.ndarray:
+    def _pack(self, update: Update) -> np.ndarray:
         """Parameters, a one and metrics as one vector; the one becomes the sum of the shares."""
         names, metrics = tuple(sorted(update.state)), tuple(sorted(update.metrics))
         self._layouts[update.purpose] = (
@@ -154,7 +137,7 @@ class SecureSum(ABC):
             raise ValueError(msg)
         return contents
 
-    def _unpack(self, combined: Any, values: np.ndarray) -> Any:
+    def _unpack(self, combined: Update, values: np.ndarray) -> Update:
         """Mean update of the summed vectors."""
         layout, metrics = self._layouts[combined.purpose]
         sizes = [int(np.prod(shape, dtype=np.int64)) for _, shape, _ in layout]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from scipy.optimize import quadratic_assignment
 
+from scinfl.federation import Protection, Update
 from scinfl.privacy.aggregation._aggregator import MASKED
 from scinfl.privacy.aggregation._fixed_point import FixedPoint
 
 
-class Watcher:
+class Watcher(Protection):
     """A server that keeps everything it is sent. Put it last among the protections: it hides nothing.
 
     Attributes
@@ -25,37 +26,24 @@ class Watcher:
     watches: ClassVar[bool] = True
 
     def __init__(self) -> None:
-        self.seen: dict[int, list[Any]] = {}
+        self.seen: dict[int, list[Update]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     def begin_round(self, site: str, round: int, state: Mapping[str, np.ndarray]) -> None:
-        """Note which parameters travel: names and shapes are no secret, and tell where each stands in a masked sum."""
+        """Note which parameters travel: names and shapes are no secret, and give the place of each in a masked sum."""
         del site, round
         self._shapes = {name: np.shape(array) for name, array in state.items()}
 
-    def on_step(self, network: Any, batch: Any) -> None:
-        """Leave the step to the site."""
-        del network, batch
-
-    def encode(self, update: Any) -> Any:
-        """Leave the update as it is."""
-        return update
-
-    def combine(self, encoded: Sequence[Any]) -> None:
+    def combine(self, encoded: Sequence[Update]) -> None:
         """Keep what arrived; others sum."""
         if encoded[0].purpose == "training":
             self.seen[encoded[0].round] = list(encoded)
 
-    def decode(self, combined: Any, members: Sequence[Any]) -> Any:
-        """Leave the sum as it is."""
-        del members
-        return combined
-
     def mean(self, name: str, shape: tuple[int, ...]) -> list[np.ndarray]:
-        """Mean of a parameter in each round, as far as the server can tell.
+        """Mean of a parameter in each round, as far as the server can compute it.
 
         Masked uploads hold no parameters by name but all of them in the order of their names. The server adds them up
-        and takes the integers at the place of the parameter for numbers: what it gets is the mean where the masks
+        and takes the integers at the place of the parameter for numbers: the result is the mean where the masks
         cancel in the sum, else noise.
 
         Parameters
@@ -84,9 +72,9 @@ class Watcher:
         return means
 
 
-def _added(uploads: Sequence[Any]) -> np.ndarray:
+def _added(uploads: Sequence[Update]) -> np.ndarray:
     """Sum of masked uploads, read as the fixed-point numbers that they would be without masks."""
-    total = sum(upload.state[MASKED] for upload in uploads)
+    total = sum((upload.state[MASKED] for upload in uploads[1:]), start=uploads[0].state[MASKED])
     bound = 2.0 ** int.from_bytes(uploads[0].header["bound"], "big", signed=True)
     return FixedPoint(8 * total.itemsize, bound).decode(total)
 
@@ -97,7 +85,7 @@ def match_features(
     r"""Guess which feature each column of a locked first layer reads, from how the columns move together.
 
     Columns of a first layer move as the features do that they read: the correlation of columns over all changes
-    :math:`W_{r+1} - W_r` (the first quarter of the rounds, which only tells the classes apart, left out) resembles the
+    :math:`W_{r+1} - W_r` (the first quarter of the rounds, which only separates the classes, left out) resembles the
     correlation of the features, up to the permutation and the signs of the key. Both are taken absolute, centred and
     brought to the same distribution, and matched by a quadratic assignment (FAQ, Vogelstein et al. 2015). Starts are
     random around a soft assignment of columns and features whose sorted similarities to all others agree; from

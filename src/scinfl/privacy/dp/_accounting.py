@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
+
+from scinfl.federation import Journal
 
 _ORDERS = (*(1 + step / 10 for step in range(1, 100)), *range(12, 65), 80, 96, 128, 192, 256, 384, 512)
 _EVENT = "privacy"
@@ -65,7 +66,7 @@ def subsampled_epsilon(spent: Mapping[tuple[float, float], int], delta: float) -
 
     Mironov, Talwar & Zhang (2019), turned into :math:`(\varepsilon, \delta)` by Balle et al. (2020). Neighbours differ
     in one unit that is added or removed. Where every unit takes part in every step the exact :func:`gaussian_epsilon`
-    stands instead.
+    is used instead.
 
     Parameters
     ----------
@@ -82,7 +83,7 @@ def subsampled_epsilon(spent: Mapping[tuple[float, float], int], delta: float) -
         return gaussian_epsilon(sum(n / noise**2 for (noise, _), n in spent.items()) ** -0.5, delta)
     total = sum(n_steps * _rdp_of_a_step(*kind) for kind, n_steps in spent.items())
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the best order at the end of the list is a bound all the same
+        warnings.simplefilter("ignore", UserWarning)  # the best order at the end of the list is still a bound
         epsilon, _ = _opacus_rdp().get_privacy_spent(orders=_ORDERS, rdp=total, delta=delta)
     return max(float(epsilon), 0.0)
 
@@ -196,7 +197,7 @@ class Account:
         self._charges: dict[str, Charge] = {}
         self._log: Callable[..., None] | None = None
 
-    def keep(self, journal: Any | None) -> None:
+    def keep(self, journal: Journal | None) -> None:
         """Read the charges of a journal, each once, and write all later ones to it."""
         self._log = None if journal is None else journal.log
         for event in () if journal is None else journal.events():

@@ -15,8 +15,8 @@ def gaussian_noise(shape: int | tuple[int, ...], deviation: float) -> np.ndarray
     .. math:: \pm \sigma\, \Phi^{-1}\big((k + \tfrac12)\, 2^{-53}\big), \qquad k < 2^{52} \text{ uniform}
 
     There is no seed: noise that can be drawn again can be subtracted. Doubles are no real numbers, and what depends on
-    their last bits may tell more than a proof about real numbers allows (Mironov 2012); who publishes a sum of a number
-    and such noise rounds it, see :func:`on_grid`.
+    their last bits may reveal more than a proof about real numbers allows (Mironov 2012); a published sum of a number
+    and such noise is rounded, see :func:`on_grid`.
 
     Parameters
     ----------

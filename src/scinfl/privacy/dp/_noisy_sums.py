@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from scinfl.federation import Journal
+from scinfl.federation.rounds import SpendsPrivacy
 from scinfl.privacy.dp._gaussian_noise import gaussian_noise, on_grid
 
 _ROWS = 4096
@@ -41,7 +43,7 @@ def noisy_sums(
     Examples
     --------
     >>> import numpy as np
-    >>> from scinfl.privacy.dp._noisy_sums import noisy_sums
+    >>> from scinfl.privacy.dp import noisy_sums
     >>> cells = np.array([[3.0, 4.0], [0.0, 1.0], [1.0, 0.0]])
     >>> sums, numbers = noisy_sums(cells, [np.array([0, 1]), np.array([2])], max_norm=2.5, noise_multiplier=0.0)
     >>> sums.tolist(), numbers.tolist()
@@ -65,24 +67,7 @@ def _clipped_sum(matrix: Any, rows: np.ndarray, max_norm: float) -> np.ndarray:
     return total
 
 
-class NoiseInside:
-    """A protection whose noise is in an update before it leaves, so that nothing remains to be done then."""
-
-    def encode(self, update: Any) -> Any:
-        """Leave the update as it is."""
-        return update
-
-    def combine(self, encoded: Sequence[Any]) -> None:
-        """Leave the sum to others."""
-        del encoded
-
-    def decode(self, combined: Any, members: Sequence[Any]) -> Any:
-        """Leave the sum as it is."""
-        del members
-        return combined
-
-
-class Released(NoiseInside):
+class Released(SpendsPrivacy):
     """Stands for a budget whose noise is in what a model trains on, so that training spends nothing.
 
     Parameters
@@ -91,10 +76,10 @@ class Released(NoiseInside):
         The protection that made the noise.
     """
 
-    def __init__(self, private: Any) -> None:
+    def __init__(self, private: SpendsPrivacy) -> None:
         self._private = private
 
-    def open_account(self, *, n_sites: int, n_rounds: int, journal: Any | None) -> None:
+    def open_account(self, *, n_sites: int, n_rounds: int, journal: Journal | None) -> None:
         """Go on from what the journal of the run says was spent."""
         self._private.open_account(n_sites=n_sites, n_rounds=n_rounds, journal=journal)
 
@@ -105,10 +90,6 @@ class Released(NoiseInside):
     def epsilon(self, site: str | None = None) -> float:
         """What a site has spent; the most that any has by default."""
         return self._private.epsilon(site)
-
-    def on_step(self, network: Any, batch: Any) -> None:
-        """Leave the step to the site."""
-        del network, batch
 
     def __repr__(self) -> str:
         return repr(self._private)

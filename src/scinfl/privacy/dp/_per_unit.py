@@ -127,7 +127,7 @@ def clipped_sum(network: nn.Module, batch: tuple[Tensor, ...], unit: np.ndarray,
 
 
 def _names(network: nn.Module) -> dict[str, str]:
-    """Name of the parameter at each place of the network; one parameter may stand at several.
+    """Name of the parameter at each place of the network; one parameter may be used at several.
 
     Torch would find these places itself, but then leaves a module that is used twice without its parameters.
     """

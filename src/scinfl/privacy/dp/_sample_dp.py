@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from scinfl._checks import number_between, one_of
+from scinfl.federation import Journal
+from scinfl.federation.rounds import SpendsPrivacy
 from scinfl.privacy.dp._accounting import (
     Account,
     Charge,
@@ -20,11 +22,11 @@ from scinfl.privacy.dp._accounting import (
     subsampled_noise_multiplier,
 )
 from scinfl.privacy.dp._gaussian_noise import gaussian_noise, uniform_numbers
-from scinfl.privacy.dp._noisy_sums import NoiseInside, noisy_sums
+from scinfl.privacy.dp._noisy_sums import noisy_sums
 from scinfl.privacy.dp._per_unit import PoissonBatch, check_rows, clipped_sum
 
 
-class SampleDP(NoiseInside):
+class SampleDP(SpendsPrivacy):
     r"""Differentially private training: no single row, or patient, changes much of what leaves a site.
 
     Every local step draws each unit of the site by itself with chance :math:`q` (batch size over number of units),
@@ -42,11 +44,11 @@ class SampleDP(NoiseInside):
     It forgets when the process ends, but for what the journal of a run holds, which a resumed run goes on from.
 
     **Unit.** Neighbouring data differ in one row, or with ``unit="group"`` in all rows of one patient, added to or
-    removed from one site. Who has rows at several sites spends at each. ``batch_size`` counts units.
+    removed from one site. A patient with rows at several sites spends at each. ``batch_size`` counts units.
 
     **What is not covered.** The number of units of a site (it sets weights and steps) counts as known. Metrics of
     validation rows would leave without noise, hidden from the server by keyed sums but not from the other sites, so
-    they are refused unless you say otherwise; then those rows have no guarantee. The training loss is not told at all.
+    they are refused unless you say otherwise; then those rows have no guarantee. The training loss is not reported.
     Settings that you tried on the same data cost as much again.
 
     **Randomness.** Noise, draws and dropout come from the operating system and never from ``rng``. So no run can be
@@ -126,7 +128,7 @@ class SampleDP(NoiseInside):
 
     # ---- the account
 
-    def open_account(self, *, n_sites: int, n_rounds: int, journal: Any | None) -> None:
+    def open_account(self, *, n_sites: int, n_rounds: int, journal: Journal | None) -> None:
         """Plan the rounds of a run, and go on from what its journal says was spent."""
         del n_sites
         self._n_rounds = n_rounds
@@ -269,7 +271,7 @@ class SampleDP(NoiseInside):
         return subsampled_noise_multiplier(self.target_epsilon, self.delta, rate, n_steps * self._n_rounds)
 
     def on_step(self, network: nn.Module, batch: PoissonBatch) -> float:
-        """Put the noisy gradient of one step into the network; the loss is not told.
+        """Put the noisy gradient of one step into the network; the loss is not reported.
 
         Parameters
         ----------

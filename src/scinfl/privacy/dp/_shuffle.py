@@ -5,10 +5,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
+from scinfl.federation import Journal, Update
 from scinfl.privacy.dp._accounting import shuffled_epsilon
 from scinfl.privacy.dp._update_dp import UpdateDP
 
@@ -25,7 +25,7 @@ class Shuffle(UpdateDP):
     **Shuffling itself adds no privacy here.** The closed form of Feldman, McMillan & Talwar (2021) gains something from
     hundreds of sites with much noise on; with 3 to 10 hospitals it gains nothing, and :meth:`epsilon` is that of the
     noise alone. Where it does gain, the rounds are added up one by one, and the smaller of both counts. The shuffler
-    must not side with the server.
+    must not collude with the server.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class Shuffle(UpdateDP):
         )
         self._n_sites: int | None = None
 
-    def open_account(self, *, n_sites: int, n_rounds: int, journal: Any | None) -> None:
+    def open_account(self, *, n_sites: int, n_rounds: int, journal: Journal | None) -> None:
         """As :meth:`UpdateDP.open_account`; the smallest number of sites counts."""
         super().open_account(n_sites=n_sites, n_rounds=n_rounds, journal=journal)
         self._n_sites = n_sites if self._n_sites is None else min(n_sites, self._n_sites)
@@ -81,7 +81,7 @@ class Shuffle(UpdateDP):
         )
         return min(alone, shuffled)
 
-    def shuffle(self, encoded: Sequence[Any]) -> list[Any]:
+    def shuffle(self, encoded: Sequence[Update]) -> list[Update]:
         """What the shuffler hands on: updates in random order, without names, weights and numbers of observations.
 
         Parameters
@@ -93,7 +93,7 @@ class Shuffle(UpdateDP):
         secrets.SystemRandom().shuffle(nameless)
         return nameless
 
-    def combine(self, encoded: Sequence[Any]) -> Any | None:
+    def combine(self, encoded: Sequence[Update]) -> Update | None:
         """Shuffle, and take the plain mean at the server; validation metrics are left to others.
 
         Parameters
@@ -122,7 +122,7 @@ class Shuffle(UpdateDP):
         }
         return replace(nameless[0], state=state, weight=float(len(nameless)), header={"shuffled": b"1"})
 
-    def decode(self, combined: Any, members: Sequence[Any]) -> Any:
+    def decode(self, combined: Update, members: Sequence[Update]) -> Update:
         """Refuse a sum of training that was not shuffled.
 
         Parameters

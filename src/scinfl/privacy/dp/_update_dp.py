@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from scinfl._checks import first_of, number_between
+from scinfl._checks import first_of, number_between, warn
+from scinfl._errors import WeakNoiseWarning
+from scinfl.federation import Journal, State, Update
+from scinfl.federation.rounds import SpendsPrivacy
 from scinfl.privacy.dp._accounting import Account, Charge, subsampled_epsilon
 from scinfl.privacy.dp._gaussian_noise import gaussian_noise, on_grid
-
-State = Mapping[str, np.ndarray]
 
 _MANY = 100  # sites, below which site-level noise drowns what it hides
 
 
-class UpdateDP:
+class UpdateDP(SpendsPrivacy):
     r"""Clips what a site has learnt in a round and adds noise to it, before anything leaves the site.
 
     .. math::
@@ -26,7 +26,7 @@ class UpdateDP:
         + \mathcal{N}(0, \sigma^2 C^2)
 
     with the round's shared state :math:`\theta` and all shared parameters together (McMahan et al. 2018, with the noise
-    at the site). Neighbouring data differ in everything that one site has: two clipped updates lie at most
+    at the site). Neighbouring data differ in everything that one site has: two clipped updates are at most
     :math:`2C` apart, so a round is a Gaussian mechanism with the multiplier :math:`\sigma / 2`, and all rounds of a
     site together are one (Balle & Wang 2018), without any gain from sampling sites. The column ``epsilon`` of
     ``history`` is the site that spent most so far.
@@ -78,20 +78,19 @@ class UpdateDP:
         self.unnoised_validation = unnoised_validation
         self._account = Account()
         self._starts: dict[str, tuple[int, State]] = {}
-        self._sent: dict[str, tuple[Any, Any]] = {}
+        self._sent: dict[str, tuple[Update, Update]] = {}
 
     # ---- the account
 
-    def open_account(self, *, n_sites: int, n_rounds: int, journal: Any | None) -> None:
+    def open_account(self, *, n_sites: int, n_rounds: int, journal: Journal | None) -> None:
         """Warn of what few sites mean, and go on from what the journal of the run says was spent."""
         del n_rounds
         if n_sites < _MANY:
-            warnings.warn(
+            warn(
                 f"Noise on the updates of {n_sites} sites is weak or useless: what hides one of few sites drowns what "
-                "they learn together, and what is left is told by `epsilon` in `history`. It takes hundreds of sites; "
-                "`SampleDP` guards rows or patients instead, where the model allows it.",
-                UserWarning,
-                stacklevel=2,
+                "they learn together, and `epsilon` in `history` shows how little is hidden. It takes hundreds of "
+                "sites; `SampleDP` guards rows or patients instead, where the model allows it.",
+                WeakNoiseWarning,
             )
         self._account.keep(journal)
 
@@ -145,11 +144,7 @@ class UpdateDP:
 
     # ---- the protection
 
-    def on_step(self, network: Any, batch: Any) -> None:
-        """Leave the step to the site."""
-        del network, batch
-
-    def encode(self, update: Any) -> Any:
+    def encode(self, update: Update) -> Update:
         """Clip and blur an update of training; leave others as they are.
 
         Parameters
@@ -159,13 +154,11 @@ class UpdateDP:
         """
         if update.purpose != "training":
             return update
-        known, noisy = self._sent.get(update.site, (None, None))
-        if known is not update:  # the same update sent again carries the same noise: new noise would average out
-            noisy = replace(update, state=self._blurred(update), metrics={})
-            self._sent[update.site] = (update, noisy)
-        return noisy
+        if update.site not in self._sent or self._sent[update.site][0] is not update:
+            self._sent[update.site] = (update, replace(update, state=self._blurred(update), metrics={}))
+        return self._sent[update.site][1]  # sent again it carries the same noise: new noise would average out
 
-    def _blurred(self, update: Any) -> dict[str, np.ndarray]:
+    def _blurred(self, update: Update) -> dict[str, np.ndarray]:
         number, start = self._starts.get(update.site, (None, {}))
         if number != update.round:
             msg = (
@@ -196,15 +189,6 @@ class UpdateDP:
             )
             for name, array in change.items()
         }
-
-    def combine(self, encoded: Sequence[Any]) -> Any:
-        """Leave the sum to others."""
-        del encoded
-
-    def decode(self, combined: Any, members: Sequence[Any]) -> Any:
-        """Leave the sum as it is."""
-        del members
-        return combined
 
     def __repr__(self) -> str:
         return (

@@ -1,4 +1,4 @@
-"""What `compare` knows: methods, what guards them, and who reads what under each."""
+"""Methods that `compare` knows, their protections, and what the server reads under each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from scinfl.federation import FedAdam, FedProx, Protection
 from scinfl.privacy import HomomorphicSum, Key, KeyedSum, PairwiseSum, SampleDP, Shuffle, UpdateDP
-from scinfl.privacy.dp._accounting import gaussian_noise_multiplier
+from scinfl.privacy.dp import gaussian_noise_multiplier
 
 PRIVATE_TRAINING = {
     "validation_size": 0.0,
@@ -29,14 +29,14 @@ _NOISY = "noisy updates of every site"
 
 @dataclass(frozen=True)
 class Method:
-    """How a method makes and trains its model, and who reads what.
+    """How a method makes and trains its model, and what the server reads.
 
     Parameters
     ----------
     server_sees
         What the server reads.
     helped_server_sees
-        What it reads if one of the sites helps it; the same by default.
+        What it reads if one of the sites colludes; the same by default.
     init, train
         Arguments of the model and of its ``train``.
     sums
@@ -48,7 +48,7 @@ class Method:
     pooled
         Whether all cells are at one site.
     watched
-        Whether a server is let try to recover the key.
+        Whether a server tries to recover the key.
     """
 
     server_sees: str
