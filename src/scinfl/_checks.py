@@ -138,6 +138,6 @@ def read_h5ad(path: Path) -> AnnData:
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the line outside scinfl that led here."""
     frame, stacklevel = sys._getframe(), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "scinfl":
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in {"scinfl", "contextlib"}:
         frame, stacklevel = frame.f_back, stacklevel + 1
     warnings.warn(message, category, stacklevel=stacklevel)

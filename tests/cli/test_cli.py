@@ -364,7 +364,7 @@ def test_a_trained_model_is_audited(files, capsys):
     assert err.startswith("scinfl: error: Expected")
     code, out, err = run("audit", "run", "data.h5ad", "--key", "a.key", "--quick", "--out", "a.md", capsys=capsys)
     assert code == 0, err
-    assert "thief" in out
+    assert "model-stealing attacker" in out
     assert (files / "a.md").read_text().startswith("# ")
     assert Key.load("a.key")._secret.hex() not in (files / "a.md").read_text()
     assert run("audit", "run", "data.h5ad", "--key", "a.key", "--quick", "--out", "a.md", capsys=capsys)[0] == 1

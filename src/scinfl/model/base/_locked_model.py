@@ -19,6 +19,7 @@ from torch import nn
 from scinfl import __version__
 from scinfl import nn as keyed_nn
 from scinfl._checks import one_of, whole_number
+from scinfl._spelling import spelled
 from scinfl.federation import Payload, State
 from scinfl.model.base._files import parse_weights, read_document, read_weights, seal_labels, write_model
 from scinfl.model.base._keyed_network import KeyedNetwork, check_key
@@ -142,7 +143,7 @@ class LockedModel(RegisteredModel):
         key
             The key that it was trained with.
         force
-            Take another key all the same, to see what a wrong key predicts.
+            Take another key nevertheless, to see what a wrong key predicts.
 
         Raises
         ------
@@ -176,7 +177,7 @@ class LockedModel(RegisteredModel):
         new
             A later version of it, see :func:`scinfl.privacy.rotate`.
         force
-            Take a key of another federation, or of an earlier version, all the same.
+            Take a key of another federation, or of an earlier version, nevertheless.
 
         Raises
         ------
@@ -233,7 +234,7 @@ class LockedModel(RegisteredModel):
         if self.is_locked:
             msg = (
                 f"Expected an unlocked model, found it locked with the key of fingerprint {self.key_fingerprint}. "
-                "Call `model.unlock(key)` first."
+                f"{spelled('Call `model.unlock(key)` first')}."
             )
             raise RuntimeError(msg)
 
@@ -443,7 +444,8 @@ class SealedWeights:
 def _seal_for_saving(keyed: KeyedNetwork, sealed: bool | None, *, is_sealed: bool) -> Seal | None:  # noqa: FBT001
     locked_with, key = keyed.locked_with, keyed.key
     if is_sealed or (locked_with is not None and sealed is not False and key is None):
-        msg = "Expected an unlocked model to save, found a locked one. Call `model.unlock(key)` first."
+        cure = spelled("Call `model.unlock(key)` first")
+        msg = f"Expected an unlocked model to save, found a locked one. {cure}."
         raise RuntimeError(msg)
     if locked_with is None:
         if sealed:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from scinfl._spelling import argument
 from scinfl.federation import Journal, Payload, Protection, Run, State, Strategy, simulate
 from scinfl.federation.rounds import rehearse
 from scinfl.model.base._keyed_network import KeyedNetwork
@@ -197,7 +198,7 @@ def resolve_device(device: str) -> torch.device:
     try:
         return torch.device(device)
     except RuntimeError:
-        msg = f"Expected `device` to be 'auto', 'cpu' or 'cuda:0', found {device!r}."
+        msg = f"Expected {argument('device')} to be 'auto', 'cpu' or 'cuda:0', found {device!r}."
         raise ValueError(msg) from None
 
 
