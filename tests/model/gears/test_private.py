@@ -1,4 +1,4 @@
-"""Perturbations told by noisy sums."""
+"""Perturbations from noisy sums."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def test_a_radius_that_holds_the_whole_section_is_refused():
 
 def test_bad_input_is_refused():
     xy, section = make_sections()
-    with pytest.raises(ValueError, match="to say which spots are neighbours, found none"):
+    with pytest.raises(ValueError, match="to define which spots are neighbours, found none"):
         spatial_graph(xy, section, n_neighbours=None)
     with pytest.raises(ValueError, match="`n_neighbours` to be a whole number from 1"):
         spatial_graph(xy, section, n_neighbours=0)

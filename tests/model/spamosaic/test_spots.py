@@ -85,7 +85,7 @@ def test_modalities_have_to_agree_where_both_have_a_column(mdata):
     column = mdata["adt"].obs["section"].astype(str)
     column.iloc[:2] = "section_2"
     mdata["adt"].obs["section"] = column
-    with pytest.raises(ValueError, match=r"agree on obs\['section'\], found 2 spots of which 'adt' says otherwise"):
+    with pytest.raises(ValueError, match=r"agree on obs\['section'\], found 2 spots of which 'adt' has another value"):
         read_spots(mdata, **WHERE)
     del mdata["adt"].obs["section"]  # section_3 is then nowhere
     with pytest.raises(ValueError, match=r"for every spot in obs\['section'\], found 30 spots without. Drop these"):
@@ -255,7 +255,7 @@ def test_missing_coordinates_are_named_with_their_section(mdata):
     ):
         set_up(mdata)
     mdata.obsm["spatial"] = np.zeros((90, 4))
-    with pytest.raises(ValueError, match=r"2 or 3 coordinates a spot in obsm\['spatial'\], found shape \(60, 4\)"):
+    with pytest.raises(ValueError, match=r"2 or 3 coordinates per spot in obsm\['spatial'\], found shape \(60, 4\)"):
         set_up(mdata)
     with pytest.raises(KeyError, match=r"in mdata.obsm or mdata\['rna'\].obsm, found none called 'xy'"):
         set_up(mdata, spatial_key="xy")

@@ -38,7 +38,7 @@ class AgreedConditions:
     def of_facts(
         cls, facts: Mapping[str, Mapping[str, Any]], levels: Mapping[str, Sequence[str]], share: float, rng: int
     ) -> AgreedConditions:
-        """Conditions of sites that told each other what they have, see :func:`condition_facts`.
+        """Conditions of sites that exchanged what they have, see :func:`condition_facts`.
 
         Parameters
         ----------
@@ -59,7 +59,7 @@ class AgreedConditions:
 
 
 def condition_facts(adata: AnnData, setup: Mapping[str, Any], min_cells: int) -> dict[str, Any]:
-    """What one site tells the others of its conditions: which it has, and whether it has enough cells of each.
+    """What one site sends the others about its conditions: which it has, and whether it has enough cells of each.
 
     Parameters
     ----------

@@ -56,7 +56,7 @@ class Design:
         Raises
         ------
         ValueError
-            If a perturbation stands in two parts, or a level of a covariate is new.
+            If a perturbation is in two parts of the split, or a level of a covariate is new.
         """
         control = str(setup["control"])
         names = condition_names(adata, str(setup["condition_key"]), control)

@@ -1,4 +1,4 @@
-"""Which genes can be perturbed, and which of them are alike."""
+"""Which genes can be perturbed, and which of them are similar."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ class Vocabulary:
             wanted = None if isinstance(source, pd.DataFrame) else {*genes, *perturbed, *further}
             table = gene_similarity(source, wanted)
         listed: set[str] = set() if table is None else {*table["source"], *table["target"]}
-        if nowhere := {gene for gene in perturbed if gene not in {*genes, *further, *listed}}:
-            n_cells = int(names.map(lambda name: not nowhere.isdisjoint(sets[name])).sum())
+        if unknown := {gene for gene in perturbed if gene not in {*genes, *further, *listed}}:
+            n_cells = int(names.map(lambda name: not unknown.isdisjoint(sets[name])).sum())
             msg = (
                 f"Expected perturbed genes among the {len(genes)} measured genes or those of the gene ontology, found "
-                f"{len(nowhere)} that are nowhere ({n_cells} cells): {first_of(sorted(nowhere))}. Correct their names, "
+                f"{len(unknown)} in neither ({n_cells} cells): {first_of(sorted(unknown))}. Correct their names, "
                 "drop their cells with `scinfl.pp.perturbations(adata, unknown='drop')`, or name them in "
                 "`perturbation_genes`."
             )
@@ -91,7 +91,7 @@ class Vocabulary:
 def _ontology_edges(table: pd.DataFrame | None, vocabulary: Sequence[str], n_neighbours: int) -> Edges | None:
     if table is None:
         warn(
-            "No gene ontology: perturbed genes are compared by their co-expression alone, which says nothing of genes "
+            "No gene ontology: perturbed genes are compared by their co-expression alone, which is unknown for genes "
             "that were not measured. Pass `gene_ontology=`, for example `scinfl.datasets.gene_ontology()`."
         )
         return None

@@ -1,4 +1,4 @@
-"""A perturbation experiment told by noisy sums, in place of its cells."""
+"""A perturbation experiment as noisy sums, in place of its cells."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scinfl.privacy import SampleDP
 
 @dataclass(frozen=True)
 class SiteSums:
-    """Conditions of one site with their noisy mean change; stands where :class:`SiteCells` does.
+    """Conditions of one site with their noisy mean change, in place of :class:`SiteCells`.
 
     Parameters
     ----------
@@ -142,6 +142,6 @@ def _site_sums(
 
 
 def alone(n_genes: int) -> Edges:
-    """Co-expression graph that no cell has shaped: every gene is alike itself."""
+    """Co-expression graph without any cell: every gene is linked to itself alone."""
     genes = np.arange(n_genes)
     return np.stack([genes, genes]), np.ones(n_genes)

@@ -24,7 +24,7 @@ def shrunk(metrics: Mapping[str, float], n: float, *, prior: str | None, orders:
     Parameters
     ----------
     metrics
-        Means over all sites of what :func:`scinfl.module._gears_loss.scores` says.
+        Means over all sites of what :func:`scinfl.module._gears_loss.scores` returns.
     n
         Number of validation conditions behind the means.
     prior
@@ -42,8 +42,8 @@ def shrunk(metrics: Mapping[str, float], n: float, *, prior: str | None, orders:
     result["mse_de"] = 0.0
     for order in ORDERS:
         own = np.array([name == order for name in orders], dtype=bool)
-        said = own if own.sum() > 1 else np.ones(len(orders), bool)
-        share = share_of(agreement[said], power[said])
+        chosen = own if own.sum() > 1 else np.ones(len(orders), bool)
+        share = share_of(agreement[chosen], power[chosen])
         result["mse_de"] += float((missed - 2 * share * agreement + share**2 * power)[own].sum() / n)
         result[f"shrinkage_{order}"] = share
     return result
@@ -54,8 +54,8 @@ def share_of(agreement: np.ndarray, power: np.ndarray) -> float:
 
     Of the product :math:`a_i` of the network's change with what the prior misses in condition i, and its square
     :math:`p_i`, the best share is :math:`s = \sum a_i / \sum p_i`; its standard error is that of a ratio of means over
-    conditions, widened by the t distribution where they are few. A single condition says nothing. A share that is
-    somewhat too small costs next to nothing, one that is too large may be worse than the prior alone.
+    conditions, widened by the t distribution where they are few. A single condition gives no estimate. A share that is
+    somewhat too small has almost no effect, one that is too large may be worse than the prior alone.
     """
     n = len(power)
     if n < 2 or power.sum() <= 0:

@@ -40,7 +40,7 @@ def centred(x: np.ndarray, section: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SpotTensors:
-    """What the network reads of all spots of one modality, and what it is to tell of them.
+    """What the network reads of all spots of one modality, and what it has to predict.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class SpotTensors:
     inputs
         Spots × features.
     target, values, graph
-        What is told (spots × features), and the neighbours of the spots; ``None`` where the loss does not ask for it.
+        What is predicted (spots × features), and the neighbours of the spots; ``None`` where the loss does not need it.
     """
 
     place: Tensor

@@ -272,7 +272,7 @@ def _checked(
     if radius is not None:
         number_between("radius", radius, 0, np.inf, open_low=True)
     if n_neighbours is None and radius is None and not delaunay:
-        msg = "Expected `n_neighbours`, `radius` or `delaunay` to say which spots are neighbours, found none of them."
+        msg = "Expected `n_neighbours`, `radius` or `delaunay` to define which spots are neighbours, found none."
         raise ValueError(msg)
     coordinates = np.asarray(coordinates, dtype=np.float64)
     if coordinates.ndim != 2 or coordinates.shape[1] not in {2, 3} or len(coordinates) != len(section):

@@ -1,4 +1,4 @@
-"""What spots must be like before a model reads them, said in the words of whoever measured them."""
+"""What spots must be like before a model reads them, in terms of the experiment."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def several_sites(site: np.ndarray, site_key: str) -> None:
         raise ValueError(msg)
 
 
-def one_site_a_section(section: np.ndarray, site: np.ndarray) -> None:
-    """Refuse a section that lies at several sites."""
+def one_site_per_section(section: np.ndarray, site: np.ndarray) -> None:
+    """Refuse a section that is at several sites."""
     pairs = pd.DataFrame({"section": section, "site": site.astype(str)}).drop_duplicates()
     if (twice := pairs["section"][pairs["section"].duplicated()].unique()).size:
         msg = (
@@ -87,7 +87,7 @@ def enough_spots(found: Mapping[str, Measured]) -> None:
             what = [f"{n} at site '{site}'" for site, n in zip(sites[few], sizes[few], strict=True)]
             msg = (
                 f"Expected at least {_LEAST_SPOTS} spots{of} at every site that measured it, found "
-                f"{first_of(what) or 'none'}. Leave their sections out: a trained model embeds them all the same."
+                f"{first_of(what) or 'none'}. Leave their sections out: a trained model embeds them nevertheless."
             )
             raise ValueError(msg)
 
@@ -126,10 +126,10 @@ def linked(found: Mapping[str, Measured]) -> None:
         groups = [group for group in groups if group not in near] + [set().union({modality}, *near)]
     if len(groups) < 2:
         return
-    said = [f"{sorted(group)} (of {first_of(sorted(set().union(*(sections[m] for m in group))))})" for group in groups]
+    shown = [f"{sorted(group)} (of {first_of(sorted(set().union(*(sections[m] for m in group))))})" for group in groups]
     one, other = sorted(groups[0])[0], sorted(groups[1])[0]
     msg = (
-        f"Expected sections that link all modalities, found none that links {' with '.join(said)}. Add a section that "
+        f"Expected sections that link all modalities, found none that links {' with '.join(shown)}. Add a section that "
         f"measured both '{one}' and '{other}', or integrate these groups one by one."
     )
     raise ValueError(msg)

@@ -17,7 +17,7 @@ from scinfl.model.spamosaic._measured import Measured
 
 Data: TypeAlias = AnnData | MuData
 
-_HEAD = 2000  # spots that tell whether values are counts
+_HEAD = 2000  # spots that show whether values are counts
 _ACCESSIBILITY = ("atac", "peak", "histone", "epigenome", "h3k", "chromatin")
 
 
@@ -48,8 +48,8 @@ def _joined(mdata: MuData, column: str, argument: str) -> pd.Series:
         known = found[own.index]
         if odd := int((known.notna() & own.notna() & (known.astype(str) != own.astype(str))).sum()):
             msg = (
-                f"Expected the modalities to agree on obs['{column}'], found {odd} spots of which '{name}' says "
-                f"otherwise. Mend the column, or write one to mdata.obs['{column}']."
+                f"Expected the modalities to agree on obs['{column}'], found {odd} spots of which '{name}' has "
+                f"another value. Correct the column, or write one to mdata.obs['{column}']."
             )
             raise ValueError(msg)
         found[own.index] = own.where(own.notna(), known)
@@ -99,7 +99,7 @@ def read_spots(
     site = np.full(len(section), "all") if site_key is None else column_of(data, site_key, "site_key")
     if train and site_key is not None:
         check.several_sites(site, site_key)
-    check.one_site_a_section(section, site)
+    check.one_site_per_section(section, site)
     found = {}
     for name, adata in modalities_of(data).items():
         modality, of = (None, "") if isinstance(data, AnnData) else (name, f" of '{name}'")
@@ -176,7 +176,7 @@ def _coordinates(
         )
         raise KeyError(msg)
     if coordinates.ndim != 2 or coordinates.shape[1] not in (2, 3):
-        msg = f"Expected 2 or 3 coordinates a spot in obsm['{spatial_key}'], found shape {coordinates.shape}."
+        msg = f"Expected 2 or 3 coordinates per spot in obsm['{spatial_key}'], found shape {coordinates.shape}."
         raise ValueError(msg)
     odd = ~np.isfinite(coordinates).all(1)
     if odd.any():
