@@ -61,7 +61,7 @@ def describe_model(path: Path) -> Iterator[str]:
         If there is no model.
     """
     from scinfl import model as models
-    from scinfl.model.base._files import read_document
+    from scinfl.model.base import read_document
 
     kind = read_document(path)["class"]
     model = getattr(models, kind).load(path)

@@ -187,7 +187,7 @@ def _key_unwrap(options: argparse.Namespace) -> None:
 def _key_rekey(options: argparse.Namespace) -> None:
     from scinfl import model as models
     from scinfl._checks import new_path
-    from scinfl.model.base._files import read_document
+    from scinfl.model.base import read_document
     from scinfl.privacy import Key
 
     old, new = (Key.load(path) for path in (options.old, options.new))

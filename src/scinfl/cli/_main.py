@@ -231,7 +231,7 @@ def _predict(options: argparse.Namespace) -> None:
 
 def _audit(options: argparse.Namespace) -> None:
     import scinfl as si
-    from scinfl.model.base._files import read_document
+    from scinfl.model.base import read_document
 
     _check_output(options.out, [".html", ".md"], overwrite=options.overwrite)
     adata = _read_data(options.data)

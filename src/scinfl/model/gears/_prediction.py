@@ -264,7 +264,7 @@ class PerturbationPredictor(FederatedModel):
         return matrix
 
     def _refresh(self) -> None:
-        """Take the running statistics anew, unless each site has a model of its own."""
+        """Take the running statistics again, unless each site has a model of its own."""
         if not (self.is_personal and self._local_states):
             self.module.refresh()
 

@@ -161,7 +161,7 @@ class PriorPredictor(PerturbationPredictor):
         key
             The key that it was trained with.
         force
-            Take another key all the same, to see what a wrong key predicts: it opens no prior.
+            Take another key nevertheless, to see what a wrong key predicts: it opens no prior.
         """
         super().unlock(key, force=force)
         right = key.fingerprint == self.key_fingerprint

@@ -57,7 +57,7 @@ class SpaMosaic(SpotPredictor):
         Hidden units.
     n_neighbours
         Nearest spots in a section that are averaged over. By default the widest neighbourhood (6 to 30 spots) that
-        tells the strongest pattern of the tissue nearly as well as any other, for each modality.
+        predicts the strongest pattern of the tissue nearly as well as any other, for each modality.
     n_hops
         How often they are averaged over.
     radius
@@ -227,8 +227,8 @@ class SpaMosaic(SpotPredictor):
         layers
             Layer to use instead of X, by modality.
         normalise
-            Normalisation by modality, see :meth:`setup_anndata`; ``"tfidf"`` for counts of modalities whose names tell
-            of accessibility (atac, peaks, histone).
+            Normalisation by modality, see :meth:`setup_anndata`; ``"tfidf"`` for counts of modalities whose names indicate
+            accessibility (atac, peaks, histone).
         kwargs
             ``source_registry`` of another data set.
 

@@ -50,7 +50,7 @@ class SpotPredictor(FederatedModel):
 
     @property
     def n_neighbours(self) -> dict[str, int]:
-        """Nearest spots that are averaged over, by modality; 0 where another rule says who they are."""
+        """Nearest spots that are averaged over, by modality; 0 where another rule defines them."""
         return {modality: int(basis.neighbours[0]) for modality, basis in self._bases.items()}
 
     def _measured(self, data: Data, *, train: bool = False, remote: RemoteContext | None = None) -> dict[str, Measured]:
@@ -91,7 +91,7 @@ class SpotPredictor(FederatedModel):
     ) -> np.ndarray:
         """Embedding of every spot (spots × n_target of all modalities, float32), for :func:`scinfl.tl.cluster`.
 
-        The aligned neighbourhood of a spot in all modalities, as its code tells it; NaN for spots without a modality.
+        The aligned neighbourhood of a spot in all modalities, predicted from its code; NaN for spots without a modality.
 
         Parameters
         ----------
@@ -111,17 +111,17 @@ class SpotPredictor(FederatedModel):
     def impute(
         self, modality: str, data: Data | None = None, *, site: str | None = None, batch_size: int = 65536
     ) -> np.ndarray:
-        """Features of a modality as the other modalities of a spot tell them (spots × features, float32).
+        """Features of a modality predicted from the other modalities of a spot (spots × features, float32).
 
-        On the scale of the modality's normalisation, around the mean of all spots, and shrunk towards it as far as
-        spots that were set aside asked for: what sets a section apart is not known of a section that did not measure
+        On the scale of the modality's normalisation, around the mean of all spots, and shrunk towards it by a
+        factor estimated on spots that were set aside: how a section differs is unknown where a section did not measure
         them. NaN for spots that no other modality measured. No spot of another site is looked at;
         :func:`scinfl.tl.impute` also looks at measured spots of the same site.
 
         Parameters
         ----------
         modality
-            Which modality to tell.
+            Which modality to impute.
         data
             Whole sections with the model's features in the model's order; the training data by default.
         site
