@@ -1,4 +1,4 @@
-"""The audit tells broken models from sound ones, in numbers and in words."""
+"""The audit separates broken models from sound ones, in numbers and in words."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def small_effort():
         n_batches=2,
         n_iterations=15,
         n_restarts=2,
-        n_thief_steps=40,
+        n_attack_steps=40,
         n_simulated=8,
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -81,7 +81,7 @@ def test_every_finding_has_a_baseline_and_a_verdict(results):
         assert list(table.columns) == list(COLUMNS)
         assert set(table["adversary"]) <= set(ADVERSARIES)
         assert table["baseline"].notna().all()
-        assert set(table["verdict"]) <= {"leaks", "holds", "unclear", "not told"}
+        assert set(table["verdict"]) <= {"leaks", "holds", "unclear", "insufficient data"}
         assert (table["low"].isna() | (table["low"] <= table["score"] + 1e-9)).all()
         assert not table.duplicated(["family", "adversary", "uploads", "attack", "setting", "metric"]).any()
 
@@ -104,7 +104,7 @@ def test_keyed_sums_hold_at_the_mean_cell(results):
         assert (one["score"] <= one["baseline"].clip(lower=0.1) + 0.15).all()
 
 
-def test_the_coordinate_scheme_hides_the_order_but_not_from_whoever_has_the_key(results):
+def test_the_coordinate_scheme_hides_the_order_but_not_from_a_holder_of_the_key(results):
     adata = results["coordinate"]
     one = {"attack": "first layer", "setting": "one step on 1 cell, first"}
     server = best(adata, adversary="server", uploads="in the open", metric="Pearson", **one)
@@ -127,15 +127,15 @@ def test_the_known_breaks_are_found(results):
 
 
 def test_words_follow_the_numbers(results):
-    said = results[None].uns["infl"]["audit"]["verdicts"]
-    assert set(said) == set(ADVERSARIES)
-    assert said["server"].startswith("In the open: leaks reconstruction (")
-    in_the_open, under_sums = said["server"].split("Keyed sums: ")
+    words = results[None].uns["infl"]["audit"]["verdicts"]
+    assert set(words) == set(ADVERSARIES)
+    assert words["server"].startswith("In the open: leaks reconstruction (")
+    in_the_open, under_sums = words["server"].split("Keyed sums: ")
     assert "reconstruction" in under_sums
     assert "leaks" not in under_sums
     assert "nothing beyond" not in in_the_open.split("reconstruction")[0]
-    assert "leaks cells by crafted weights" in said["malicious server"]
-    assert "noticed at the site" in said["malicious server"]
+    assert "leaks cells by crafted weights" in words["malicious server"]
+    assert "noticed at the site" in words["malicious server"]
 
 
 def test_settings_repeat_an_audit(results, key_of_module):
@@ -230,19 +230,19 @@ def test_a_first_layer_that_stays_at_home_is_not_reconstructed(key):
         ([0.2, 0.21, 0.19], 0.2, "holds"),
         (0.3, 0.2, "leaks"),
         (0.24, 0.2, "holds"),
-        (np.nan, 0.2, "not told"),
+        (np.nan, 0.2, "insufficient data"),
     ],
 )
 def test_a_leak_is_what_lies_above_the_baseline_for_sure(score, baseline, verdict):
-    row = finding("membership", "server", "attack", "AUC", score, baseline, baseline_name="a coin")
+    row = finding("membership", "server", "attack", "AUC", score, baseline, baseline_name="random guess")
     assert row["verdict"] == verdict
 
 
-def test_adversaries_that_were_not_played_are_said_not_to_be_tested():
-    rows = [finding("membership", "thief", "attack", "AUC", 0.9, 0.5, baseline_name="a coin")]
-    said = verdicts(pd.DataFrame(rows, columns=list(COLUMNS)))
-    assert said["outsider"] == "Not tested."
-    assert said["thief"] == "Leaks membership (attack: AUC 0.90, a coin 0.50)."
+def test_adversaries_that_were_not_evaluated_are_reported_as_not_tested():
+    rows = [finding("membership", "model-stealing attacker", "attack", "AUC", 0.9, 0.5, baseline_name="random guess")]
+    words = verdicts(pd.DataFrame(rows, columns=list(COLUMNS)))
+    assert words["outsider"] == "Not tested."
+    assert words["model-stealing attacker"] == "Leaks membership (attack: AUC 0.90, random guess 0.50)."
 
 
 def test_a_report_is_one_page_and_appears_whole(results, tmp_path):
@@ -264,7 +264,7 @@ def test_a_report_is_one_page_and_appears_whole(results, tmp_path):
         tl.audit_report(make_cells(20), tmp_path / "none.html")
 
 
-def test_a_report_says_nothing_in_the_language_of_the_browser(results, tmp_path):
+def test_a_report_escapes_what_a_browser_would_run(results, tmp_path):
     adata = results[None].copy()
     table = table_of(adata).copy()
     table["attack"] = "<script>alert(1)</script>"
@@ -273,7 +273,7 @@ def test_a_report_says_nothing_in_the_language_of_the_browser(results, tmp_path)
     assert "<script>" not in (tmp_path / "report.html").read_text()
 
 
-def test_a_trained_meta_learner_hides_the_order_and_says_what_was_left_out(key):
+def test_a_trained_meta_learner_hides_the_order_and_lists_what_was_left_out(key):
     adata = make_cells(500, 24, noise=1.5)
     model = trained("coordinate", key, adata, train_meta=True)
     tl.audit(adata, model, key=key, train=TRAIN, quick=True, progress=False)

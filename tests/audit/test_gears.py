@@ -1,4 +1,4 @@
-"""What an audit says of a model of perturbations."""
+"""What an audit reports of a model of perturbations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TRAIN = {"n_rounds": 2, "lr": 6e-3, "loss": "squared", "validation_size": 0}
 @pytest.fixture(scope="module", autouse=True)
 def small_effort():
     """A part of the quick audit's effort."""
-    effort = replace(module_under_test._QUICK, n_keys=4, n_untrained=2, samples=(5,), n_thief_steps=8)
+    effort = replace(module_under_test._QUICK, n_keys=4, n_untrained=2, samples=(5,), n_attack_steps=8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module_under_test, "_QUICK", effort)
         yield
@@ -119,14 +119,14 @@ def test_one_step_on_one_perturbation_shows_what_it_did(results):
 def test_sums_before_training_show_means_to_sites_and_to_nobody_else(results):
     which = {"attack": "sums before training", "metric": "Pearson"}
     for adata in results.values():
-        assert rows(adata, adversary="fellow site", **which)["score"].item() > 0.999
+        assert rows(adata, adversary="honest-but-curious site", **which)["score"].item() > 0.999
         assert rows(adata, adversary="server + one site", **which)["score"].item() > 0.999
         masked = rows(adata, uploads="keyed sums", **which)
         assert set(masked["adversary"]) == {"server", "outsider"}
         assert (masked["score"].abs() < 0.2).all()
 
 
-def test_a_thief_of_a_locked_network_gets_no_more_than_without_it(results):
+def test_stealing_a_locked_network_gains_no_more_than_training_without_it(results):
     use = rows(results["keyed"], family="use of the model")
     assert {"wrong keys, mean", "wrong keys, best", "modules removed", "fine-tuning", "surrogate key"} <= set(
         use["attack"]
@@ -135,12 +135,12 @@ def test_a_thief_of_a_locked_network_gets_no_more_than_without_it(results):
     assert set(rows(results["plain"], family="use of the model")["attack"]) == {"the model as it is"}
 
 
-def test_whoever_holds_model_and_prior_knows_what_was_trained_on(results):
-    for adata, holder in ((results["plain"], "thief"), (results["keyed"], "fellow site")):
+def test_a_holder_of_model_and_prior_knows_what_was_trained_on(results):
+    for adata, holder in ((results["plain"], "model-stealing attacker"), (results["keyed"], "honest-but-curious site")):
         area = rows(adata, family="membership", metric="AUC").set_index("setting")
         assert area.loc["network and prior", "score"] == 1
         assert area.loc["network and prior", "adversary"] == holder
-        assert area.loc["no network", "adversary"] == "thief"
+        assert area.loc["no network", "adversary"] == "model-stealing attacker"
     assert area.loc["no key", "low"] <= 0.6  # of 22 perturbations
 
 
@@ -150,11 +150,11 @@ def test_settings_are_written_and_repeat_the_audit(results, tmp_path):
         adata.uns["infl"]["audit"]["table"].query("uploads != 'keyed sums'") for adata in (results["plain"], again)
     )
     pd.testing.assert_frame_equal(first.reset_index(drop=True), second.reset_index(drop=True))
-    said = again.uns["infl"]["audit"]["parameters"]
-    assert said["attacked"].startswith("a twin")
-    assert said["n_train"] + said["n_public"] + said["n_test"] == 22
+    parameters = again.uns["infl"]["audit"]["parameters"]
+    assert parameters["attacked"].startswith("a twin")
+    assert parameters["n_train"] + parameters["n_public"] + parameters["n_test"] == 22
     tl.audit_report(again, tmp_path / "report.html")
-    assert said["summary"] in (tmp_path / "report.html").read_text().replace("&#x27;", "'")
+    assert parameters["summary"] in (tmp_path / "report.html").read_text().replace("&#x27;", "'")
     assert si.pl.audit(again.uns["infl"]["audit"]["table"], "mean changes").get_xlabel() == "Pearson"
 
 
@@ -166,9 +166,9 @@ def test_the_test_part_of_a_split_spares_the_twin():
     model = trained(adata, None)
     before = model.predict_change(aside)
     tl.audit(adata, model, train=TRAIN, quick=True, progress=False)
-    said = adata.uns["infl"]["audit"]["parameters"]
-    assert said["attacked"] == "the model itself"
-    assert said["n_public"] + said["n_test"] == 9
+    parameters = adata.uns["infl"]["audit"]["parameters"]
+    assert parameters["attacked"] == "the model itself"
+    assert parameters["n_public"] + parameters["n_test"] == 9
     pd.testing.assert_frame_equal(model.predict_change(aside), before)
 
 
@@ -265,7 +265,7 @@ def test_rows_shrunk_by_decay_did_not_move():
         attacks.moved_rows(before, change[:3])
 
 
-def test_the_number_of_perturbed_genes_is_told_from_the_rows_they_move():
+def test_the_number_of_perturbed_genes_is_inferred_from_the_rows_they_move():
     generator = np.random.default_rng(0)
     graph = np.eye(200)
     graph[np.arange(200), generator.integers(200, size=200)] = 0.5

@@ -1,4 +1,4 @@
-"""What the audit says of servers that search for the key, and that craft weights."""
+"""What the audit reports of servers that search for the key, and that craft weights."""
 
 from __future__ import annotations
 
@@ -56,20 +56,20 @@ def test_modules_that_act_inside_stop_no_malicious_server(targets):
         assert score["server + one site", "share of cells recovered"] > least
 
 
-def test_the_coordinate_key_and_a_projection_take_a_betrayed_key(targets):
+def test_the_coordinate_key_and_a_projection_take_a_colluding_site(targets):
     for name in ("coordinate", "projected"):
         score = crafted(targets[name])
         assert score["malicious server", "share of cells recovered"] == 0
-        assert score["server + one site", "Pearson with the likest"] > score["malicious server"].iloc[1] + 0.2
+        assert score["server + one site", "Pearson with the most similar"] > score["malicious server"].iloc[1] + 0.2
     assert score["server + one site", "share of cells recovered"] > 0.3  # 24 features behind 64 units
 
 
-def test_a_trained_meta_learner_is_left_out_and_said_so(targets):
+def test_a_trained_meta_learner_is_left_out_and_reported(targets):
     assert malicious(targets["trained"], n_cells=8, n_trials=2) == []
 
 
 @pytest.mark.parametrize("name", ["permuted", "pooled", "coordinate", "trained"])
-def test_a_server_that_searches_for_the_key_gets_what_the_scheme_lets_it(targets, name):
+def test_a_server_that_searches_for_the_key_finds_what_the_scheme_allows(targets, name):
     table = pd.DataFrame(invert_jointly(targets[name], n_updates=3, n_iterations=60, n_restarts=3, size=2))
     pearson = table[table["metric"] == "Pearson"].set_index("attack")
     assert (table["setting"] == "3 updates of one step on 2 cells").all()

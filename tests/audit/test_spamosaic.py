@@ -1,4 +1,4 @@
-"""What an audit says of a model of tissue."""
+"""What an audit reports of a model of tissue."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 import scinfl as si
 from scinfl import tl
-from scinfl._audit._findings import ADVERSARIES, COLUMNS
+from scinfl._audit._findings import ADVERSARIES, COLUMNS, CURIOUS, STEALING
 from scinfl._audit._settings import training_of
 from scinfl._audit.spamosaic import _plan as module_under_test
 from scinfl._audit.spamosaic._target import SpaMosaicTarget, fit_of
@@ -27,7 +27,7 @@ TRAIN = {"n_rounds": 8, "validation_size": 0.3}
 def small_effort():
     """A part of the quick audit's effort."""
     effort = replace(
-        module_under_test._QUICK, n_spots=6, n_batches=2, batch_sizes=(), n_keys=4, n_untrained=4, n_thief_steps=20
+        module_under_test._QUICK, n_spots=6, n_batches=2, batch_sizes=(), n_keys=4, n_untrained=4, n_attack_steps=20
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module_under_test, "_QUICK", effort)
@@ -92,11 +92,11 @@ def test_every_finding_has_a_baseline_and_a_verdict(results):
         assert set(table["adversary"]) <= set(ADVERSARIES)
         assert table["baseline"].notna().all()
         assert not table.duplicated(["family", "adversary", "uploads", "attack", "setting", "metric"]).any()
-        assert any("clusters live in the input" in words for words in adata.uns["infl"]["audit"]["not_tested"])
+        assert any("clusters are in the input" in words for words in adata.uns["infl"]["audit"]["not_tested"])
 
 
 @pytest.mark.parametrize("when", ["first round", "last round"])
-def test_one_spot_is_read_off_the_first_layer_by_whoever_knows_its_order(results, when):
+def test_one_spot_is_read_off_the_first_layer_by_an_attacker_who_knows_its_order(results, when):
     which = {"attack": "first layer", "setting": f"one step on 1 spot, {when}"}
     plain = rows(results["plain"], adversary="server", uploads="in the open", **which).set_index("metric")
     assert plain.loc["Pearson", "score"] > 0.999
@@ -109,17 +109,17 @@ def test_one_spot_is_read_off_the_first_layer_by_whoever_knows_its_order(results
     assert colluder["score"].item() > 0.999
 
 
-def test_keyed_sums_hold_below_what_public_spots_tell(results):
+def test_keyed_sums_show_less_than_public_spots(results):
     for adata in results.values():
         masked = rows(adata, uploads="keyed sums", family="reconstruction")
         assert not (masked["verdict"] == "leaks").any()
         assert (masked.query("metric == 'Pearson'")["score"] < 0.6).all()
 
 
-def test_features_are_told_as_far_as_directions_go(results):
+def test_features_are_reconstructed_as_far_as_directions_go(results):
     which = {"attack": "first layer, then features", "setting": "one step on 1 spot, last round", "metric": "Pearson"}
-    told = rows(results["plain"], adversary="server", uploads="in the open", **which)
-    assert 0.5 < told["score"].item() < 0.9999
+    found = rows(results["plain"], adversary="server", uploads="in the open", **which)
+    assert 0.5 < found["score"].item() < 0.9999
 
 
 def test_the_mean_spot_of_a_site_is_sent_before_training(results):
@@ -139,23 +139,23 @@ def test_the_lock_is_compared_with_untrained_networks(results):
     }
     wrong = use[use["attack"].str.startswith("wrong keys")]
     assert (wrong["baseline_name"] == "untrained network").all()
-    said = results["keyed"].uns["infl"]["audit"]["parameters"]
+    parameters = results["keyed"].uns["infl"]["audit"]["parameters"]
     fits = wrong[wrong["metric"] == "Pearson with the neighbourhood"]["score"]
-    assert (fits < said["fit_X"] - 0.2).all()
+    assert (fits < parameters["fit_X"] - 0.2).all()
     plain = rows(results["plain"], family="use of the model", metric="Pearson with the neighbourhood")
     assert plain["attack"].item() == "the model as it is"
     assert plain["verdict"].item() == "leaks"
 
 
 def test_membership_of_spots_and_sections_is_asked(results):
-    for kind, adversaries in (("plain", {"thief"}), ("keyed", {"thief", "fellow site"})):
+    for kind, adversaries in (("plain", {STEALING}), ("keyed", {STEALING, CURIOUS})):
         area = rows(results[kind], attack="error of a spot", metric="AUC")
         assert set(area["adversary"]) == adversaries
         assert area["score"].between(0.3, 0.7).all()  # a code of 16 remembers no spot
-        told = rows(results[kind], attack="fit of a section")
-        assert set(told["adversary"]) == adversaries
-        assert told["score"].isin([0, 1 / 3, 2 / 3, 1]).all()
-        assert (told["verdict"] != "leaks").all()  # three sections prove nothing
+        found = rows(results[kind], attack="fit of a section")
+        assert set(found["adversary"]) == adversaries
+        assert found["score"].isin([0, 1 / 3, 2 / 3, 1]).all()
+        assert (found["verdict"] != "leaks").all()  # three sections prove nothing
 
 
 def test_settings_are_written_and_repeat_the_audit(results, tmp_path):
@@ -164,11 +164,11 @@ def test_settings_are_written_and_repeat_the_audit(results, tmp_path):
         one.uns["infl"]["audit"]["table"].query("uploads != 'keyed sums'") for one in (results["plain"], again)
     )
     pd.testing.assert_frame_equal(first.reset_index(drop=True), second.reset_index(drop=True))
-    said = again.uns["infl"]["audit"]["parameters"]
-    assert said["attacked"] == "a twin trained without some sections"
-    assert said["n_sites"] == 3
+    parameters = again.uns["infl"]["audit"]["parameters"]
+    assert parameters["attacked"] == "a twin trained without some sections"
+    assert parameters["n_sites"] == 3
     tl.audit_report(again, tmp_path / "report.md")
-    assert said["summary"] in (tmp_path / "report.md").read_text()
+    assert parameters["summary"] in (tmp_path / "report.md").read_text()
 
 
 def test_held_out_sections_spare_the_twin():
@@ -192,11 +192,11 @@ def test_the_fit_is_the_mean_correlation_of_directions():
     model = trained(adata, None)
     target = SpaMosaicTarget.of(model, None, adata, outside, training_of(model, TRAIN), (), 0)
     spots = target.train["X"]
-    told = model.get_latent_representation(adata)
+    found = model.get_latent_representation(adata)
     n_target, n_directions = model._bases["X"].n_target, len(model._bases["X"].strength)
     last = spots.inputs.numpy()[:, -n_directions:]
-    expected = np.mean([np.corrcoef(told[:, one], last[:, one])[0, 1] for one in range(n_target)])
-    assert fit_of(model, target.teller("X"), "X", spots) == pytest.approx(expected, abs=1e-5)
+    expected = np.mean([np.corrcoef(found[:, one], last[:, one])[0, 1] for one in range(n_target)])
+    assert fit_of(target.view, target.predictor("X"), "X", spots) == pytest.approx(expected, abs=1e-5)
     inputs = spots.inputs.numpy()
     known = model._bases["X"].scores(target.measured["X"]) @ model._bases["X"].rotation
     np.testing.assert_allclose(inputs[:, :n_directions] * model._bases["X"].scale[:n_directions], known, atol=1e-4)

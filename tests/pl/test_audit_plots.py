@@ -16,8 +16,8 @@ def table():
         ("reconstruction", "server", "in the open", "Pearson", 1.0, 0.9, 1.0, 0.2, "leaks"),
         ("reconstruction", "server", "keyed sums", "Pearson", 0.0, -0.1, 0.1, 0.2, "holds"),
         ("reconstruction", "server", "in the open", "re-identified", 0.9, 0.8, 1.0, 0.0, "leaks"),
-        ("membership", "thief", "", "AUC", 0.6, np.nan, np.nan, 0.5, "unclear"),
-        ("membership", "thief", "", "TPR at 0.1% FPR", np.nan, np.nan, np.nan, 0.001, "not told"),
+        ("membership", "outsider", "", "AUC", 0.6, np.nan, np.nan, 0.5, "unclear"),
+        ("membership", "outsider", "", "TPR at 0.1% FPR", np.nan, np.nan, np.nan, 0.001, "insufficient data"),
     ]
     names = ["family", "adversary", "uploads", "metric", "score", "low", "high", "baseline", "verdict"]
     table = pd.DataFrame(rows, columns=names)

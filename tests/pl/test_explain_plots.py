@@ -138,7 +138,7 @@ def compared():
         (seed, method, metric, label, "all", 0.5 + number / 40 + seed / 100)
         for seed in range(2)
         for number, method in enumerate(f"method {i}" for i in range(8))
-        for metric, label in (("f1", "all"), ("thief, 200", "all"), ("bytes", "all"), ("auroc", "A"), ("auroc", "B"))
+        for metric, label in (("f1", "all"), ("stealing", "all"), ("bytes", "all"), ("auroc", "A"), ("auroc", "B"))
     ]
     table = pd.DataFrame(rows, columns=["seed", "method", "metric", "label", "site", "value"])
     return table.assign(method=table["method"].astype("category"))
@@ -147,10 +147,10 @@ def compared():
 def test_methods_keep_apart_where_colours_repeat(compared):
     lines = pl.radar(compared).lines
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 8
-    points = pl.tradeoff(compared, privacy="thief, 200", utility="f1").collections
+    points = pl.tradeoff(compared, privacy="stealing", utility="f1").collections
     symbols = {(to_hex(dot.get_facecolor()[0]), len(dot.get_paths()[0])) for dot in points}
     assert len(symbols) > 6
-    bars = pl.compare(compared, ["f1", "thief, 200"])
+    bars = pl.compare(compared, ["f1", "stealing"])
     assert {to_hex(bar.get_facecolor()).upper() for bar in bars.patches} == {VERMILION, BLUE}
     assert len(set(method_styles(map(str, range(18))).values())) == 18
     assert len(set(method_lines(map(str, range(12))).values())) == 12

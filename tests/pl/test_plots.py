@@ -43,7 +43,7 @@ def test_a_private_run_tells_no_loss_and_shows_what_was_spent(cells, validation_
     np.testing.assert_array_equal(ax.lines[0].get_ydata(), model.site_history["epsilon"].unstack().iloc[:, 0])
     names = [line.get_label() for line in pl.history(model).lines]
     assert names == ["validation loss" if validation_size else "epsilon", "best round"]
-    with pytest.raises(ValueError, match="no loss is told"):
+    with pytest.raises(ValueError, match="no loss is reported"):
         pl.history(model, "n_sites", sites=True)
 
 

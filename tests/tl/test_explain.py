@@ -78,10 +78,10 @@ def test_values_add_up_to_the_prediction_under_every_key_scheme(cells, key, sche
     model = trained(cells, key=key if scheme else None, **({"key_scheme": scheme} if scheme else {}))
     few = cells[:8].copy()
     tl.explain(few, model, output=output, n_draws=1)
-    told = few.uns["infl"]["explain"]
+    found = few.uns["infl"]["explain"]
     predicted = centred_logits(model, few.X) if output == "logit" else model.predict(few, soft=True).to_numpy()
-    np.testing.assert_allclose(few.obsm["infl_shap"].sum(1) + told["expected"], predicted, atol=1e-5)
-    assert told["additivity_gap"] < 1e-6
+    np.testing.assert_allclose(few.obsm["infl_shap"].sum(1) + found["expected"], predicted, atol=1e-5)
+    assert found["additivity_gap"] < 1e-6
 
 
 def test_gradients_add_up_roughly_and_find_the_same_features(cells, model):

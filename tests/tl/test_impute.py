@@ -92,7 +92,7 @@ def test_neighbours_of_the_same_site_tell_it_too(modality, pooled, truth):
     assert found["pcc_feature"] > (0.04 if modality == "rna" else 0.15)
 
 
-def test_features_that_differ_between_domains_are_told_best(mosaic, truth):
+def test_features_that_differ_between_domains_are_imputed_best(mosaic, truth):
     mdata, model = mosaic
     imputed = si.tl.impute(mdata, model, modality="adt")
     table = si.metrics.imputation_features(measured_of(truth, imputed, "adt"), imputed.X)
@@ -135,15 +135,15 @@ def test_the_standard_error_of_spots_set_aside_is_near_that_of_a_section_with_tr
     assert 0.9 < model.imputation_error("adt").mean() / error.mean() < 1.4
 
 
-def test_what_is_told_is_shrunk_as_far_as_spots_set_aside_ask_for(mosaic):
+def test_imputed_values_are_shrunk_as_far_as_spots_set_aside_indicate(mosaic):
     _, model = mosaic
     shrinkage = {modality: float(judged["shrinkage"][0]) for modality, judged in model._judged.items()}
     assert set(shrinkage) == {"rna", "adt"}
     assert all(0 <= value <= 1 for value in shrinkage.values())
-    told = model.impute("adt")
+    predicted = model.impute("adt")
     model._judged["adt"]["shrinkage"] *= 0.5
     middle = model._bases["adt"].features(np.zeros((1, model._bases["adt"].components.shape[1])))
-    np.testing.assert_allclose(model.impute("adt") - middle, (told - middle) / 2, atol=1e-4)
+    np.testing.assert_allclose(model.impute("adt") - middle, (predicted - middle) / 2, atol=1e-4)
     model._judged["adt"]["shrinkage"] *= 2
 
 
@@ -175,11 +175,11 @@ def test_the_new_anndata_has_names_errors_and_places(mosaic, tmp_path):
 def test_the_decoder_tells_what_the_model_tells(mosaic):
     mdata, model = mosaic
     imputed = si.tl.impute(mdata, model, modality="rna")
-    told = model.impute("rna")
+    predicted = model.impute("rna")
     own = (mdata.obs["section"] == "section_3").to_numpy()
-    np.testing.assert_array_equal(imputed.X, told[own])
+    np.testing.assert_array_equal(imputed.X, predicted[own])
     alone = model.impute("rna", sections_of(mdata, "section_3"))  # nobody else's spots are needed
-    np.testing.assert_allclose(alone, told[own], atol=1e-4)
+    np.testing.assert_allclose(alone, predicted[own], atol=1e-4)
 
 
 def test_neighbours_are_those_of_the_embedding_and_never_of_another_site(pooled):
@@ -241,7 +241,7 @@ def test_new_sections_and_a_loaded_model(mosaic, truth, tmp_path):
     np.testing.assert_allclose(imputed.layers["std"], expected.layers["std"])
 
 
-def test_three_modalities_are_told_from_one_or_two():
+def test_three_modalities_are_imputed_from_one_or_two():
     mdata = mosaic_simulated(4, n_spots=60, modalities=("rna", "adt", "atac"), n_genes=30, n_proteins=12, n_peaks=40)
     model = trained(mdata, **QUICK)
     for modality, adata in mdata.mod.items():
@@ -269,7 +269,7 @@ def test_sections_and_methods_that_do_not_exist_are_named(mosaic):
         si.tl.impute(mdata, model, modality="adt", sections=["section_1", "section_3"])
 
 
-def test_nothing_to_impute_is_said():
+def test_nothing_to_impute_is_reported():
     mdata = mosaic_simulated(2, n_spots=60, n_genes=30, n_proteins=12, missing={})
     model = trained(mdata, **QUICK)
     with pytest.raises(ValueError, match=r"a section that lacks 'adt', found none\. Name sections"):

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
-from scinfl.model.base._local_training import Lock
-from scinfl.nn import CoordinateLinear, SecretProjection, at_boundary, keyed_layers, unkeyed, unlock
+from scinfl.model.base import Lock, ModelView
+from scinfl.nn import (
+    CoordinateLinear,
+    KeyedLayer,
+    SecretProjection,
+    at_boundary,
+    keyed_layers,
+    set_key,
+    unkeyed,
+    unlock,
+)
 from scinfl.privacy import Key
 
 CPU = torch.device("cpu")
@@ -21,7 +32,13 @@ class AttackTarget:
 
     model: Any
     key: Key | None
+    training: Mapping[str, Any]
     rng: int
+
+    @cached_property
+    def view(self) -> ModelView:
+        """What may be seen of the model."""
+        return ModelView(self.model)
 
     @property
     def network(self) -> nn.Module:
@@ -40,23 +57,23 @@ class AttackTarget:
 
     @property
     def keeps_order(self) -> bool:
-        """Whether whoever lacks the key still reads features in their order: without a key, and in published forms."""
+        """Whether features keep their order for attackers without the key: without a key, and in published forms."""
         layers = keyed_layers(self.network).values()
         return not any(isinstance(layer, CoordinateLinear | SecretProjection) for layer in layers)
 
     @cached_property
     def lock(self) -> Lock:
         """How plain parameters become what is sent."""
-        return self.model._training_network(self.key)[1]
+        return self.view.for_training(self.key).lock
 
     @cached_property
     def stripped(self) -> nn.Module:
-        """What a thief computes with: no key."""
+        """What an attacker without the key computes with."""
         return unkeyed(copy.deepcopy(self.network)).eval() if self.is_keyed else self.network
 
     def site_network(self) -> nn.Module:
         """The trained network as sites train it."""
-        network = self.model._training_network(self.key)[0].to(CPU)
+        network = self.view.for_training(self.key).network.to(CPU)
         if self.hides_updates:
             own = dict(network.named_parameters())
             with torch.no_grad():
@@ -64,3 +81,28 @@ class AttackTarget:
                     if name in own:
                         own[name].copy_(value)
         return network
+
+
+def with_key(network: nn.Module, key: Key | None) -> nn.Module:
+    """A copy of a network, with a key inside where it has keyed layers; plain copies come without."""
+    network = copy.deepcopy(network)
+    if key is not None and keyed_layers(network):
+        set_key(network, key.coordinates)
+    return network
+
+
+def draw_again(network: nn.Module, rng: int) -> None:
+    """Draw the initial parameters again; of layers with a key inside as torch draws those of linear layers."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(rng)
+        for module in network.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()  # type: ignore[operator]
+        for layer in keyed_layers(network).values():
+            _draw_layer(layer)
+
+
+def _draw_layer(layer: KeyedLayer) -> None:
+    bound = 1 / math.sqrt(layer.in_features)
+    for parameter in layer.parameters(recurse=False):
+        parameter.uniform_(-bound, bound)

@@ -1,4 +1,4 @@
-"""One row a finding, and what it means in words."""
+"""One row per finding, and what it means in words."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-ADVERSARIES = ("outsider", "thief", "server", "malicious server", "server + one site", "fellow site")
+STEALING, CURIOUS = "model-stealing attacker", "honest-but-curious site"
+ADVERSARIES = ("outsider", STEALING, "server", "malicious server", "server + one site", CURIOUS)
 """Whom a model is attacked by, from the weakest."""
+GUESS = "random guess"
+"""Baseline of what has two outcomes."""
 
 _MARGIN = 0.05  # of any score, below which a difference from the baseline is not called a leak
 COLUMNS = (
@@ -67,7 +70,7 @@ def finding(
 
 def _verdict(score: float, low: float, baseline: float, margin: float) -> str:
     if np.isnan(score) or np.isnan(baseline):
-        return "not told"
+        return "insufficient data"
     sure = score if np.isnan(low) else low
     if sure > baseline + margin:
         return "leaks"
@@ -75,7 +78,7 @@ def _verdict(score: float, low: float, baseline: float, margin: float) -> str:
 
 
 def verdicts(table: pd.DataFrame) -> dict[str, str]:
-    """What every adversary gets, in a sentence or two, the worst finding of each family first."""
+    """What every adversary learns, in a sentence or two, the worst finding of each family first."""
     return {adversary: _words(table[table["adversary"] == adversary]) for adversary in ADVERSARIES}
 
 
@@ -89,7 +92,7 @@ def _words(own: pd.DataFrame) -> str:
             leaking = rows[rows["verdict"] == "leaks"]
             if len(leaking):
                 worst = leaking.loc[(leaking["score"] - leaking["baseline"]).idxmax()]
-                leaks.append(f"{family} ({_said(worst)})")
+                leaks.append(f"{family} ({_described(worst)})")
             elif (rows["verdict"] == "unclear").any():
                 unclear.append(str(family))
             elif (rows["verdict"] == "holds").any():
@@ -101,11 +104,11 @@ def _words(own: pd.DataFrame) -> str:
             sentence = f"{'; '.join(words)}."
             parts.append(f"{_capital(uploads)}: {sentence}" if uploads else _capital(sentence))
     if ((own["family"] == "the key") & (own["verdict"] == "leaks")).any():
-        parts.append("Whoever learns the key gets what a server together with a site gets.")
+        parts.append("Anyone who learns the key learns what a server learns together with one site.")
     return " ".join(parts) or "Not tested."
 
 
-def _said(row: pd.Series) -> str:
+def _described(row: pd.Series) -> str:
     setting = f", {row['setting']}" if row["setting"] else ""
     return f"{row['attack']}{setting}: {row['metric']} {row['score']:.2f}, {row['baseline_name']} {row['baseline']:.2f}"
 

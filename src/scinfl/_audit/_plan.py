@@ -1,4 +1,4 @@
-"""What is asked of an audit, and what an audit of one kind of model consists of."""
+"""Request for an audit, and what an audit of one kind of model consists of."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class Plan:
     ----------
     jobs
         Attacks by name; each gives rows of findings.
-    said
+    parameters
         Settings that repeat the audit, as a file can hold them, with a ``summary`` in words.
     left_open
-        What the audit cannot say, given what it found.
+        What the audit leaves open, given what it found.
     n_further
         Steps that the jobs count by themselves.
     """
 
     jobs: Mapping[str, Job]
-    said: Mapping[str, Any]
+    parameters: Mapping[str, Any]
     left_open: Callable[[pd.DataFrame], list[str]]
     n_further: int = field(default=0)

@@ -60,7 +60,7 @@ def run_audit(
         return {
             "table": table,
             "verdicts": verdicts(table),
-            "parameters": dict(plan.said),
+            "parameters": dict(plan.parameters),
             "not_tested": np.array(plan.left_open(table), dtype=object),
         }
 
@@ -78,7 +78,7 @@ def _kind(model: object) -> tuple[Callable[..., None], Callable[..., Plan]]:
 
 @contextmanager
 def _unlocked(model: Any, key: Key | None) -> Iterator[None]:
-    """Lock a model again that was locked."""
+    """Unlock a model, and lock it again if it was locked."""
     was_locked = model.is_locked
     if key is not None:
         model.unlock(key)

@@ -1,4 +1,4 @@
-"""What a site sends when it trains a network, and who reads what of it."""
+"""What a site sends when it trains a network, and what each adversary reads of it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scinfl._audit._attack_target import AttackTarget
+from scinfl._audit._attack_target import AttackTarget, with_key
 from scinfl.federation import FedAvg, State, Update
-from scinfl.model.base._local_training import Batches, LocalSite, LocalTraining, SharedNetwork
-from scinfl.model.base._shared_parameters import shared_names
-from scinfl.nn import keyed_layers, set_key
+from scinfl.model.base import Batches, LocalSite, LocalTraining, SharedNetwork
 from scinfl.privacy import Key, KeyedSum
 
-OPEN, MASKED, BETRAYED = "in the open", "keyed sums", "in the open or keyed sums"
+OPEN, MASKED, COLLUDING = "in the open", "keyed sums", "in the open or keyed sums"
+"""How sites upload; the key of a colluding site opens keyed sums."""
+_BATCH = 32  # rows per step, where the training leaves that to the size of the smallest site
 
 
 @dataclass(frozen=True)
 class Sent:
-    """One update: its change as it travels, as whoever has the key reads it, and the parameters that travel."""
+    """One update: its change as it travels, as a holder of the key reads it, and the parameters that travel."""
 
     travelling: State
     opened: State
@@ -44,7 +44,7 @@ class SimulatedSite:
 
     def __init__(self, network: nn.Module, target: AttackTarget) -> None:
         self.network, self._attacked = network, target
-        self.shared = shared_names(network, target.model._share)
+        self.shared = target.view.shared_names(network)
 
     def gradient(self, loss: Callable[[Any], Tensor]) -> Sent:
         """Send one step of gradient descent with a rate of 1 on the loss of the network, in the mode that it is in."""
@@ -59,9 +59,29 @@ class SimulatedSite:
         )
 
     def local_round(
-        self, train: Batches, training: LocalTraining, *, number: int = 1, loss_options: Mapping[str, Any] | None = None
+        self,
+        train: Batches,
+        *,
+        number: int = 1,
+        loss_options: Mapping[str, Any] | None = None,
+        **settings: Any,
     ) -> Sent:
-        """Send what one real local round makes of the network."""
+        """Send what one real local round makes of the network.
+
+        Parameters
+        ----------
+        train
+            What the site trains on.
+        number
+            Of the round.
+        loss_options
+            Options of the loss.
+        settings
+            Further settings of the local training.
+        """
+        given = self._attacked.training
+        size, rates = given["batch_size"] or _BATCH, (given["lr"], given["weight_decay"])
+        training = LocalTraining(given["local_epochs"], size, *rates, self._attacked.rng, **settings)
         nothing: Any = ()
         network = SharedNetwork(self.copy())
         site = LocalSite("site", network, self.shared, train, nothing, training, FedAvg(), loss_options=loss_options)
@@ -70,7 +90,7 @@ class SimulatedSite:
         return self._sent({name: torch.from_numpy(after[name]) - before[name] for name in before})
 
     def with_change(self, change: Mapping[str, np.ndarray]) -> nn.Module:
-        """The network after a change, as whoever has the key reads it."""
+        """The network after a change, as a holder of the key reads it."""
         network = self.copy()
         with torch.no_grad():
             for name, parameter in network.named_parameters():
@@ -79,7 +99,7 @@ class SimulatedSite:
         return network.eval()
 
     def as_travelling(self, change: Mapping[str, np.ndarray]) -> nn.Module:
-        """The network after a change that travelled, as whoever lacks the key reads it."""
+        """The network after a change that travelled, as anyone without the key reads it."""
         network = copy.deepcopy(self.network)  # comes without the key
         state = self.locked({name: p.detach() for name, p in self.network.named_parameters()})
         with torch.no_grad():
@@ -95,10 +115,7 @@ class SimulatedSite:
 
     def copy(self) -> nn.Module:
         """A copy of the network, with the key inside where it has one."""
-        network = copy.deepcopy(self.network)  # comes without the key
-        if self._attacked.key is not None and keyed_layers(network):
-            set_key(network, self._attacked.key.coordinates)
-        return network
+        return with_key(self.network, self._attacked.key)
 
     def _sent(self, change: Mapping[str, Tensor]) -> Sent:
         before = {name: p.detach() for name, p in self.network.named_parameters() if name in self.shared}
@@ -114,15 +131,15 @@ class SimulatedSite:
 
 
 def readers(attacked: AttackTarget) -> Iterator[tuple[str, str, str]]:
-    """Who reads an update, by which uploads, and what of it, for :func:`read`."""
+    """Adversaries that read an update, by which uploads, and what of it, for :func:`read`."""
     yield "server", OPEN, "travelling"
     if attacked.keeps_order or attacked.hides_updates:
-        yield "server + one site", BETRAYED, "opened"  # the key of a site opens keyed sums
+        yield "server + one site", COLLUDING, "opened"
     yield "server", MASKED, "masked"
 
 
 def read(sent: Sent, what: str, attacked: AttackTarget) -> State:
-    """Change of every parameter as somebody reads it."""
+    """Change of every parameter as an adversary reads it."""
     return masked_state(sent.state, attacked.key) if what == "masked" else getattr(sent, what)
 
 
@@ -142,9 +159,3 @@ def unpacked(integers: np.ndarray, shapes: Mapping[str, tuple[int, ...]]) -> Sta
         parts[name] = (integers[start:stop].astype(np.float64) / 2.0**63 - 1).reshape(shapes[name])
         start = stop
     return parts
-
-
-def masked_change(sent: Sent, name: str, key: Key | None) -> tuple[np.ndarray, np.ndarray]:
-    """Weight and bias of a layer as a server reads them off an upload under keyed sums."""
-    parts = masked_state(sent.state, key)
-    return parts[f"{name}.weight"], parts[f"{name}.bias"]

@@ -1,4 +1,4 @@
-"""What the key is worth."""
+"""Scores with and without the key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What attackers get, beside what they would get anyway."""
+"""Scores of attackers beside their baselines."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def audit(table: pd.DataFrame, family: str | None = None, *, metric: str | None 
     >>> table = pd.DataFrame(
     ...     {
     ...         "family": "membership",
-    ...         "adversary": ["thief", "server"],
+    ...         "adversary": ["outsider", "server"],
     ...         "uploads": ["", "in the open"],
     ...         "attack": "loss threshold",
     ...         "setting": "",

@@ -23,7 +23,7 @@ def compare(table: pd.DataFrame, metrics: Sequence[str] | str = "balanced_accura
     table
         What :func:`scinfl.tl.compare` returned.
     metrics
-        Metrics of the table, for example ``["balanced_accuracy", "thief, 200", "from scratch, 200"]``.
+        Metrics of the table, for example ``["balanced_accuracy", "modules removed"]``.
     ax
         Axes to draw on.
 
@@ -75,19 +75,19 @@ def tradeoff(
     cost: str = "bytes",
     ax: Axes | None = None,
 ) -> Axes:
-    """Utility against what an attacker gets, one point a method (mean of the seeds), sized by its cost.
+    """Utility against the score of an attacker, one point per method (mean of the seeds), sized by its cost.
 
     Parameters
     ----------
     table
         What :func:`scinfl.tl.compare` returned.
     privacy
-        Metric of an attacker, for example ``"thief, 200"`` or ``"membership advantage"``, or the ``"epsilon"`` that was
-        spent; further left is better. Methods without it are left out.
+        Metric of an attacker, for example ``"model stealing, 200 labelled samples"`` or ``"membership advantage"``, or
+        the ``"epsilon"`` that was spent; further left is better. Methods without it are left out.
     utility
         Metric of the right key; further up is better.
     cost
-        Metric that the area of a point stands for.
+        Metric that the area of a point shows.
     ax
         Axes to draw on.
 

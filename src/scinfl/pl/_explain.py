@@ -1,4 +1,4 @@
-"""Which features speak for a label."""
+"""Contributions of features to labels."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from scinfl.pl._palette import BLUE, GREY, VERMILION, low_to_high
 _BINS = 80
 _HALF = 0.4  # of the height of a row that its cells may fill
 _WEAK = 0.2
-_SIDES = ((VERMILION, "much speaks for the label"), (BLUE, "little speaks for it"), (GREY, "both or neither"))
+_SIDES = ((VERMILION, "high values indicate the label"), (BLUE, "low values indicate it"), (GREY, "both or neither"))
 
 
 def explain(adata: AnnData, label: str, *, n_features: int = 10, ax: Axes | None = None) -> Axes:
-    """SHAP values of the first features of a label, a point a cell, coloured by the value of the feature.
+    """SHAP values of the first features of a label, a point per cell, coloured by the value of the feature.
 
-    Points to the right speak for the label. Where the high values (vermilion) lie there, the label is known by much of
-    the feature, and by little of it where the low ones (blue) do.
+    Points to the right indicate the label. Where high values (vermilion) are there, the label is known by much of the
+    feature, and by little of it where low values (blue) are.
 
     Parameters
     ----------
@@ -91,8 +91,8 @@ def top_features(
 ) -> Axes:
     """First features of each label as bars of their mean absolute SHAP value.
 
-    Colours tell whether high values of the feature speak for the label (its value and SHAP value correlate over the
-    cells), against it, or neither (no more than .2 either way).
+    Colours show whether high values of the feature indicate the label (its value and SHAP value correlate over the
+    cells), low values do, or neither (correlations up to 0.2).
 
     Parameters
     ----------
@@ -171,7 +171,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 
 def _swarm(x: np.ndarray) -> np.ndarray:
-    """Heights of points around their row: those of about the same value stand above and below each other."""
+    """Heights of points around their row: those of about the same value are above and below each other."""
     span = np.ptp(x)
     bins = np.zeros(len(x), int) if span == 0 else np.minimum((_BINS * (x - x.min()) / span).astype(int), _BINS - 1)
     order = np.argsort(bins, kind="stable")

@@ -72,7 +72,7 @@ def _draw_sites(table: pd.DataFrame, metric: str | None, ax: Axes) -> None:
     if name not in table:
         msg = (
             f"Expected the {name} of every site to draw behind '{metric}', found none: under noise for privacy no loss "
-            "is told. Draw 'epsilon', or leave out `sites`."
+            "is reported. Draw 'epsilon', or leave out `sites`."
         )
         raise ValueError(msg)
     for _, values in table[name].groupby("site", observed=True):

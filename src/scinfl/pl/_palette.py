@@ -1,4 +1,4 @@
-"""Colours of all figures, told apart in grey and by colour-blind readers too."""
+"""Colours of all figures, distinct in grey and for colour-blind readers too."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def method_lines(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 
 def category_colours(n: int) -> list[str]:
-    """Colours of so many categories; no scheme tells more than nine apart for everybody."""
+    """Colours of so many categories; no scheme keeps more than nine distinct for everybody."""
     if n <= len(_CATEGORIES):
         return list(_CATEGORIES[:n])
     if n <= 20:

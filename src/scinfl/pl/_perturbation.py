@@ -110,7 +110,7 @@ def perturbation_scatter(
         Number of genes to name: those whose measured or predicted change is largest. Names that would cover each other
         are left out.
     title
-        What stands before the correlation.
+        Text before the correlation.
     ax
         Axes to draw on.
 

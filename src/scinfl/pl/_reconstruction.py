@@ -16,7 +16,7 @@ _MOST = 2.5  # deviations from the mean of a row, beyond which colours end
 def reconstruction(table: pd.DataFrame, true: str = "true", *, ax: Axes | None = None) -> Axes:
     """One cell and what was recovered of it, a row each, with the features in the order of the true values.
 
-    Rows are centred and scaled, as attacks leave shift and size open; the correlation with the cell stands beside each.
+    Rows are centred and scaled, as attacks leave shift and size open; correlations with the cell are written beside.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Write what a model says back into AnnData, and compare models."""
+"""Write predictions of models into AnnData, and compare and audit models."""
 
 from scinfl.tl._ablate import ablate
 from scinfl.tl._annotate import annotate

@@ -6,12 +6,12 @@ import copy
 from typing import Any
 
 import pandas as pd
-import torch
 from anndata import AnnData
 
 from scinfl import metrics
 from scinfl._checks import first_of, obs_column, whole_number
 from scinfl.model import Classifier
+from scinfl.model.base import ModelView
 from scinfl.nn import clear_key, set_key
 from scinfl.privacy import Key
 
@@ -19,9 +19,9 @@ from scinfl.privacy import Key
 def ablate(adata: AnnData, model: Classifier, *, n_keys: int = 20, n_untrained: int = 5, rng: int = 0) -> pd.DataFrame:
     """Score a keyed classifier with its key, with wrong keys, without its keyed modules, and untrained.
 
-    The first is what the sites have. The next two are what somebody has who found the weights and tries no more than
-    that; the last is what anybody has. For thieves who try more see :func:`scinfl.tl.audit`. The model is left as it
-    is.
+    The first is what the sites have. The next two are what an attacker has who found the weights and tries no more than
+    that; the last is what anybody has. For model-stealing attackers who try more see :func:`scinfl.tl.audit`. The model
+    is left as it is.
 
     Parameters
     ----------
@@ -75,21 +75,18 @@ def ablate(adata: AnnData, model: Classifier, *, n_keys: int = 20, n_untrained: 
             f"{first_of(unknown)}. Leave these cells out."
         )
         raise ValueError(msg)
-    thief = copy.copy(model)
-    thief.module = copy.deepcopy(model.module)  # comes without the key
+    view, stolen = ModelView(model), copy.deepcopy(model.module)  # comes without the key
     tables = [_scored(adata, model, true, "right key", 0)]
+    attacked = view.with_network(stolen)
     for number in range(n_keys):
-        set_key(thief.module, Key.generate().coordinates)
-        tables.append(_scored(adata, thief, true, "wrong key", number))
-    clear_key(thief.module)
-    thief._locked_with = None  # answers all the same
-    tables.append(_scored(adata, thief, true, "modules removed", 0))
-    thief._local_states, thief._share = {}, "all"  # what sites keep is trained, too
+        set_key(stolen, Key.generate().coordinates)
+        tables.append(_scored(adata, attacked, true, "wrong key", number))
+    clear_key(stolen)
+    tables.append(_scored(adata, view.with_network(stolen, is_locked=False), true, "modules removed", 0))
     for number in range(n_untrained):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(rng + number)
-            thief.module = model._make_module().to(model.device).eval()
-        tables.append(_scored(adata, thief, true, "untrained", number))
+        network = view.untrained(rng + number).to(model.device).eval()
+        untrained = view.with_network(network, is_locked=False, is_personal=False)  # what sites keep is trained, too
+        tables.append(_scored(adata, untrained, true, "untrained", number))
     table = pd.concat(tables, ignore_index=True)
     table["variant"] = pd.Categorical(table["variant"], categories=list(dict.fromkeys(table["variant"])))
     return table
@@ -99,7 +96,7 @@ def _check_model(model: Any) -> None:
     if not isinstance(model, Classifier):
         msg = f"Expected `model` to be a scinfl.model.Classifier, found {type(model).__name__}. Audit others by hand."
         raise TypeError(msg)
-    model._check_ready()
+    ModelView(model).check_ready()
     if model.key_fingerprint is None:
         msg = "Expected a model that was trained with a key, found a plain one: there is no key to take away."
         raise ValueError(msg)

@@ -1,4 +1,4 @@
-"""Attack a trained model as those would who know how it works."""
+"""Attack a trained model by adversaries that know how it works."""
 
 from __future__ import annotations
 
@@ -26,35 +26,36 @@ def audit(
     rng: int = 0,
     progress: bool = True,
 ) -> None:
-    """Attack a trained model and what its sites send, and say in words who gets what.
+    """Attack a trained model and what its sites send, and report what each adversary learns.
 
-    Every score stands beside a baseline that looks at nothing of the model: the mean or a public cell, training from
-    scratch on the same samples, an untrained network, chance. Attackers know how the method works, have public data of
-    the same kind, and keep their best checkpoint.
+    Every score has a baseline without access to the model: the mean or a public cell, training from scratch on the same
+    samples, an untrained network, chance. Attackers know how the method works, have public data of the same kind, and
+    keep their best checkpoint.
 
     Cells, perturbations or sections that took no part in training are needed, half of them for the attackers and half
     to judge by. Give them as ``held_out`` and the model itself is attacked. Without, two fifths of the groups of
     ``adata`` (of a :class:`~scinfl.model.GEARS` those of the test part of its split, or of the perturbations; of a
     :class:`~scinfl.model.SpaMosaic` at least one section) are held out and a twin of the model is trained on the rest,
-    with the same settings and key: what is true of it is true of models made like this one. Updates are made anew.
+    with the same settings and key: what is true of it is true of models made like this one. Updates are simulated.
 
-    A classifier is asked what updates show of cells and sites, what a thief gets, who was in the training data, and
-    what crafted weights bring. A model of perturbations is asked which perturbations a site has and what they did, and
-    a model of tissue what its spots are like; both what a thief gets, and what took part in training.
+    For a classifier, attacks reconstruct cells and properties of sites from updates, steal the model, infer membership
+    in the training data, and craft weights. For a model of perturbations they infer which perturbations a site has and
+    their mean changes, and for a model of tissue they reconstruct spots; for both they steal the model and infer
+    membership.
 
     Sets the following fields:
 
     ``.uns["infl"]["audit"]["table"]``
-        Data frame with one row a finding: ``family``, ``adversary``, ``uploads`` (``"in the open"`` or ``"keyed
-        sums"``), ``attack``, ``setting``, ``metric``, ``score`` with a 95 % interval (``low``, ``high``; of thieves and
-        wrong keys the range), ``baseline``, ``baseline_name`` and ``verdict``: ``"leaks"`` (the interval lies above the
-        baseline), ``"holds"``, ``"unclear"`` or ``"not told"`` (too few cells).
+        Data frame with one row per finding: ``family``, ``adversary``, ``uploads`` (``"in the open"`` or ``"keyed
+        sums"``), ``attack``, ``setting``, ``metric``, ``score`` with a 95 % interval (``low``, ``high``; of model
+        stealing and wrong keys the range), ``baseline``, ``baseline_name`` and ``verdict``: ``"leaks"`` (the interval
+        is above the baseline), ``"holds"``, ``"unclear"`` or ``"insufficient data"`` (too few cells).
     ``.uns["infl"]["audit"]["verdicts"]``
-        What each adversary gets, in words.
+        What each adversary learns, in words.
     ``.uns["infl"]["audit"]["parameters"]``
         Settings and seeds that repeat it.
     ``.uns["infl"]["audit"]["not_tested"]``
-        What this audit cannot say.
+        What this audit leaves open.
 
     Parameters
     ----------
@@ -65,13 +66,13 @@ def audit(
     held_out
         Cells with labels, perturbations with control cells, or whole sections, that took no part in training.
     key
-        The model's key. Needed where it was trained with one; the audit plays those who have it and those who do not.
+        The model's key. Needed where it was trained with one; the audit simulates attackers with and without it.
     train
         Arguments of ``model.train`` that the model was trained with, for the twin, the updates and the shadow networks;
         by default as many rounds as the model had, and the defaults. Protections with a budget must be new objects.
     attributes
         Columns of ``adata.obs`` that somebody might want to infer of a person, or their shares of a site, such as sex.
-        Of spots, what thieves want to tell of them, such as domains. GEARS takes none.
+        Of spots, labels that model stealing predicts, such as domains. GEARS takes none.
     quick
         A tenth of the effort: fewer trials, no shadow networks.
     rng

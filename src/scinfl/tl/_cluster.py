@@ -78,7 +78,7 @@ def cluster(
     ValueError
         If the number of clusters is missing, more than there are cells, or not reached; if the embedding holds NaN.
     ImportError
-        If Leiden is asked for and igraph is not installed.
+        If `method` is Leiden and igraph is not installed.
 
     Examples
     --------

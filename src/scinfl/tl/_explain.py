@@ -1,4 +1,4 @@
-"""Which features speak for which label, and in which cells."""
+"""Contributions of features to labels, cell by cell."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from anndata import AnnData
 from scinfl import _names
 from scinfl._checks import one_of, whole_number
 from scinfl.model import Classifier
-from scinfl.model.base._cells import Cells
-from scinfl.model.base._site_parameters import as_site
+from scinfl.model.base import ModelView
 from scinfl.tl._shap_values import Shares, explain_network, require_shap
 
 _N_DRAWS = {"permutation": 5, "gradient": 500}
@@ -36,15 +35,15 @@ def explain(
 
     The difference between a cell's prediction and the mean prediction of the background is shared out among the
     features (Lundberg & Lee 2017). The background is a few profiles and no cells: the mean of each class over all
-    training sites, each class counting alike. So whoever explains at one site needs no cell of another.
+    training sites, each class with the same weight. So an explanation at one site needs no cell of another.
 
     ``"permutation"`` takes the features of a cell away in random orders, forth and back; the values add up to the
     prediction exactly, whatever the network. ``"gradient"`` (expected gradients) adds up only roughly, but needs no
     more steps the more features there are: for thousands. DeepLIFT as shap has it is not offered: it does not know
     layer normalisation, and its values do not add up where there is one.
 
-    Softmax leaves a constant open that all logits share, so logits are centred over the labels. Values tell what the
-    model looks at, not what causes a disease: of features that go together it may look at any.
+    Softmax leaves a constant open that all logits share, so logits are centred over the labels. Values show what the
+    model uses, not what causes a disease: of correlated features it may use any.
 
     Sets the following fields:
 
@@ -55,7 +54,7 @@ def explain(
         Mean of their absolute values over the cells (features × labels).
     ``.uns["infl"]["explain"]``
         ``top``: the ``n_top`` first features of each label, with ``mean_abs_shap`` and ``direction``, the correlation
-        of value and SHAP value over the cells (positive: high values speak for the label). ``expected``: mean output of
+        of value and SHAP value over the cells (positive: high values indicate the label). ``expected``: mean output of
         the background by label. ``additivity_gap``: root mean square of output − expected − sum of the SHAP values,
         relative to that of output − expected. Settings.
 
@@ -117,7 +116,8 @@ def explain(
     whole_number("n_draws", n_draws, 1)
     whole_number("n_top", n_top, 1)
     whole_number("rng", rng, 0)
-    model._validate_anndata(adata)
+    view = ModelView(model)
+    view.check_features(adata)
     if adata.n_obs == 0:
         msg = "Expected cells to explain, found none. Pass those whose labels you wonder about."
         raise ValueError(msg)
@@ -132,7 +132,7 @@ def explain(
         rng=rng,
         device=model.device,
     )
-    values, shares = _shares(adata, model, site, explain_rows)
+    values, shares = _shares(adata, view, site, explain_rows)
     adata.obsm[_names.SHAP] = shares.values
     adata.varm[_names.SHAP] = np.abs(shares.values).mean(0)
     settings: dict[str, Any] = {
@@ -147,7 +147,7 @@ def explain(
         "n_draws": n_draws,
         "key_fingerprint": model.key_fingerprint or "none",
     }
-    if (layer := model._setup_args()["layer"]) is not None:
+    if (layer := view.setup["layer"]) is not None:
         settings["layer"] = layer
     adata.uns.setdefault(_names.UNS, {})["explain"] = settings
 
@@ -159,7 +159,7 @@ def _check_model(model: object) -> None:
             "the score of a label, which other models do not give."
         )
         raise TypeError(msg)
-    model._check_ready()
+    ModelView(model).check_ready()
 
 
 def _profiles(adata: AnnData, model: Classifier, background: np.ndarray | None) -> np.ndarray:
@@ -187,18 +187,16 @@ def _profiles(adata: AnnData, model: Classifier, background: np.ndarray | None) 
 
 
 def _shares(
-    adata: AnnData, model: Classifier, site: str | None, explain_rows: Callable[[np.ndarray], Shares]
+    adata: AnnData, view: ModelView, site: str | None, explain_rows: Callable[[np.ndarray], Shares]
 ) -> tuple[np.ndarray, Shares]:
     """Values that the network reads, and the SHAP values of all cells, each by what its own site keeps."""
-    matrix = model._matrix(adata)
+    n_labels = len(view.model.labels)
     values = np.empty(adata.shape, np.float32)
-    shap = np.empty((*adata.shape, len(model.labels)), np.float32)
-    expected, gap, size = np.zeros(len(model.labels)), 0.0, 0.0
-    for local, rows in model._rows_by_site(adata, site):
-        cells = Cells(matrix, rows, None, model.device)
-        with as_site(model.module, local, cells):
-            values[rows] = np.concatenate([x.cpu().numpy() for x, _ in cells.batches(4096)])
-            own = explain_rows(values[rows])
+    shap = np.empty((*adata.shape, n_labels), np.float32)
+    expected, gap, size = np.zeros(n_labels), 0.0, 0.0
+    for rows, cells in view.cells_by_site(adata, site):
+        values[rows] = np.concatenate([x.cpu().numpy() for x, _ in cells.batches(4096)])
+        own = explain_rows(values[rows])
         shap[rows] = own.values
         expected += own.expected * (len(rows) / adata.n_obs)
         gap, size = gap + own.gap, size + own.size

@@ -1,4 +1,4 @@
-"""Modalities that a section did not measure, told from those that it did."""
+"""Impute modalities that a section did not measure from those that it did."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def impute(
     """Impute a modality for sections that did not measure it.
 
     ``"decoder"``
-        What the model tells from the other modalities of a spot, by the components that all sites share. Nobody looks
-        at another site's spots.
+        Predicted from the other modalities of a spot, by the components that all sites share. No spot of another site
+        is used.
     ``"neighbours"``
         The mean of the nearest spots in the embedding, among spots of the same site that measured the modality.
     ``"auto"``
@@ -47,7 +47,7 @@ def impute(
     modality
         What to impute.
     sections
-        Which sections; by default all that lack the modality. One that has it is told from its other modalities.
+        Which sections; by default all that lack the modality. One that has it is imputed from its other modalities.
     method
         See above.
     n_neighbours
@@ -62,7 +62,7 @@ def impute(
     Raises
     ------
     ValueError
-        If an argument cannot be used, no section lacks the modality, or a section has nothing to tell it from.
+        If an argument cannot be used, no section lacks the modality, or a section has nothing to impute it from.
 
     Examples
     --------
@@ -84,7 +84,7 @@ def impute(
     if sections is None:
         sections = sorted(set(section[~has]))
         if not sections:
-            msg = f"Expected a section that lacks '{modality}', found none. Name sections to tell all the same."
+            msg = f"Expected a section that lacks '{modality}', found none. Name sections to impute nevertheless."
             raise ValueError(msg)
     if unknown := [name for name in sections if name not in set(section)]:
         msg = f"Expected `sections` among {first_of(sorted(set(section)))}, found {first_of(unknown)}."
@@ -120,7 +120,7 @@ def impute(
     chosen = np.flatnonzero(np.isin(section, list(sections)))
     if lacking := sorted(set(section[chosen[np.isnan(values[chosen]).any(1)]])):
         msg = (
-            f"Expected another modality of every spot to tell '{modality}' from, found none for spots of section "
+            f"Expected another modality of every spot to impute '{modality}' from, found none for spots of section "
             f"{first_of(lacking)}. Leave them out with `sections`."
         )
         raise ValueError(msg)

@@ -39,7 +39,7 @@ def leiden(
 def reach(communities: Callable[[float], np.ndarray], n_clusters: int, resolution: float) -> tuple[np.ndarray, float]:
     """Bisect the logarithm of the resolution until there are so many communities.
 
-    Their number grows with the resolution, if not strictly: bisection may miss a number that occurs, and says so.
+    Their number grows with the resolution, if not strictly: bisection may miss a number that occurs, and reports that.
     """
     low, high = _LOWEST, _HIGHEST
     seen: dict[int, float] = {}

@@ -83,7 +83,7 @@ def score_perturbations(
     is_control = names == str(known["control"])
     held_out = sorted(set(names[(parts == part) & ~is_control]))
     if not held_out:
-        msg = f"Expected perturbations in part '{part}' of adata.obs['{_names.SPLIT}'], found none. Split anew."
+        msg = f"Expected perturbations in part '{part}' of adata.obs['{_names.SPLIT}'], found none. Split again."
         raise ValueError(msg)
     matrix = adata.X if layer is None else adata.layers[layer]
     control = _mean(matrix, is_control & (parts == "train"))

@@ -12,6 +12,7 @@ from tests.conftest import make_cells
 from scinfl import pl, tl
 from scinfl.tl._compare._methods import method_of
 
+STEALING = "model stealing, 30 labelled samples"
 SETTINGS = {
     "init": {"n_hidden": 16, "dropout": 0.0, "input_dropout": 0.0},
     "train": {"n_rounds": 4},
@@ -77,7 +78,7 @@ def test_the_numbers_tell_the_known_story(table):
     assert right["coordinate + keyed sums"] == pytest.approx(right["coordinate"], abs=0.2)
     assert mean(table, "coordinate", "wrong key, mean") < right["coordinate"] - 0.15
     assert mean(table, "permuted", "wrong key, mean") > right["permuted"] - 0.25
-    assert mean(table, "permuted", "thief, 30") > mean(table, "coordinate", "thief, 30")
+    assert mean(table, "permuted", STEALING) > mean(table, "coordinate", STEALING)
     assert mean(table, "coordinate + keyed sums", "bytes") > 1.9 * mean(table, "coordinate", "bytes")
     assert mean(table, "meta only", "bytes") < mean(table, "coordinate, trained", "bytes")
     assert mean(table, "projected", "bytes") < mean(table, "coordinate", "bytes")
@@ -87,7 +88,7 @@ def test_the_numbers_tell_the_known_story(table):
 
 
 def test_plots_show_seeds_as_points_and_classes_as_spokes(table):
-    ax = pl.compare(table, ["balanced_accuracy", "thief, 30"])
+    ax = pl.compare(table, ["balanced_accuracy", STEALING])
     assert [tick.get_text() for tick in ax.get_yticklabels()] == list(tl.METHODS)
     assert len(ax.lines[0].get_xdata()) == len(tl.METHODS)
     np.testing.assert_allclose(ax.patches[2].get_width(), mean(table, "centralised", "balanced_accuracy"))
@@ -97,12 +98,12 @@ def test_plots_show_seeds_as_points_and_classes_as_spokes(table):
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["type_0", "type_1", "type_2", "type_3"]
     assert len(ax.lines) == 2
     assert len(pl.radar(table, "f1").lines) == len(tl.METHODS)
-    ax = pl.tradeoff(table, privacy="thief, 30")
+    ax = pl.tradeoff(table, privacy=STEALING)
     assert [text.get_text() for text in ax.get_legend().get_texts()] == [
-        method for method in tl.METHODS if not np.isnan(mean(table, method, "thief, 30"))
+        method for method in tl.METHODS if not np.isnan(mean(table, method, STEALING))
     ]
     with pytest.raises(ValueError, match="privacy"):
-        pl.tradeoff(table, privacy="thief, 9")
+        pl.tradeoff(table, privacy="model stealing, 9 labelled samples")
     flat = plt.subplots()[1]
     with pytest.raises(ValueError, match="polar"):
         pl.radar(table, ax=flat)
@@ -138,7 +139,7 @@ def test_who_reads_what_stands_beside_the_numbers(table):
     assert mean(table, sums[2], "bytes") > 10 * mean(table, sums[0], "bytes") == 10 * mean(table, sums[1], "bytes")
 
 
-def test_members_are_told_by_a_threshold_on_the_loss(cells):
+def test_members_are_inferred_by_a_threshold_on_the_loss(cells):
     from scinfl.tl._compare._job import Job, Split
 
     split = Split.draw(cells, None, 0.3, False, 0)
@@ -175,19 +176,19 @@ def test_methods_share_their_splits_and_thieves_may_be_left_out(cells):
     few = tl.compare(
         cells, "label", site_key="site", methods=["majority", "FedAvg"], n_seeds=1, thief_samples=(), **SETTINGS
     )
-    assert not any("thief" in metric or "scratch" in metric for metric in few["metric"])
+    assert not any("stealing" in metric or "scratch" in metric for metric in few["metric"])
     again = tl.compare(cells, "label", site_key="site", methods=["FedAvg"], n_seeds=1, thief_samples=(), **SETTINGS)
     assert mean(few, "FedAvg", "accuracy") == mean(again, "FedAvg", "accuracy")
 
 
-def test_the_thief_owns_a_random_sample_and_no_row_is_used_twice(cells):
+def test_the_attacker_owns_a_random_sample_and_no_row_is_used_twice(cells):
     from scinfl.tl._compare._job import Split
 
     split = Split.draw(cells[np.argsort(cells.obs["label"].cat.codes)], "donor", 0.2, True, 0)
-    rows = [*split.train, *split.thief, *split.test]
+    rows = [*split.train, *split.attacker, *split.test]
     assert sorted(rows) == list(range(360))
     ordered = cells.obs["label"].cat.codes.to_numpy()[np.argsort(cells.obs["label"].cat.codes)]
-    assert len(set(ordered[split.thief[:30]])) == 4
+    assert len(set(ordered[split.attacker[:30]])) == 4
 
 
 @pytest.mark.parametrize(

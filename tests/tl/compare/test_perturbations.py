@@ -177,7 +177,7 @@ def test_cells_that_were_not_prepared_are_refused(screen):
 def test_a_split_that_holds_nothing_out_is_refused(screen):
     adata = screen.copy()
     si.pp.split_perturbations(adata, "no_split")
-    with pytest.raises(ValueError, match=r"found none\. Split anew"):
+    with pytest.raises(ValueError, match=r"found none\. Split again"):
         tl.score_perturbations(adata, {})
 
 
@@ -213,7 +213,7 @@ def test_the_key_costs_little(compared):
         assert abs(gap) < 0.1
 
 
-def test_the_share_of_the_network_is_told_by_method_and_seed(compared):
+def test_the_share_of_the_network_is_listed_by_method_and_seed(compared):
     shares = compared.attrs["shrinkage"]
     assert set(shares) == {(method, seed) for method in ("centralised", "FedAvg", "keyed") for seed in (5, 6)}
     assert all(set(share) == {"single", "combination"} for share in shares.values())

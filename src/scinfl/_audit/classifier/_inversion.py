@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scinfl._audit._simulated_site import Sent
+from scinfl._audit._simulated_site import COLLUDING, OPEN, Sent
 from scinfl._audit.classifier._cells import draw_batch, rated_cells
 from scinfl._audit.classifier._model_stealing import MOST_FEATURES
 from scinfl._audit.classifier._sender import Sender, sender_of
@@ -24,9 +24,9 @@ def invert(target: Target, *, n_batches: int, n_iterations: int, site_sizes: tup
     """Search for cells that explain an update: a step, several steps, and a real local round."""
     sender = sender_of(target, fresh=True)
     prior = attacks.CellPrior.from_cells(target.public.x.numpy())
-    reads = [] if sender.first is None else [("server", "in the open", "travelling")]
+    reads = [] if sender.first is None else [("server", OPEN, "travelling")]
     if target.is_keyed:
-        reads.append(("server + one site", "in the open or keyed sums", "opened"))
+        reads.append(("server + one site", COLLUDING, "opened"))
     settings: list[tuple[str, int, dict[str, Any], bool]] = [
         ("one step on 4 cells", 4, _STEP, False),
         ("5 steps on 4 cells", 4, {"n_steps": 5, **_STEP}, False),
@@ -50,7 +50,7 @@ def invert(target: Target, *, n_batches: int, n_iterations: int, site_sizes: tup
                     n_iterations=n_iterations,
                     rng=target.rng + trial,
                 )
-                found.append((batch, guess))
+                found.append((batch.x.numpy(), guess))
             attack = "optimisation with priors" if knows else "optimisation without key"
             rows += rated_cells(target, found, adversary, uploads, attack, setting)
     return rows
@@ -87,9 +87,9 @@ def invert_jointly(
             rng=target.rng,
             **start,
         )
-        found = list(zip(batches, guess.cells, strict=True))
+        found = [(batch.x.numpy(), cells) for batch, cells in zip(batches, guess.cells, strict=True)]
         setting = f"{n_updates} updates of one step on {size} cells"
-        rows += rated_cells(target, found, "server", "in the open", attack, setting)
+        rows += rated_cells(target, found, "server", OPEN, attack, setting)
     return rows
 
 
@@ -104,7 +104,7 @@ def _keyed(target: Target, sender: Sender) -> nn.Module:
 
 
 def _change(sent: Sent, what: str, *, knows: bool) -> dict[str, Tensor]:
-    """Change of parameters; whoever has no module that reads the key cannot explain how it changed."""
+    """Change of parameters; of modules that read the key only where it is known."""
     change = {name: torch.from_numpy(value).float() for name, value in getattr(sent, what).items()}
     return change if knows else {name: value for name, value in change.items() if ".meta." not in name}
 
@@ -112,7 +112,7 @@ def _change(sent: Sent, what: str, *, knows: bool) -> dict[str, Tensor]:
 def _labels(
     target: Target, network: nn.Module, change: Mapping[str, Tensor], size: int, local: Mapping[str, Any]
 ) -> Tensor:
-    """Labels that the attacker infers from the last bias, with what an untrained network says on average."""
+    """Labels that the attacker infers from the last bias, with the mean output of the network."""
     name = "head.bias"
     if name not in change:
         return torch.bincount(target.public.y).argmax().repeat(size)

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scinfl._audit._findings import finding
+from scinfl._audit._findings import CURIOUS, STEALING
+from scinfl._audit._ratings import rated_membership
+from scinfl._audit._simulated_site import COLLUDING, OPEN
 from scinfl._audit.classifier._sender import sender_of
 from scinfl._audit.classifier._target import Rows, Target
 from scinfl.privacy import attacks
-
-_FAMILY = "membership"
 
 
 def membership(
@@ -24,10 +24,10 @@ def membership(
     pool, member = _pool(target)
     confidence = attacks.confidence(target.network, pool.x, pool.y)
     stripped = attacks.confidence(target.stripped, pool.x, pool.y)
-    holder = "fellow site" if target.is_keyed else "thief"
+    holder = CURIOUS if target.is_keyed else STEALING
     rows = []
     if target.is_keyed:
-        rows += _rated(stripped, member, pool, "thief", "loss threshold", target.rng)
+        rows += _rated(stripped, member, pool, STEALING, "loss threshold", target.rng)
     rows += _rated(confidence, member, pool, holder, "loss threshold", target.rng)
     if n_shadows:
         settings = target.training
@@ -65,13 +65,11 @@ def from_update(target: Target) -> list[dict[str, Any]]:
     after = sender.with_change(sent.opened)
     drop = attacks.loss_drop(sender.network, after, x, y)
     if not target.is_keyed:
-        return rate_membership(drop, member, "server", "loss drop", target.rng, setting, "in the open")
-    rows = rate_membership(
-        drop, member, "server + one site", "loss drop", target.rng, setting, "in the open or keyed sums"
-    )
+        return rated_membership(drop, member, "server", "loss drop", target.rng, setting, OPEN)
+    rows = rated_membership(drop, member, "server + one site", "loss drop", target.rng, setting, COLLUDING)
     locked = sender.as_travelling({})
     drop = attacks.loss_drop(locked, sender.as_travelling(sent.travelling), x, y)
-    return rows + rate_membership(drop, member, "server", "loss drop", target.rng, setting, "in the open")
+    return rows + rated_membership(drop, member, "server", "loss drop", target.rng, setting, OPEN)
 
 
 def _pool(target: Target) -> tuple[Rows, np.ndarray]:
@@ -91,43 +89,9 @@ def _pool(target: Target) -> tuple[Rows, np.ndarray]:
 def _rated(
     score: np.ndarray, member: np.ndarray, pool: Rows, adversary: str, attack: str, rng: int, *, setting: str = ""
 ) -> list[dict[str, Any]]:
-    rows = rate_membership(score, member, adversary, attack, rng, setting)
+    rows = rated_membership(score, member, adversary, attack, rng, setting)
     if pool.groups is not None and len(set(pool.groups)) < len(pool):
         usable = ~np.isnan(score)
         by_group, group_member = attacks.by_group(score[usable], member[usable], pool.groups[usable])
-        rows += rate_membership(by_group, group_member, adversary, f"{attack}, by donor", rng, setting)
+        rows += rated_membership(by_group, group_member, adversary, f"{attack}, by donor", rng, setting)
     return rows
-
-
-def rate_membership(
-    score: np.ndarray, member: np.ndarray, adversary: str, attack: str, rng: int, setting: str, uploads: str = ""
-) -> list[dict[str, Any]]:
-    table = attacks.membership_scores(score, member, rng=rng)
-    rows = []
-    for metric, row in table.iterrows():
-        margin = {"auc": 0.02, "advantage": 0.04}.get(str(metric), float(row["baseline"]))
-        rows.append(
-            finding(
-                _FAMILY,
-                adversary,
-                attack,
-                _NAMES[str(metric)],
-                float(row["value"]),
-                float(row["baseline"]),
-                baseline_name=_BASELINES[str(metric)],
-                uploads=uploads,
-                setting=setting,
-                interval=(float(row["low"]), float(row["high"])),
-                margin=margin,
-            )
-        )
-    return rows
-
-
-_NAMES = {
-    "auc": "AUC",
-    "advantage": "advantage",
-    "tpr_at_1%": "TPR at 1% FPR",
-    "tpr_at_0.1%": "TPR at 0.1% FPR",
-}
-_BASELINES = {"auc": "a coin", "advantage": "a coin", "tpr_at_1%": "a coin", "tpr_at_0.1%": "a coin"}

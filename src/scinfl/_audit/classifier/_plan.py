@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,7 @@ import numpy as np
 from anndata import AnnData
 
 from scinfl._audit._plan import Job, Plan, Request
-from scinfl._audit._settings import HELD_OUT, protections_to_watch
+from scinfl._audit._settings import HELD_OUT, protections_to_watch, twin_of
 from scinfl._audit.classifier import _cells as cells
 from scinfl._audit.classifier import _inversion as inversion
 from scinfl._audit.classifier import _membership as members
@@ -22,6 +21,7 @@ from scinfl._audit.classifier import _server as site
 from scinfl._audit.classifier._settings import not_tested, parameters_of
 from scinfl._audit.classifier._target import Rows, Target, split_by_group
 from scinfl.model import Classifier
+from scinfl.model.base import ModelView
 from scinfl.privacy import Key, attacks
 
 
@@ -37,8 +37,8 @@ class _Effort:
     n_restarts: int
     n_keys: int
     samples: tuple[int, ...]
-    n_thief_seeds: int
-    n_thief_steps: int
+    n_attackers: int
+    n_attack_steps: int
     n_shadows: int
     n_simulated: int
 
@@ -48,7 +48,7 @@ _QUICK = _Effort(12, 3, (4,), 80, (10,), 5, 10, (50,), 1, 200, 0, 20)
 
 
 def plan(request: Request, after_each: Callable[[], object]) -> Plan:
-    """What attackers of a classifier do; the model is unlocked."""
+    """Attacks on a classifier, which is unlocked."""
     quick, effort = request.quick, _QUICK if request.quick else _FULL
     target = _target(
         request.data,
@@ -61,7 +61,7 @@ def plan(request: Request, after_each: Callable[[], object]) -> Plan:
     )
     return Plan(
         _jobs(target, effort, request.attributes, after_each),
-        parameters_of(target, request.training, is_twin=request.held_out is None, quick=quick),
+        parameters_of(target, is_twin=request.held_out is None, quick=quick),
         partial(not_tested, target, quick=quick),
         effort.n_shadows,
     )
@@ -98,8 +98,8 @@ def _jobs(
         "wrong keys": partial(model_stealing.use, target, n_keys=effort.n_keys),
     }
     for n in effort.samples:
-        jobs[f"thief, {n}"] = partial(
-            model_stealing.steal, target, n, n_seeds=effort.n_thief_seeds, n_steps=effort.n_thief_steps
+        jobs[f"model stealing, {n} labelled samples"] = partial(
+            model_stealing.steal, target, n, n_seeds=effort.n_attackers, n_steps=effort.n_attack_steps
         )
     jobs["membership"] = partial(members.membership, target, n_shadows=effort.n_shadows, after_each=after_each)
     jobs["membership from an update"] = partial(members.from_update, target)
@@ -122,8 +122,8 @@ def _target(
     *,
     watch: bool,
 ) -> Target:
-    """Who has which cells; and the twin, whose training a server watches."""
-    setup = model._setup_args()
+    """Cells of every party, and the twin, whose training a server watches."""
+    setup = ModelView(model).setup
     attacked, inside, watched = model, adata, None
     if held_out is None:
         groups = np.arange(adata.n_obs) if setup["group_key"] is None else adata.obs[setup["group_key"]].astype(str)
@@ -141,15 +141,6 @@ def _target(
 def _twin(
     adata: AnnData, model: Classifier, key: Key | None, training: Mapping[str, Any]
 ) -> tuple[Classifier, attacks.Watcher]:
-    """Train a model of the same settings, with every upload kept."""
-    type(model).setup_anndata(adata, **model._setup_args())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the user saw them with the model itself
-        twin = type(model)(adata, **model.init_params_["non_kwargs"])
-        watcher = attacks.Watcher()
-        twin.train(
-            **{**training, "key": key, "protections": [*protections_to_watch(training), watcher], "progress": False}
-        )
-    if key is not None:
-        twin.unlock(key)
-    return twin, watcher
+    """Train a model of the same settings, with every upload recorded."""
+    watcher = attacks.Watcher()
+    return twin_of(ModelView(model), adata, key, training, [*protections_to_watch(training), watcher]), watcher

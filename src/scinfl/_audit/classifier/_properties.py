@@ -1,4 +1,4 @@
-"""What a site as a whole and a single person are like."""
+"""Properties of a site as a whole and of single persons."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import nn
 
-from scinfl._audit._findings import finding
-from scinfl._audit._simulated_site import Sent
+from scinfl._audit._attack_target import draw_again
+from scinfl._audit._findings import CURIOUS, STEALING, finding
+from scinfl._audit._simulated_site import COLLUDING, OPEN, Sent
 from scinfl._audit.classifier._sender import Sender, sender_of
 from scinfl._audit.classifier._server import at_most
 from scinfl._audit.classifier._target import Rows, Target
@@ -58,9 +57,9 @@ def proportions(target: Target, column: str | None = None, *, n_simulated: int) 
     shares = _Shares.of(target, column)
     n_cells = int(min(np.median([len(site) for site in shares.sites]), _LARGEST_SITE))
     sent = [sender.round(at_most(site, n_cells, target.rng)) for site in shares.sites]
-    reads = [("server", "in the open", "travelling")]
+    reads = [("server", OPEN, "travelling")]
     if target.is_keyed:
-        reads.append(("server + one site", "in the open or keyed sums", "opened"))
+        reads.append(("server + one site", COLLUDING, "opened"))
     rows = []
     for adversary, uploads, what in reads:
         knows = what == "opened" or target.keeps_order
@@ -108,7 +107,7 @@ def _overlaps(
 
 
 def attribute(target: Target, column: str) -> list[dict[str, Any]]:
-    """Infer an attribute of cells from what the model says of them, against what their labels say."""
+    """Infer an attribute of cells from the output of the model, against inference from their labels."""
     values = target.test.obs[column].astype(str).to_numpy()
     labels = np.eye(len(target.model.labels))[target.test.y.numpy()]
     try:
@@ -116,9 +115,9 @@ def attribute(target: Target, column: str) -> list[dict[str, Any]]:
     except ValueError:
         return []  # too few of each value
     rows = []
-    networks = [("thief", target.stripped)]
+    networks = [(STEALING, target.stripped)]
     if target.is_keyed:
-        networks.append(("fellow site", target.network))
+        networks.append((CURIOUS, target.network))
     for adversary, network in networks:
         outputs = np.log(attacks.outputs_of(network, target.test.x) + 1e-6)
         accuracy = attacks.infer_attribute(np.hstack([outputs, labels]), values, rng=target.rng)
@@ -137,13 +136,9 @@ def attribute(target: Target, column: str) -> list[dict[str, Any]]:
 
 
 def _own_sender(target: Target) -> Sender:
-    """A network of the same shape that a server without the key plays sites with."""
-    network: nn.Module = copy.deepcopy(target.plain)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(target.rng + 1)
-        for module in network.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()  # type: ignore[operator]
+    """A network of the same shape that a server without the key simulates sites with."""
+    network = copy.deepcopy(target.plain)
+    draw_again(network, target.rng + 1)
     return Sender(network, target)
 
 

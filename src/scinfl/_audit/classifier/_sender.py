@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from scinfl._audit._attack_target import CPU
+from scinfl._audit._attack_target import CPU, draw_again
 from scinfl._audit._simulated_site import Sent, SimulatedSite
-from scinfl._audit.classifier._target import Rows, Target, draw_again
-from scinfl.model.base._cells import Cells
-from scinfl.model.base._local_training import LocalTraining
+from scinfl._audit.classifier._target import Rows, Target
+from scinfl.model.base import Cells
 from scinfl.privacy import attacks
 
 
@@ -41,11 +40,7 @@ class Sender(SimulatedSite):
     def round(self, rows: Rows, *, number: int = 1) -> Sent:
         """Send what one real local round makes of the network."""
         x, y = rows.x.numpy(), rows.y.numpy()
-        settings = self._target.training
-        training = LocalTraining(
-            settings["local_epochs"], settings["batch_size"], settings["lr"], settings["weight_decay"], self._target.rng
-        )
-        return self.local_round(Cells(x, np.arange(len(x)), y, CPU), training, number=number)
+        return self.local_round(Cells(x, np.arange(len(x)), y, CPU), number=number)
 
 
 def sender_of(target: Target, *, fresh: bool) -> Sender:

@@ -1,8 +1,7 @@
-"""What a class is like, and what a server gets that sends crafted weights."""
+"""The typical cell of a class, and what a server reads that sends crafted weights."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +11,14 @@ import pandas as pd
 import torch
 from torch import nn
 
-from scinfl._audit._findings import finding
+from scinfl._audit._attack_target import with_key
+from scinfl._audit._findings import CURIOUS, STEALING, finding
+from scinfl._audit._simulated_site import OPEN
 from scinfl._audit.classifier._sender import Sender, sender_of
 from scinfl._audit.classifier._target import Rows, Target
 from scinfl.federation import State
-from scinfl.nn import SecretProjection, keyed_layers, set_key
-from scinfl.privacy import Key, attacks
-from scinfl.privacy._received import check_received
-from scinfl.privacy.attacks._likeness import correlations
+from scinfl.nn import SecretProjection, keyed_layers
+from scinfl.privacy import Key, attacks, check_received
 
 
 def invert_classes(target: Target, *, n_labels: int, n_iterations: int) -> list[dict[str, Any]]:
@@ -27,10 +26,10 @@ def invert_classes(target: Target, *, n_labels: int, n_iterations: int) -> list[
     prior = attacks.CellPrior.from_cells(target.public.x.numpy())
     x, codes = target.train.x.numpy(), target.train.y.numpy()
     labels = [int(label) for label in np.unique(codes)][:n_labels]
-    networks = [("thief", target.stripped)]
+    networks = [(STEALING, target.stripped)]
     if target.is_keyed:
-        # what a layer keeps of its key may come from inference, and then takes no gradients; a copy reads it anew
-        networks.append(("fellow site", _with_key(target.network, target.key)))
+        # what a layer keeps of its key may come from inference, and then takes no gradients; a copy reads it again
+        networks.append((CURIOUS, with_key(target.network, target.key).eval()))
     rows = []
     for adversary, network in networks:
         scores = []
@@ -61,10 +60,10 @@ def malicious(target: Target, *, n_cells: int, n_trials: int) -> list[dict[str, 
         return []  # a trained meta learner
     public = target.public.x.numpy()
     honest = {name: p.detach() for name, p in sender.network.named_parameters() if name in sender.shared}
-    known = _Trap.set_up(sender, _with_key(sender.network, target.key), public, target.rng)
+    known = _Trap.set_up(sender, with_key(sender.network, target.key).eval(), public, target.rng)
     cases = [("server + one site" if target.is_keyed else "malicious server", known, known.crafted.state, "opened")]
     if target.is_keyed:
-        guess = _Trap.set_up(sender, _with_key(sender.network, Key.generate()), public, target.rng)
+        guess = _Trap.set_up(sender, with_key(sender.network, Key.generate()).eval(), public, target.rng)
         cases.append(("malicious server", guess, _as_read(target, guess.crafted.state), "travelling"))
     baseline = _trapped(target, known, honest, "opened", n_cells, n_trials)
     rows = []
@@ -82,7 +81,7 @@ def malicious(target: Target, *, n_cells: int, n_trials: int) -> list[dict[str, 
                     score,
                     float(np.mean(baseline[metric])),
                     baseline_name="honest weights",
-                    uploads="in the open",
+                    uploads=OPEN,
                     setting=setting,
                 )
             )
@@ -91,7 +90,7 @@ def malicious(target: Target, *, n_cells: int, n_trials: int) -> list[dict[str, 
 
 @dataclass(frozen=True)
 class _Trap:
-    """Crafted weights, and the projection that whoever crafted them has or guesses."""
+    """Crafted weights, and the projection that the malicious server has or guesses."""
 
     network: nn.Module
     crafted: attacks.Imprint
@@ -110,35 +109,29 @@ class _Trap:
         return found if self.projection is None else attacks.unproject(found, self.projection, public)
 
 
-def _with_key(network: nn.Module, key: Key | None) -> nn.Module:
-    """Copy with a key: copies come without."""
-    network = copy.deepcopy(network).eval()
-    if key is not None and keyed_layers(network):
-        set_key(network, key.coordinates)
-    return network
-
-
 def _as_read(target: Target, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What a site makes of plain weights that are sent as if they were locked."""
-    opened = target.model._training_network(target.key)[2]
+    opened = target.view.for_training(target.key).open_state
     return {name: value.detach() for name, value in opened({name: p.numpy() for name, p in state.items()}).items()}
 
 
 def _trapped(
     target: Target, trap: _Trap, state: Mapping[str, torch.Tensor], what: str, n_cells: int, n_trials: int
 ) -> dict[str, list[float]]:
-    network = _with_key(trap.network, target.key)
+    network = with_key(trap.network, target.key).eval()
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if name in state:
                 parameter.copy_(state[name])
     crafting, public = Sender(network, target), target.public.x.numpy()
-    scores: dict[str, list[float]] = {"share of cells recovered": [], "Pearson with the likest": []}
+    scores: dict[str, list[float]] = {"share of cells recovered": [], "Pearson with the most similar": []}
     for trial in range(n_trials):
         batch = at_most(target.train, n_cells, target.rng + trial)
         true, found = batch.x.numpy(), trap.read(getattr(crafting.step(batch), what), public)
         scores["share of cells recovered"].append(attacks.share_recovered(true, found))
-        scores["Pearson with the likest"].append(float(correlations(true, found).max(1, initial=0).mean()))
+        scores["Pearson with the most similar"].append(
+            float(attacks.correlations(true, found).max(1, initial=0).mean())
+        )
     return scores
 
 

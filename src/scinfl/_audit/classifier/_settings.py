@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scinfl._audit._settings import HELD_OUT, check_names, said_of
+from scinfl._audit._settings import HELD_OUT, check_names, common_limits, run_parameters
 from scinfl._audit.classifier._model_stealing import MOST_FEATURES
 from scinfl._audit.classifier._sender import sender_of
 from scinfl._audit.classifier._target import Target
@@ -38,7 +38,7 @@ def check_classifier(adata: AnnData, model: Classifier, held_out: AnnData | None
     check_names(adata, held_out)
 
 
-def parameters_of(target: Target, training: Mapping[str, Any], *, is_twin: bool, quick: bool) -> dict[str, Any]:
+def parameters_of(target: Target, *, is_twin: bool, quick: bool) -> dict[str, Any]:
     """Settings that repeat an audit of a classifier, as a file can hold them."""
     n_train, n_sites = len(target.train), len(np.unique(target.train.sites))
     accuracy, chance = target.score(target.network), 1 / len(target.model.labels)
@@ -54,18 +54,16 @@ def parameters_of(target: Target, training: Mapping[str, Any], *, is_twin: bool,
         "n_sites": n_sites,
         "balanced_accuracy": accuracy,
         "chance": chance,
-        **said_of(target, quick=quick, training=training),
+        **run_parameters(target, quick=quick),
     }
 
 
 def not_tested(target: Target, table: pd.DataFrame, *, quick: bool) -> list[str]:
-    """What an audit leaves open."""
+    """What an audit of a classifier leaves open."""
     left_out = [
-        "A server that changes the weights a little in every round, and sites that betray.",
-        "Uploads under pairwise or homomorphic sums; keyed sums stand for them, but for a site that betrays its key.",
-        "An outsider where uploads are in the open: without encrypted connections he reads what the server reads.",
+        "A server that changes the weights a little in every round, and sites that poison the training.",
         "Timing, sizes of messages, and the machines themselves.",
-        "Attackers with more cells, more time, or other public data than here.",
+        *common_limits("cells"),
     ]
     if quick:
         left_out.insert(0, "Membership by shadow networks, and more than a few trials of each attack (`quick=True`).")
@@ -74,8 +72,8 @@ def not_tested(target: Target, table: pd.DataFrame, *, quick: bool) -> list[str]
     if sender_of(target, fresh=True).first is None:
         left_out.insert(0, "The first layer: the share rule keeps it at the sites.")
     if not target.keeps_order and not target.hides_updates:
-        left_out.insert(0, "What whoever has the key reads off the first layer of a trained meta learner.")
+        left_out.insert(0, "What a holder of the key reads off the first layer of a trained meta learner.")
         left_out.insert(0, "Crafted weights against a trained meta learner.")
-    if table["verdict"].eq("not told").any():
+    if table["verdict"].eq("insufficient data").any():
         left_out.insert(0, "Rates at false positive rates for which there are too few outsiders.")
     return left_out

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from scinfl._audit._attack_target import AttackTarget
 from scinfl.model import Classifier
-from scinfl.model.base._cells import values_of
+from scinfl.model.base import ModelView, values_of
 from scinfl.nn import KeyedLayer, keyed_layers, unkeyed, unlock
 from scinfl.privacy import Key, attacks
 
@@ -39,7 +38,7 @@ class Rows:
         codes = pd.Categorical(adata.obs[model.labels_key].astype(str), categories=model.labels).codes
         kept = codes >= 0
         part = adata[kept]
-        setup = model._setup_args()
+        setup = ModelView(model).setup
         values = values_of(part, setup["layer"])
         x = np.nan_to_num(np.asarray(values.toarray() if hasattr(values, "toarray") else values, dtype=np.float32))
         groups = None if setup["group_key"] is None else part.obs[setup["group_key"]].astype(str).to_numpy()
@@ -78,6 +77,8 @@ class Target(AttackTarget):
         Arguments of ``train`` that a site follows.
     rng
         Seed of all that is drawn.
+    watched
+        What a server recorded while the model was trained.
     """
 
     model: Classifier
@@ -93,7 +94,7 @@ class Target(AttackTarget):
     def plain(self) -> nn.Module:
         """Plain network of the same shape; it computes the same where the key acts at the boundary.
 
-        In place of a secret projection stands a random one.
+        A random projection takes the place of a secret one.
         """
         network = copy.deepcopy(self.network)
         state = dict(self.network.state_dict())
@@ -121,17 +122,6 @@ def split_by_group(groups: Any, share: float, rng: int) -> tuple[np.ndarray, np.
     return np.flatnonzero(~chosen[codes]), np.flatnonzero(chosen[codes])
 
 
-def draw_again(network: nn.Module, rng: int) -> None:
-    """Initial parameters anew; layers with a key inside as torch draws those of linear layers."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(rng)
-        for module in network.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()  # type: ignore[operator]
-        for layer in keyed_layers(network).values():
-            _draw_layer(layer)
-
-
 def _put(network: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     setattr(network.get_submodule(parent), child, module)
@@ -139,9 +129,3 @@ def _put(network: nn.Module, name: str, module: nn.Module) -> None:
 
 def _frozen(layer: KeyedLayer) -> nn.Module:
     return nn.Linear(layer.in_features, layer.out_features, bias=False).requires_grad_(False)
-
-
-def _draw_layer(layer: KeyedLayer) -> None:
-    bound = 1 / math.sqrt(layer.in_features)
-    for parameter in layer.parameters(recurse=False):
-        parameter.uniform_(-bound, bound)

@@ -1,4 +1,4 @@
-"""Attacks on a model of perturbations."""
+"""Plan of the attacks on a model of perturbation response."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from scinfl._audit import _without_key as without_key
+from scinfl._audit import _model_stealing as model_stealing
+from scinfl._audit._findings import CURIOUS, STEALING
 from scinfl._audit._plan import Job, Plan, Request
-from scinfl._audit._settings import said_of
-from scinfl._audit.classifier._membership import rate_membership
+from scinfl._audit._ratings import rated_membership
+from scinfl._audit._settings import common_limits, run_parameters
 from scinfl._audit.gears import _updates as site
 from scinfl._audit.gears._sites import Sites
 from scinfl._audit.gears._target import (
@@ -25,7 +26,7 @@ from scinfl._audit.gears._target import (
     correlation,
     has_test_part,
     spared,
-    twin_of,
+    trained_twin,
 )
 
 _PEARSON, _SPARED = "Pearson of the change", "share of the error spared"
@@ -38,8 +39,8 @@ class _Effort:
     n_keys: int
     n_untrained: int
     samples: tuple[int, ...]
-    n_thief_seeds: int
-    n_thief_steps: int
+    n_attackers: int
+    n_attack_steps: int
 
 
 _FULL = _Effort(50, 20, (5, 15), 3, 200)
@@ -47,18 +48,16 @@ _QUICK = _Effort(10, 3, (10,), 1, 60)
 
 
 def plan(request: Request, after_each: Callable[[], object]) -> Plan:
-    """What attackers of a model of perturbations do; the model is unlocked."""
+    """Attacks on a model of perturbation response, which is unlocked."""
     del after_each
     effort = _QUICK if request.quick else _FULL
     model, adata, is_twin = request.model, request.data, False
     if request.held_out is None and not has_test_part(adata, model):
-        (model, adata), is_twin = twin_of(model, adata, request.key, request.training, request.rng), True
-        if request.key is not None:
-            model.unlock(request.key)
+        (model, adata), is_twin = trained_twin(model, adata, request.key, request.training, request.rng), True
     target = GEARSTarget.of(model, request.key, adata, request.held_out, request.training, request.rng)
     return Plan(
         _jobs(target, effort),
-        _said(target, request, is_twin=is_twin),
+        _parameters(target, request, is_twin=is_twin),
         partial(_left_open, target, quick=request.quick),
     )
 
@@ -71,20 +70,20 @@ def _jobs(target: GEARSTarget, effort: _Effort) -> dict[str, Job]:
         "wrong keys": partial(use, target, effort),
     }
     for n in sorted({min(n, len(target.public)) for n in effort.samples}) if target.is_keyed else ():
-        jobs[f"thief, {n}"] = partial(steal, target, n, effort)
+        jobs[f"model stealing, {n} perturbations"] = partial(steal, target, n, effort)
     jobs["membership"] = partial(membership, target)
     return jobs
 
 
 def use(target: GEARSTarget, effort: _Effort) -> list[dict[str, Any]]:
-    """Use the network as it is; the attacker adds the mean change of his own perturbations where there was a prior."""
+    """Use the network as it is; where there was a prior, the attacker adds the mean change of own perturbations."""
     rows = []
     for metric, score, rate in ((_PEARSON, target.pearson, correlation), (_SPARED, target.spared, spared)):
         alone = rate(np.tile(target.offset, (len(target.test), 1)), target.test)
-        name = "no change" if target.model._prior_kind is None else "mean of own perturbations"
+        name = "no change" if target.view.prior is None else "mean of own perturbations"
         untrained = [score(target.untrained(target.rng + seed)) for seed in range(effort.n_untrained)]
         baselines = {name: [float(alone.mean())], "untrained network": untrained}
-        rows += without_key.without_key(
+        rows += model_stealing.as_it_is(
             target.reader, score, metric, baselines, n_keys=effort.n_keys, is_keyed=target.is_keyed
         )
     return rows
@@ -95,24 +94,24 @@ def steal(target: GEARSTarget, n: int, effort: _Effort) -> list[dict[str, Any]]:
 
     def draw(seed: int) -> tuple[torch.Tensor, torch.Tensor, Callable[..., float]]:
         own = target.public.take(np.random.default_rng(seed).permutation(len(target.public))[:n])
-        offset = own.change.mean(0) if target.model._prior_kind is not None else np.zeros_like(target.offset)
+        offset = own.change.mean(0) if target.view.prior is not None else np.zeros_like(target.offset)
         y = torch.from_numpy(own.change - offset).float()
         return own.x, y, partial(target.pearson, offset=offset)
 
-    return without_key.with_samples(
+    return model_stealing.with_samples(
         target.reader,
         draw,
         _PEARSON,
-        f"{n} perturbations of his own",
-        n_seeds=effort.n_thief_seeds,
+        f"{n} perturbations of the attacker",
+        n_seeds=effort.n_attackers,
         rng=target.rng,
-        n_steps=effort.n_thief_steps,
+        n_steps=effort.n_attack_steps,
         loss=F.mse_loss,
     )
 
 
 def membership(target: GEARSTarget) -> list[dict[str, Any]]:
-    """Tell perturbations that were trained on by how well they are predicted, among those of as many genes."""
+    """Infer from prediction errors which perturbations were trained on, among those of as many genes."""
     outside = [target.public, target.test]
     parts = [target.train, *outside]
     conditions = [condition for part in parts for condition in part.conditions]
@@ -124,30 +123,30 @@ def membership(target: GEARSTarget) -> list[dict[str, Any]]:
         return _within(-error, order)
 
     listed = np.isin(np.arange(len(conditions)), [n for n, c in enumerate(conditions) if c in _listed(target)])
-    attacks = [("thief", "list of perturbations in the saved model", listed.astype(float), "no network")]
+    attacks = [(STEALING, "list of perturbations in the saved model", listed.astype(float), "no network")]
     network = partial(target.predicted, target.reader)
-    holder = "fellow site" if target.is_keyed else "thief"
+    holder = CURIOUS if target.is_keyed else STEALING
     if target.is_keyed:
         stripped = ChangeNetwork(target.stripped)  # type: ignore[arg-type]
-        attacks.append(("thief", "error of the prediction", rates(partial(target.predicted, stripped)), "no key"))
+        attacks.append((STEALING, "error of the prediction", rates(partial(target.predicted, stripped)), "no key"))
     attacks.append((holder, "error of the prediction", rates(network), "network alone"))
-    if target.model._prior_kind is not None:
+    if target.view.prior is not None:
         attacks.append((holder, "error of the prediction", rates(partial(_whole, target)), "network and prior"))
     rows = []
     for adversary, attack, score, setting in attacks:
-        rows += rate_membership(score, member, adversary, attack, target.rng, setting)
+        rows += rated_membership(score, member, adversary, attack, target.rng, setting)
     return [row for row in rows if not np.isnan(row["score"])]
 
 
 def _listed(target: GEARSTarget) -> set[Any]:
     """Perturbations that the document of a saved model names."""
-    return set(target.model._agreed or ())
+    return set(target.view.conditions)
 
 
 def _whole(target: GEARSTarget, responses: Responses) -> np.ndarray:
-    """What the model says with its prior, one level of covariates at a time."""
+    """Change that the model predicts with its prior, one level of covariates at a time."""
     found = np.zeros_like(responses.change)
-    levels = target.model._levels
+    levels = target.view.levels
     for row, condition in enumerate(responses.conditions):
         chosen = {name: levels[name][code] for name, code in zip(levels, condition.covariates, strict=True)}
         found[row] = target.model.predict_change(["+".join(condition.genes)], covariates=chosen).to_numpy()[0]
@@ -159,7 +158,7 @@ def _within(score: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return pd.Series(score).groupby(groups).rank(pct=True).to_numpy()
 
 
-def _said(target: GEARSTarget, request: Request, *, is_twin: bool) -> dict[str, Any]:
+def _parameters(target: GEARSTarget, request: Request, *, is_twin: bool) -> dict[str, Any]:
     whole = _whole(target, target.test)
     pearson, alone = float(correlation(whole, target.test).mean()), target.pearson(target.reader)
     return {
@@ -177,31 +176,29 @@ def _said(target: GEARSTarget, request: Request, *, is_twin: bool) -> dict[str, 
         "pearson_network": alone,
         "spared_network": target.spared(target.reader),
         "loss": target.model.loss or "squared",
-        "prior": target.model._prior_kind or "none",
-        **said_of(target, quick=request.quick, training=request.training),
+        "prior": target.view.prior or "none",
+        **run_parameters(target, quick=request.quick),
     }
 
 
 def _left_open(target: GEARSTarget, table: pd.DataFrame, *, quick: bool) -> list[str]:
     left_out = [
         "Membership of a single cell or donor behind a perturbation: the network sees moments of conditions only.",
-        "Second moments of the genes, which sites add before training: in the open they tell about cells.",
+        "Second moments of the genes, which sites add before training: in the open they show properties of cells.",
         "Matching the rows of a locked table with genes, by their lengths or by watching many rounds.",
         "Rows of embeddings whose gradient is weaker than the weight decay: counted as not moved in a round.",
         "Crafted weights: no layer of this network reads a cell.",
         "Fine-tuning with cells in place of means, and other gene ontologies than the model's.",
-        "Uploads under pairwise or homomorphic sums; keyed sums stand for them, but for a site that betrays its key.",
-        "An outsider: without encrypted connections he reads what the server reads.",
-        "Attackers with more perturbations, more time, or other public data than here.",
+        *common_limits("perturbations"),
     ]
     if quick:
         left_out.insert(0, "More than a few trials of each attack (`quick=True`).")
     if not target.is_keyed:
-        left_out.insert(0, "Thieves: without a key they have the model as it is.")
+        left_out.insert(0, "Model stealing: without a key anyone with the weights has the model as it is.")
     if len(target.sites) < 2:
         left_out.insert(0, "Sums before training: there is one site.")
     if not target.keeps_order and not target.hides_updates:
-        left_out.insert(0, "What whoever has the key reads off updates of a trained meta learner.")
+        left_out.insert(0, "What a holder of the key reads off updates of a trained meta learner.")
     if not table["metric"].eq("TPR at 0.1% FPR").any():
         left_out.insert(0, "Membership at false positive rates for which there are too few perturbations.")
     return left_out

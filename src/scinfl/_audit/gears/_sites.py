@@ -1,4 +1,4 @@
-"""Sites of a screen: what they know, and what they send of it."""
+"""Sites of a screen: their conditions and moments, and what they send of them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from scinfl._audit._attack_target import CPU
 from scinfl._audit._simulated_site import Sent, SimulatedSite
 from scinfl._audit.gears._target import GEARSTarget
-from scinfl.model.base._local_training import LocalTraining
-from scinfl.model.gears._data import Condition, ConditionBatches, SiteCells
-from scinfl.model.gears._moments import Moments
+from scinfl.model.gears import Condition, ConditionBatches, Moments, SiteCells
 
 ROWS = "perturbation_embedding.weight"
 """Embeddings of the genes that may be perturbed."""
@@ -31,7 +28,7 @@ class Sites:
     @cached_property
     def moments(self) -> dict[str, Moments]:
         """Moments of the conditions of every site."""
-        matrix = self.target.model._matrix(self.target.adata)
+        matrix = self.target.view.values(self.target.adata)
         return {name: cells.moments(matrix) for name, cells in self.target.sites.items()}
 
     @cached_property
@@ -51,11 +48,6 @@ class Sites:
             for name, cells in self.target.sites.items()
         }
 
-    @cached_property
-    def graph(self) -> np.ndarray:
-        """Public graph that spreads the embeddings of perturbed genes."""
-        return self.target.model.module._graphs["ontology"].to_dense().double().numpy()
-
     @property
     def options(self) -> dict[str, Any]:
         """Options of the loss."""
@@ -74,17 +66,15 @@ class Sites:
                 0,
             )
             moments, weight = Moments(**fields), np.ones(len(rows))
-        return self.target.model._batches(
-            site, cells, moments, weight, self.target.model._agreed or (), leave_out=True, device=CPU, local=False
-        )
+        return self.target.view.batches(site, cells, moments, weight)
 
     def step(self, site: str, rows: Sequence[int] | None = None) -> Sent:
         """One step of gradient descent on the conditions of a site, or some of them."""
         batch = next(iter(self.batches(site, rows).batches(1 << 20)))
         return self.sender.gradient(lambda network: network.loss(batch, **self.options))
 
-    def said(self, site: str, rows: Sequence[int]) -> np.ndarray:
-        """Mean change that the network and the prior said of some conditions: known to who has the key and the sums."""
+    def predicted(self, site: str, rows: Sequence[int]) -> np.ndarray:
+        """Mean change that network and prior predict of some conditions, for an adversary with the key and the sums."""
         conditions, targets = next(iter(self.batches(site, rows).batches(1 << 20)))
         with torch.no_grad():
             change = self.sender.copy()(conditions)
@@ -92,27 +82,22 @@ class Sites:
 
     def round(self, site: str) -> Sent:
         """A real local round."""
-        said = self.target.training
-        training = LocalTraining(
-            said["local_epochs"],
-            said["batch_size"],
-            said["lr"],
-            said["weight_decay"],
-            self.target.rng,
+        return self.sender.local_round(
+            self.batches(site),
+            loss_options=self.options,
             optimizer="adam",
             clip_value=1.0,
-            decay_rounds=said["n_rounds"],
+            decay_rounds=self.target.training["n_rounds"],
         )
-        return self.sender.local_round(self.batches(site), training, loss_options=self.options)
 
     def perturbed(self, site: str) -> np.ndarray:
         """Which genes of the vocabulary a site perturbed."""
         found = np.zeros(len(self.target.model.perturbation_genes), dtype=bool)
         for condition in self.target.sites[site].conditions:
-            found[[self.target.model._rows[gene] for gene in condition.genes]] = True
+            found[[self.target.view.rows[gene] for gene in condition.genes]] = True
         return found
 
     def before(self, *, travels: bool) -> np.ndarray:
-        """Embeddings of perturbations as sites get them, with the key or as they travel."""
+        """Embeddings of perturbations as sites receive them, with the key or as they travel."""
         state = {name: p.detach() for name, p in self.sender.network.named_parameters() if name in self.sender.shared}
         return (self.sender.locked(state) if travels else state)[ROWS].numpy()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,14 +14,12 @@ from torch import Tensor, nn
 
 from scinfl import _names
 from scinfl._audit._attack_target import AttackTarget
-from scinfl._audit._settings import HELD_OUT, check_names, protections_of_twin
+from scinfl._audit._settings import HELD_OUT, check_names, protections_of_twin, twin_of
 from scinfl._checks import first_of, same_features
 from scinfl._spelling import argument
 from scinfl.metrics import mean_squared_error, pearson
 from scinfl.model import GEARS
-from scinfl.model.gears._data import TEST, TRAIN, Condition, Design, SiteCells
-from scinfl.model.gears._moments import Moments
-from scinfl.model.gears._prediction import EVERYWHERE
+from scinfl.model.gears import EVERYWHERE, TEST, TRAIN, Condition, Design, GEARSView, Moments, SiteCells
 from scinfl.module import Conditions, GEARSModule
 from scinfl.privacy import Key
 
@@ -38,7 +35,7 @@ class Responses:
     moments: Moments
 
     @classmethod
-    def of(cls, model: GEARS, adata: AnnData, design: Design, part: str) -> Responses:
+    def of(cls, view: GEARSView, adata: AnnData, design: Design, part: str) -> Responses:
         """Perturbations of a part, over all sites; those of the test part against controls of it, if it has some."""
         chosen = design.part == part
         control = np.array([not genes for genes in design.genes])
@@ -47,18 +44,18 @@ class Responses:
             base = control & (design.part == TRAIN)
         parts = np.where((chosen & ~control) | base, TRAIN, "")
         pooled = Design(design.genes, design.covariates, np.full(len(parts), EVERYWHERE), parts)
-        return cls.among(model, SiteCells.of(pooled, TRAIN, EVERYWHERE, 2), model._matrix(adata))
+        return cls.among(view, SiteCells.of(pooled, TRAIN, EVERYWHERE, 2), view.values(adata))
 
     @classmethod
-    def among(cls, model: GEARS, cells: SiteCells, matrix: Any) -> Responses:
+    def among(cls, view: GEARSView, cells: SiteCells, matrix: Any) -> Responses:
         """Perturbations of some cells."""
         kept = [row for row, condition in enumerate(cells.conditions) if condition.genes]
         moments = Moments.of(matrix, [cells.rows[row] for row in kept], [cells.controls[row] for row in kept])
         conditions = [cells.conditions[row] for row in kept]
-        n_genes = len(model.perturbation_genes)
-        x = torch.zeros(len(conditions), n_genes + len(model._levels))
+        n_genes = len(view.rows)
+        x = torch.zeros(len(conditions), n_genes + len(view.levels))
         for row, condition in enumerate(conditions):
-            x[row, [model._rows[gene] for gene in condition.genes]] = 1
+            x[row, [view.rows[gene] for gene in condition.genes]] = 1
             x[row, n_genes:] = torch.tensor(condition.covariates, dtype=torch.float32)
         return cls(conditions, x, moments)
 
@@ -103,7 +100,7 @@ class GEARSTarget(AttackTarget):
     sites
         Training cells of every site.
     train, public, test
-        Perturbations that it was trained on, those of the attacker, and those that he is judged by.
+        Perturbations that it was trained on, those of the attacker, and those that attackers are judged by.
     training
         Arguments of ``train``.
     rng
@@ -131,9 +128,9 @@ class GEARSTarget(AttackTarget):
         rng: int,
     ) -> GEARSTarget:
         """Deal perturbations out; with none held out, those of the test part of ``adata`` are."""
-        setup = model._setup_args()
-        design = Design.of(adata, setup, model._levels)
-        outside = Responses.of(model, adata, design, TEST) if held_out is None else _held_out(model, held_out)
+        view = GEARSView(model)
+        design = view.design(adata)
+        outside = Responses.of(view, adata, design, TEST) if held_out is None else _held_out(view, held_out)
         design = design.with_validation(training["validation_size"], training["rng"])
         cells = {name: SiteCells.of(design, TRAIN, name, training["min_cells"]) for name in sorted(set(design.site))}
         sites = {name: own for name, own in cells.items() if any(c.genes for c in own.conditions)}
@@ -144,12 +141,17 @@ class GEARSTarget(AttackTarget):
             key,
             adata,
             sites,
-            Responses.of(model, adata, design, TRAIN),
+            Responses.of(view, adata, design, TRAIN),
             outside.take(np.sort(order[:half])),
             outside.take(np.sort(order[half:])),
             training,
             rng,
         )
+
+    @cached_property
+    def view(self) -> GEARSView:
+        """What may be seen of the model."""
+        return GEARSView(self.model)
 
     @property
     def reader(self) -> ChangeNetwork:
@@ -158,20 +160,13 @@ class GEARSTarget(AttackTarget):
 
     @cached_property
     def offset(self) -> np.ndarray:
-        """What an attacker adds to a network that was trained on the rest of a prior: his own mean change."""
+        """What an attacker adds to a network that learned the residual of a prior: the mean change of their own."""
         own = self.public.change.mean(0)
-        return own if self.model._prior_kind is not None else np.zeros_like(own)
+        return own if self.view.prior is not None else np.zeros_like(own)
 
     def untrained(self, rng: int) -> ChangeNetwork:
         """A plain network of the same shape with random weights, and the graphs of the model."""
-        model = self.model
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(rng)
-            network = GEARSModule(
-                model.genes, model.perturbation_genes, covariates=model._levels, **model._network_options
-            )
-        network._graphs, network._agreed = model.module._graphs, model.module._agreed
-        return ChangeNetwork(network)
+        return ChangeNetwork(self.view.untrained(rng))
 
     def predicted(self, reader: nn.Module, responses: Responses, offset: np.ndarray | None = None) -> np.ndarray:
         """Change that a network predicts, with what the attacker adds."""
@@ -220,13 +215,13 @@ def check_gears(adata: AnnData, model: GEARS, held_out: AnnData | None, attribut
     if model.module.compat:
         msg = "Expected a network of scinfl, found `compat=True`. Audit one without."
         raise ValueError(msg)
-    setup = model._setup_args()
+    view = GEARSView(model)
     for data in [adata] if held_out is None else [adata, held_out]:
         same_features(data.var_names, model.var_names)
     check_names(adata, held_out)
-    design = Design.of(adata, setup, model._levels)
+    design = view.design(adata)
     if held_out is not None:
-        n_aside = len(_held_out(model, held_out))
+        n_aside = len(_held_out(view, held_out))
     else:
         aside = {genes for genes, part in zip(design.genes, design.part, strict=True) if genes and part == TEST}
         n_aside = len(aside) or int(HELD_OUT * len({genes for genes in design.genes if genes}))
@@ -240,44 +235,36 @@ def check_gears(adata: AnnData, model: GEARS, held_out: AnnData | None, attribut
 
 def has_test_part(adata: AnnData, model: GEARS) -> bool:
     """Whether perturbations of the data took no part in training."""
-    return bool((Design.of(adata, model._setup_args(), model._levels).part == TEST).any())
+    return bool((GEARSView(model).design(adata).part == TEST).any())
 
 
-def twin_of(
+def trained_twin(
     model: GEARS, adata: AnnData, key: Key | None, training: Mapping[str, Any], rng: int
 ) -> tuple[GEARS, AnnData]:
     """A model of the same settings, graph and key, trained on three fifths of the perturbations."""
-    setup = model._setup_args()
-    design = Design.of(adata, setup, model._levels)
+    view = GEARSView(model)
+    design = view.design(adata)
     generator, aside = np.random.default_rng(rng), set()
     sets = sorted({genes for genes in design.genes if genes})
     for several in (False, True):
         own = [genes for genes in sets if (len(genes) > 1) == several]
         aside |= {own[row] for row in generator.choice(len(own), round(HELD_OUT * len(own)), replace=False)}
     adata = adata.copy()
-    column = setup["split_key"] or _names.SPLIT
+    column = view.setup["split_key"] or _names.SPLIT
     adata.obs[column] = np.where([genes in aside for genes in design.genes], TEST, design.part)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the user saw them with the model itself
-        type(model).setup_anndata(adata, **{**setup, "split_key": column})
-        facts = {**model._facts(), "agreed": None, "statistics_stored": False}
-        twin = type(model)(adata, **{**model.init_params_["non_kwargs"], "facts": facts})
-        twin._ontology = model._ontology
-        twin.train(**{**training, "key": key, "protections": protections_of_twin(training, key), "progress": False})
-    return twin, adata
+    return twin_of(view, adata, key, training, protections_of_twin(training, key), split_key=column), adata
 
 
-def _held_out(model: GEARS, held_out: AnnData) -> Responses:
+def _held_out(view: GEARSView, held_out: AnnData) -> Responses:
     """Perturbations of other data, against control cells of theirs."""
-    setup = {**model._setup_args(), "split_key": None, "site_key": None}
-    design = Design.of(held_out, setup, model._levels)
-    if unknown := sorted({gene for genes in design.genes for gene in genes if gene not in model._rows}):
+    design = view.design(held_out, split_key=None, site_key=None)
+    if unknown := sorted({gene for genes in design.genes for gene in genes if gene not in view.rows}):
         msg = (
             f"Expected perturbed genes in `held_out` that the model knows, found {len(unknown)} others: "
             f"{first_of(unknown)}. Leave their cells out."
         )
         raise ValueError(msg)
     if all(design.genes):
-        msg = f"Expected control cells ('{setup['control']}') in `held_out` to compare with, found none. Add some."
+        msg = f"Expected control cells ('{view.setup['control']}') in `held_out` to compare with, found none. Add some."
         raise ValueError(msg)
-    return Responses.of(model, held_out, design, TRAIN)
+    return Responses.of(view, held_out, design, TRAIN)

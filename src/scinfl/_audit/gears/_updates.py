@@ -1,4 +1,4 @@
-"""Which perturbations a site has and what they did, from what it sends."""
+"""Perturbations of a site and their mean changes, from what it sends."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ import numpy as np
 import torch
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from scinfl._audit._findings import finding
-from scinfl._audit._likeness import rated
-from scinfl._audit._recorder import as_received, read_arrays
-from scinfl._audit._simulated_site import BETRAYED, MASKED, OPEN, Sent, read, readers
+from scinfl._audit._findings import CURIOUS, GUESS, finding
+from scinfl._audit._ratings import rated
+from scinfl._audit._recorder import read_arrays, received_before_training
+from scinfl._audit._simulated_site import COLLUDING, Sent, read, readers
 from scinfl._audit.gears._sites import ROWS, Sites
 from scinfl._audit.gears._target import GEARSTarget
 from scinfl.federation import Protection, State
-from scinfl.model.gears._data import Condition
-from scinfl.model.gears._sums import pooled_changes, pooled_counts
+from scinfl.model.gears import Condition, pooled_changes, pooled_counts
 from scinfl.privacy import attacks
 
 _WHICH, _MEANS = "perturbations of a site", "mean changes"
-_BIAS = "cross_readout.weight"  # its last column is added behind all else
+_BIAS = "cross_readout.weight"  # its last column is added last
 _LEAST = 1e-3  # of the strongest row, below which one is taken for rounding
 
 
@@ -41,14 +40,9 @@ def prepared(sites: Sites) -> list[dict[str, Any]]:
         pooled_changes(sets, known, protections)
 
     rows = []
-    for masked, who in (
-        (False, (("server", OPEN), ("server + one site", BETRAYED))),
-        (True, (("server", MASKED), ("outsider", MASKED))),
-    ):
-        received = as_received(prepare, target.key, masked=masked)
-        for adversary, uploads in who:
-            rows += _which(target, received["training cells"], conditions, adversary, uploads)
-            rows += _means(sites, received["changes"], sets, adversary, uploads)
+    for adversary, uploads, received in received_before_training(prepare, target.key):
+        rows += _which(target, received["training cells"], conditions, adversary, uploads)
+        rows += _means(sites, received["changes"], sets, adversary, uploads)
     return rows + _others(sites, sets)
 
 
@@ -68,7 +62,7 @@ def _which(
     row = partial(finding, _WHICH, adversary, "sums before training", uploads=uploads)
     rows = _numbers(row, found, true, len(conditions), f"{len(true)} sites")
     if agreement:
-        rows.append(row("balanced accuracy of which", agreement, 0.5, baseline_name="a coin"))
+        rows.append(row("balanced accuracy of which", agreement, 0.5, baseline_name=GUESS))
     return rows
 
 
@@ -110,7 +104,7 @@ def _means(
 
 
 def _others(sites: Sites, sets: list[tuple[str, ...]]) -> list[dict[str, Any]]:
-    """A fellow site subtracts its own part and reads perturbations that one other site has."""
+    """A site subtracts its own part and reads perturbations that one other site has."""
     owners: dict[tuple[str, ...], list[tuple[str, int]]] = {genes: [] for genes in sets}
     for name, cells in sites.target.sites.items():
         for row, condition in enumerate(cells.conditions):
@@ -128,11 +122,11 @@ def _others(sites: Sites, sets: list[tuple[str, ...]]) -> list[dict[str, Any]]:
     if not found:
         return []
     setting = "perturbations of one other site"
-    return _rated_changes(sites.target, found, "fellow site", BETRAYED, "sums before training", setting)
+    return _rated_changes(sites.target, found, CURIOUS, COLLUDING, "sums before training", setting)
 
 
 def updates(sites: Sites) -> list[dict[str, Any]]:
-    """Read an update of the trained network: rows of embeddings that moved, and what the last bias says."""
+    """Read an update of the trained network: rows of embeddings that moved, and the gradient of the last bias."""
     if ROWS not in sites.sender.shared:
         return []
     steps = {name: sites.step(name) for name in sites.target.sites}
@@ -150,12 +144,12 @@ def updates(sites: Sites) -> list[dict[str, Any]]:
 def _moved(
     sites: Sites, sent: dict[str, Sent], adversary: str, uploads: str, what: str, kind: str, *, knows: bool
 ) -> list[dict[str, Any]]:
-    """Count the rows that moved, and tell whose.
+    """Count the rows that moved, and infer which genes were perturbed.
 
-    The graph moves the neighbours of a perturbed gene too. Of a single step, whoever knows the order of the rows undoes
-    that; of a round he asks which genes had all of their neighbours moved.
+    The graph moves the neighbours of a perturbed gene too. Of a single step, an attacker who knows the order of the
+    rows undoes that; of a round they look for genes all of whose neighbours moved.
     """
-    graph, before = sites.graph, sites.before(travels=what != "opened")
+    graph, before = sites.target.view.ontology, sites.before(travels=what != "opened")
     found, true, areas = [], [], []
     for name, update in sent.items():
         change, has = read(update, what, sites.target)[ROWS], sites.perturbed(name)
@@ -171,14 +165,14 @@ def _moved(
             areas.append(float(roc_auc_score(has, strength)))
     row = partial(finding, _WHICH, adversary, "rows that moved", uploads=uploads)
     setting = kind if knows else f"{kind}, order of the rows unknown"
-    rows = _numbers(row, found, true, len(graph), setting)[:1]  # how near it is says little: a guess is near, too
+    rows = _numbers(row, found, true, len(graph), setting)[:1]  # a guess is near the number, too
     if areas:
-        rows.append(row("AUC of which", areas, 0.5, baseline_name="a coin", setting=setting))
+        rows.append(row("AUC of which", areas, 0.5, baseline_name=GUESS, setting=setting))
     return rows
 
 
 def _last_bias(sites: Sites, adversary: str, uploads: str, what: str, *, knows: bool) -> list[dict[str, Any]]:
-    """Read what perturbations did off the bias that is added behind all else, after one step on them."""
+    """Read mean changes off the bias that is added last, after one step on the perturbations."""
     target = sites.target
     variance = target.public.moments.variance.mean(0) if sites.options["loss"] == "quartic" else None
     rows: list[dict[str, Any]] = []
@@ -189,8 +183,8 @@ def _last_bias(sites: Sites, adversary: str, uploads: str, what: str, *, knows: 
             order = np.random.default_rng([target.rng, size, number]).permutation(own).tolist()  # others at each site
             for chosen in [order[start : start + size] for start in range(0, min(len(order), 8 * size), size)]:
                 gradient = -read(sites.step(name, chosen), what, target)[_BIAS][:, -1]
-                said = sites.said(name, chosen) if knows else target.offset
-                guess = attacks.missed_change(gradient, variance) + said
+                known = sites.predicted(name, chosen) if knows else target.offset
+                guess = attacks.missed_change(gradient, variance) + known
                 found.append((sites.moments[name].mean[chosen].mean(0)[None], guess[None]))
         setting = f"one step on {'one perturbation' if size == 1 else f'up to {size}, their mean'}"
         rows += _rated_changes(target, found, adversary, uploads, "last bias", setting)

@@ -1,4 +1,4 @@
-"""Attacks on a model of tissue."""
+"""Plan of the attacks on a model of spatial sections."""
 
 from __future__ import annotations
 
@@ -13,18 +13,16 @@ import torch
 from scipy.stats import binomtest
 from torch import nn
 
-from scinfl._audit import _without_key as without_key
-from scinfl._audit._findings import finding
+from scinfl._audit import _model_stealing as model_stealing
+from scinfl._audit._findings import CURIOUS, STEALING, finding
 from scinfl._audit._plan import Job, Plan, Request
-from scinfl._audit._settings import said_of
-from scinfl._audit.classifier._membership import rate_membership
+from scinfl._audit._ratings import rated_membership
+from scinfl._audit._settings import common_limits, run_parameters
 from scinfl._audit.spamosaic import _sites as spots
-from scinfl._audit.spamosaic._sections import can_spare, chosen_sections, part_of, twin_of
+from scinfl._audit.spamosaic._sections import can_spare, chosen_sections, part_of, trained_twin
 from scinfl._audit.spamosaic._target import Predictor, SpaMosaicTarget, Spots, fit_of
-from scinfl.model import SpaMosaic
-from scinfl.model.spamosaic._batches import MosaicBatches
-from scinfl.model.spamosaic._spots import column_of
-from scinfl.privacy.attacks._without_key import Score
+from scinfl.model.spamosaic import MosaicBatches, SpaMosaicView
+from scinfl.privacy.attacks import Score
 
 _FIT = "Pearson with the neighbourhood"
 _FEWEST_ASIDE = 20
@@ -40,8 +38,8 @@ class _Effort:
     n_keys: int
     n_untrained: int
     samples: tuple[int, ...]
-    n_thief_seeds: int
-    n_thief_steps: int
+    n_attackers: int
+    n_attack_steps: int
     n_sections: int
 
 
@@ -50,14 +48,14 @@ _QUICK = _Effort(12, 3, (4,), 10, 10, (50,), 1, 200, 0)
 
 
 def plan(request: Request, after_each: Callable[[], object]) -> Plan:
-    """What attackers of a model of tissue do; the model is unlocked."""
+    """Attacks on a model of tissue, which is unlocked."""
     effort = _QUICK if request.quick else _FULL
     model, data, held_out = request.model, request.data, request.held_out
     if held_out is None:
-        section = column_of(data, model._setup_args()["section_key"], "section_key")
-        aside = np.isin(section, chosen_sections(model, data, request.rng))
+        view = SpaMosaicView(model)
+        aside = np.isin(view.sections(data), chosen_sections(view, data, request.rng))
         data, held_out = part_of(data, ~aside), part_of(data, aside)
-        model = twin_of(model, data, request.key, request.training)
+        model = trained_twin(view, data, request.key, request.training)
     target = SpaMosaicTarget.of(model, request.key, data, held_out, request.training, request.attributes, request.rng)
     jobs = _jobs(target, effort, request.attributes)
     names = _left_out(request)[: effort.n_sections] if effort.n_sections else []
@@ -65,7 +63,7 @@ def plan(request: Request, after_each: Callable[[], object]) -> Plan:
         jobs["membership of sections"] = partial(sections, request, names, after_each)
     return Plan(
         jobs,
-        _said(target, request),
+        _parameters(target, request),
         partial(_left_open, target, request.attributes, quick=request.quick),
         len(names) if len(names) > 1 else 0,
     )
@@ -87,21 +85,23 @@ def _jobs(target: SpaMosaicTarget, effort: _Effort, attributes: Any) -> dict[str
         jobs[f"wrong keys{named}"] = partial(use, target, modality, attributes, effort)
         for n in effort.samples if target.is_keyed else ():
             for column in attributes:
-                jobs[f"thief, {n}, {column}{named}"] = partial(steal, target, modality, column, n, effort)
+                jobs[f"model stealing, {n} labelled spots, {column}{named}"] = partial(
+                    steal, target, modality, column, n, effort
+                )
         jobs[f"membership{named}"] = partial(membership, target, modality)
     return jobs
 
 
 def use(target: SpaMosaicTarget, modality: str, attributes: Any, effort: _Effort) -> list[dict[str, Any]]:
-    """Use the network as it is, against untrained ones: what neighbours are alike is known from the input alone."""
+    """Use the network as it is, against untrained ones: similar neighbours are known from the input alone."""
     scores: dict[str, Score] = {_FIT: partial(target.neighbourhood, modality=modality)}
     for column in attributes:
         scores[f"label transfer of '{column}'"] = partial(target.transfer, modality=modality, column=column)
     rows = []
     for metric, score in scores.items():
         untrained = [score(target.untrained(modality, target.rng + seed)) for seed in range(effort.n_untrained)]
-        rows += without_key.without_key(
-            target.teller(modality),
+        rows += model_stealing.as_it_is(
+            target.predictor(modality),
             score,
             metric,
             {"untrained network": untrained},
@@ -113,12 +113,12 @@ def use(target: SpaMosaicTarget, modality: str, attributes: Any, effort: _Effort
 
 
 def steal(target: SpaMosaicTarget, modality: str, column: str, n: int, effort: _Effort) -> list[dict[str, Any]]:
-    """Attack with labelled spots: an encoder with a layer behind it that tells the label."""
+    """Attack with labelled spots: an encoder with a layer behind it that predicts the label."""
     public = target.public[modality]
     levels = np.unique(public.labels[column])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(target.rng)
-        head = nn.Linear(target.model._network_options["n_latent"], len(levels))
+        head = nn.Linear(target.view.n_latent, len(levels))
     encoder = target.model.module.encoders[modality]
     n = min(n, len(public))
 
@@ -127,19 +127,19 @@ def steal(target: SpaMosaicTarget, modality: str, column: str, n: int, effort: _
         y = torch.from_numpy(np.searchsorted(levels, own.labels[column]))
         return own.inputs, y, partial(target.accuracy, modality=modality, column=column, levels=levels.tolist())
 
-    return without_key.with_samples(
+    return model_stealing.with_samples(
         nn.Sequential(encoder, head),
         draw,
         f"balanced accuracy for '{column}'",
         f"{n} labelled spots" if modality == "X" else f"{n} labelled spots, {modality}",
-        n_seeds=effort.n_thief_seeds,
+        n_seeds=effort.n_attackers,
         rng=target.rng,
-        n_steps=effort.n_thief_steps,
+        n_steps=effort.n_attack_steps,
     )
 
 
 def membership(target: SpaMosaicTarget, modality: str) -> list[dict[str, Any]]:
-    """Tell spots that were trained on from those set aside in the same sections, by the error of what is told."""
+    """Separate spots that were trained on from those set aside in the same sections, by reconstruction error."""
     rows = []
     parts = [_rows_of(target, modality, number) for number in (0, 1)]
     if len(parts[1]) < _FEWEST_ASIDE:
@@ -148,15 +148,15 @@ def membership(target: SpaMosaicTarget, modality: str) -> list[dict[str, Any]]:
     chosen = own.place[torch.from_numpy(np.concatenate(parts))]
     inputs, truth = own.inputs[chosen], own.target[chosen]  # type: ignore[index]
     member = np.arange(len(chosen)) < len(parts[0])
-    networks: list[tuple[str, Any, str]] = [("fellow site" if target.is_keyed else "thief", target.network, "")]
+    networks: list[tuple[str, Any, str]] = [(CURIOUS if target.is_keyed else STEALING, target.network, "")]
     if target.is_keyed:
-        networks.insert(0, ("thief", target.stripped, "no key"))
+        networks.insert(0, (STEALING, target.stripped, "no key"))
     for adversary, network, words in networks:
         with torch.inference_mode():
-            told = network.eval().decoders[modality](network.encoders[modality](inputs))
-        error = (told - truth).square().mean(1).numpy()
+            predicted = network.eval().decoders[modality](network.encoders[modality](inputs))
+        error = (predicted - truth).square().mean(1).numpy()
         setting = ", ".join(part for part in ("" if modality == "X" else modality, words) if part)
-        rows += rate_membership(-error, member, adversary, "error of a spot", target.rng, setting)
+        rows += rated_membership(-error, member, adversary, "error of a spot", target.rng, setting)
     return rows
 
 
@@ -168,26 +168,27 @@ def _rows_of(target: SpaMosaicTarget, modality: str, number: int) -> np.ndarray:
 
 def _left_out(request: Request) -> list[str]:
     """Sections that can be left out one by one."""
-    model, data = request.model, request.data
-    section = column_of(data, model._setup_args()["section_key"], "section_key")
+    view, data = SpaMosaicView(request.model), request.data
+    section = view.sections(data)
     names = np.random.default_rng(request.rng).permutation(np.unique(section))
-    return [str(name) for name in names if can_spare(model, data, section, [name])]
+    return [str(name) for name in names if can_spare(view, data, section, [name])]
 
 
 def sections(request: Request, names: list[str], after_each: Callable[[], object]) -> list[dict[str, Any]]:
-    """Tell which of several models, each without another section, was not trained on a section: that fits it least."""
-    data, is_keyed = request.data, request.key is not None
-    section = column_of(data, request.model._setup_args()["section_key"], "section_key")
+    """Identify the section that each of several models was not trained on: the one that it fits least."""
+    view, data, is_keyed = SpaMosaicView(request.model), request.data, request.key is not None
+    section = view.sections(data)
     found: dict[str, list[list[float]]] = {"stripped": [], "holder": []}
     for left_out in names:
-        twin = twin_of(request.model, part_of(data, section != left_out), request.key, request.training)
-        told = {name: Spots.of(twin, part_of(data, section == name), ()) for name in names}
+        twin = trained_twin(view, part_of(data, section != left_out), request.key, request.training)
+        own = SpaMosaicView(twin)
+        spots_of = {name: Spots.of(own, part_of(data, section == name), ()) for name in names}
         networks = {"holder": twin.module, **({"stripped": twin.stripped().module} if is_keyed else {})}
         for who, network in networks.items():
-            found[who].append([_mean_fit(twin, network, told[name]) for name in names])
+            found[who].append([_mean_fit(own, network, spots_of[name]) for name in names])
         after_each()
     rows = []
-    for who, adversary in (("stripped", "thief"), ("holder", "fellow site" if is_keyed else "thief")):
+    for who, adversary in (("stripped", STEALING), ("holder", CURIOUS if is_keyed else STEALING)):
         if not found[who]:
             continue
         fits = np.array(found[who])  # models × sections
@@ -198,7 +199,7 @@ def sections(request: Request, names: list[str], after_each: Callable[[], object
                 "membership",
                 adversary,
                 "fit of a section",
-                "sections told",
+                "sections identified",
                 hits / len(names),
                 1 / len(names),
                 baseline_name="chance",
@@ -209,24 +210,25 @@ def sections(request: Request, names: list[str], after_each: Callable[[], object
     return rows
 
 
-def _mean_fit(twin: SpaMosaic, network: Any, told: dict[str, Spots]) -> float:
-    return float(np.mean([fit_of(twin, Predictor(network, modality), modality, own) for modality, own in told.items()]))
+def _mean_fit(view: SpaMosaicView, network: Any, by_modality: dict[str, Spots]) -> float:
+    fits = [fit_of(view, Predictor(network, modality), modality, own) for modality, own in by_modality.items()]
+    return float(np.mean(fits))
 
 
-def _said(target: SpaMosaicTarget, request: Request) -> dict[str, Any]:
+def _parameters(target: SpaMosaicTarget, request: Request) -> dict[str, Any]:
     first = target.modalities[0]
-    fits = {name: target.neighbourhood(target.teller(name), name) for name in target.modalities}
+    fits = {name: target.neighbourhood(target.predictor(name), name) for name in target.modalities}
     transfers = {
-        f"label_transfer_{column}": target.transfer(target.teller(first), first, column)
+        f"label_transfer_{column}": target.transfer(target.predictor(first), first, column)
         for column in request.attributes
     }
     n_train, n_sites = sum(len(train) for train, _ in target.parts.values()), len(target.parts)
-    told = "".join(f" {name.replace('_', ' ', 2)} {value:.3f}." for name, value in transfers.items())
+    transferred = "".join(f" {name.replace('_', ' ', 2)} {value:.3f}." for name, value in transfers.items())
     words = ", ".join(f"{value:.3f}" if name == "X" else f"{name} {value:.3f}" for name, value in fits.items())
     return {
         "summary": (
-            f"Trained on {n_train} spots of {n_sites} sites. Pearson of what is told of unseen sections and their "
-            f"neighbourhoods {words}.{told}"
+            f"Trained on {n_train} spots of {n_sites} sites. Pearson of predictions for unseen sections and their "
+            f"neighbourhoods {words}.{transferred}"
         ),
         "attacked": "a twin trained without some sections" if request.held_out is None else "the model itself",
         "n_train": n_train,
@@ -235,21 +237,19 @@ def _said(target: SpaMosaicTarget, request: Request) -> dict[str, Any]:
         "n_sites": n_sites,
         **{f"fit_{name}": value for name, value in fits.items()},
         **transfers,
-        **said_of(target, quick=request.quick, training=request.training),
+        **run_parameters(target, quick=request.quick),
     }
 
 
 def _left_open(target: SpaMosaicTarget, attributes: Any, table: pd.DataFrame, *, quick: bool) -> list[str]:
     left_out = [
-        "The lock guards no clustering: clusters live in the input, and the untrained networks beside it keep them.",
+        "The lock protects no clustering: clusters are in the input, and untrained networks keep them.",
         "Spots set aside count as outside, though components and neighbourhoods have seen them.",
-        "Covariances and prototypes, which sites add before training: in the open they tell about spots.",
+        "Covariances and prototypes, which sites add before training: in the open they show properties of spots.",
         "Matching the order of the inputs by watching many rounds, and crafted weights.",
-        "What a fellow site unmixes of the sum of the other sites; with two sites it is the other's update.",
-        "Other tissue for the attacker: where one section is held out, his spots lie beside those he is judged by.",
-        "Uploads under pairwise or homomorphic sums; keyed sums stand for them, but for a site that betrays its key.",
-        "An outsider where uploads are in the open: without encrypted connections he reads what the server reads.",
-        "Attackers with more spots, more time, or other public data than here.",
+        "What a site unmixes of the sum of the other sites; with two sites it is the other's update.",
+        "Other tissue for the attacker, whose spots lie beside those of the test where one section is held out.",
+        *common_limits("spots"),
     ]
     if quick:
         left_out.insert(0, "Membership of whole sections, and more than a few trials of each attack (`quick=True`).")
@@ -258,14 +258,14 @@ def _left_open(target: SpaMosaicTarget, attributes: Any, table: pd.DataFrame, *,
     if not table["attack"].eq("error of a spot").any():
         left_out.insert(0, f"Membership of spots: fewer than {_FEWEST_ASIDE} were set aside (`validation_size`).")
     if not attributes:
-        left_out.insert(0, "Thieves with labelled spots, and label transfer: name columns in `attributes`.")
+        left_out.insert(0, "Model stealing with labelled spots, and label transfer: name columns in `attributes`.")
     missing = [name for name in target.train if name not in target.public]
     if missing:
         left_out.insert(0, f"Modalities that no held-out section measured: {', '.join(missing)}.")
     if not target.is_keyed:
-        left_out.insert(0, "Thieves: without a key they have the model as it is.")
+        left_out.insert(0, "Model stealing: without a key anyone with the weights has the model as it is.")
     if not target.keeps_order and not target.hides_updates:
-        left_out.insert(0, "What whoever has the key reads off the first layer of a trained meta learner.")
+        left_out.insert(0, "What a holder of the key reads off the first layer of a trained meta learner.")
     if not table["family"].eq("reconstruction").any():
         left_out.insert(0, "The first layer: the share rule keeps it at the sites.")
     return left_out

@@ -9,17 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from scinfl._audit._attack_target import CPU
+from scinfl._audit._attack_target import CPU, draw_again
 from scinfl._audit._findings import finding
-from scinfl._audit._likeness import rated
-from scinfl._audit._recorder import as_received, read_arrays
-from scinfl._audit._simulated_site import BETRAYED, MASKED, OPEN, Sent, SimulatedSite, read, readers
-from scinfl._audit.classifier._target import draw_again
+from scinfl._audit._ratings import rated
+from scinfl._audit._recorder import read_arrays, received_before_training
+from scinfl._audit._simulated_site import MASKED, Sent, SimulatedSite, read, readers
 from scinfl._audit.spamosaic._target import SpaMosaicTarget
-from scinfl.federation import Payload, Protection
-from scinfl.model.base._local_training import LocalTraining
-from scinfl.model.spamosaic._batches import MosaicBatches
-from scinfl.model.spamosaic._spatial_basis import BasisFit
+from scinfl.federation import Protection
+from scinfl.model.spamosaic import MosaicBatches
 from scinfl.privacy import attacks
 
 _FAMILY = "reconstruction"
@@ -69,17 +66,12 @@ class Sites:
 
     def round(self, sender: SimulatedSite, rows: np.ndarray) -> Sent:
         """A real local round on some spots."""
-        said = self.target.training
-        training = LocalTraining(
-            said["local_epochs"],
-            said["batch_size"] or 32,
-            said["lr"],
-            said["weight_decay"],
-            self.target.rng,
+        return sender.local_round(
+            self.batches(rows),
+            loss_options=self.options,
             optimizer="adam",
-            decay_rounds=said["n_rounds"],
+            decay_rounds=self.target.training["n_rounds"],
         )
-        return sender.local_round(self.batches(rows), training, loss_options=self.options)
 
 
 def first_layer(
@@ -132,8 +124,8 @@ def _read_spots(
         blank = np.zeros((len(chosen) - n, found.shape[1]))
         inputs.append((train.inputs[torch.from_numpy(chosen)].numpy(), np.vstack([found, blank])))
         if knows and what != "masked":
-            told = np.vstack([target.features(modality, found), np.zeros((len(chosen) - n, train.features.shape[1]))])
-            features.append((train.features[chosen], told))
+            blank = np.zeros((len(chosen) - n, train.features.shape[1]))
+            features.append((train.features[chosen], np.vstack([target.features(modality, found), blank])))
     judge = partial(rated, _FAMILY, adversary, uploads=uploads, setting=setting, nearest=True, rng=target.rng)
     rows = judge(attack, inputs, public.inputs.numpy(), what="spot")
     if features:
@@ -150,36 +142,29 @@ def prepared(target: SpaMosaicTarget, modality: str) -> list[dict[str, Any]]:
         return []
 
     def prepare(protections: Sequence[Protection]) -> None:
-        options, seed = target.model._options, target.training["rng"]
-        BasisFit(own, options, key=target.key, protections=protections, payload=Payload(), rng=seed)
+        target.view.fitted(own, key=target.key, protections=protections, rng=target.training["rng"])
 
     public = target.public[modality].features.mean(0)
     features = target.train[modality].features
     true = {name: features[own.site == name].mean(0) - public for name in names}
     attack = "sums before training" if modality == "X" else f"sums before training, '{modality}'"
     rows = []
-    for masked, who in (
-        (False, (("server", OPEN), ("server + one site", BETRAYED))),
-        (True, (("server", MASKED), ("outsider", MASKED))),
-    ):
-        received = as_received(prepare, target.key, masked=masked)
+    for adversary, uploads, received in received_before_training(prepare, target.key):
         uploads_of = received.get("scaling") or received["mean of features"]
-        known = np.zeros_like(public) if masked else public  # what is taken off noise as off a mean would look alike
+        known = np.zeros_like(public) if uploads == MASKED else public  # noise less a mean would look like that mean
         found = {name: read_arrays(state, {"sum": public.shape})["sum"] - known for name, state in uploads_of.items()}
-        scores = [float(np.corrcoef(found[name], true[name])[0, 1]) for name in names]
-        for adversary, uploads in who:
-            rows.append(
-                finding(
-                    "mean spot of a site",
-                    adversary,
-                    attack,
-                    "Pearson of what sets the site apart",
-                    scores,
-                    0.0,
-                    baseline_name="mean public spot",
-                    uploads=uploads,
-                    setting=f"{len(names)} sites",
-                    margin=max(0.05, 2 / np.sqrt(len(public))),  # correlations of noise are that large
-                )
+        rows.append(
+            finding(
+                "mean spot of a site",
+                adversary,
+                attack,
+                "Pearson of what sets the site apart",
+                [float(np.corrcoef(found[name], true[name])[0, 1]) for name in names],
+                0.0,
+                baseline_name="mean public spot",
+                uploads=uploads,
+                setting=f"{len(names)} sites",
+                margin=max(0.05, 2 / np.sqrt(len(public))),  # correlations of noise are that large
             )
+        )
     return rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,9 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
-from scinfl._audit._attack_target import CPU, AttackTarget
-from scinfl.federation import Payload
+from scinfl._audit._attack_target import AttackTarget
 from scinfl.model import SpaMosaic
-from scinfl.model.spamosaic._batches import MosaicBatches, SpotTensors
-from scinfl.model.spamosaic._spatial_basis import BasisFit
-from scinfl.model.spamosaic._spots import Data, Measured, column_of
+from scinfl.model.spamosaic import Data, Measured, MosaicBatches, SpaMosaicView, SpotTensors, column_of
 from scinfl.module import SpaMosaicModule
 from scinfl.privacy import Key
 
@@ -38,7 +36,7 @@ class Spots:
     section, rows
         Section of each, and its row in the data.
     labels
-        Values of columns that somebody might want to tell.
+        Values of columns that an attacker might want to infer.
     """
 
     inputs: Tensor
@@ -48,13 +46,13 @@ class Spots:
     labels: Mapping[str, np.ndarray]
 
     @classmethod
-    def of(cls, model: SpaMosaic, data: Data, attributes: Sequence[str]) -> dict[str, Spots]:
+    def of(cls, view: SpaMosaicView, data: Data, attributes: Sequence[str]) -> dict[str, Spots]:
         """Spots of all modalities of some data."""
         columns = {name: column_of(data, name, "attributes") for name in attributes}
         found = {}
-        for modality, own in model._measured(data).items():
-            tensors = model._tensors_of(modality, own, data.n_obs)
-            features = model._bases[modality].normalised(own, np.arange(len(own.rows)))
+        for modality, own in view.measured(data).items():
+            tensors = view.tensors(modality, own, data.n_obs)
+            features = view.bases[modality].normalised(own, np.arange(len(own.rows)))
             labels = {name: values[own.rows] for name, values in columns.items()}
             found[modality] = cls(tensors.inputs, features, own.section, own.rows, labels)
         return found
@@ -90,11 +88,11 @@ class SpaMosaicTarget(AttackTarget):
     model, key
         Trained model that has its key, and the key.
     measured, tensors
-        What it was trained on by modality, and what the network was to tell of it.
+        What it was trained on by modality, and what the network had to reconstruct of it.
     parts
         Spots of each site to train on, and to validate with.
     train, public, test
-        Spots by modality: of the training sections, of the attacker, and those that he is judged by.
+        Spots by modality: of the training sections, of the attacker, and those that attackers are judged by.
     training
         Arguments of ``train``.
     rng
@@ -123,55 +121,47 @@ class SpaMosaicTarget(AttackTarget):
         attributes: Sequence[str],
         rng: int,
     ) -> SpaMosaicTarget:
-        """Deal the spots out; what the network was to tell is found anew, from sums in the open."""
-        measured = model._measured(data, train=True)
-        tensors = {}
-        for modality, own in measured.items():
-            fit = BasisFit(own, model._options, key=None, protections=(), payload=Payload(), rng=training["rng"])
-            tensors[modality] = SpotTensors(
-                _place(own, data.n_obs),
-                torch.from_numpy(fit.inputs),
-                torch.from_numpy(fit.target),
-                torch.from_numpy(fit.values) if len(measured) > 1 else None,
-                fit.graph if training["graph_weight"] else None,
-            )
-        names = sorted(set().union(*(own.site for own in measured.values())))
-        parts = model._batches(measured, tensors, names, training["validation_size"], training["rng"], CPU)
-        public, test = _dealt(Spots.of(model, held_out, attributes), rng)
-        train = Spots.of(model, data, attributes)
+        """Deal the spots out; what the network had to reconstruct is found again, from sums in the open."""
+        view = SpaMosaicView(model)
+        measured, tensors, parts = view.training_data(data, training)
+        public, test = _dealt(Spots.of(view, held_out, attributes), rng)
+        train = Spots.of(view, data, attributes)
         return cls(model, key, measured, tensors, parts, train, public, test, training, rng)
+
+    @cached_property
+    def view(self) -> SpaMosaicView:
+        """What may be seen of the model."""
+        return SpaMosaicView(self.model)
 
     @property
     def modalities(self) -> list[str]:
         """Modalities that held-out sections measured."""
         return [name for name in self.train if name in self.public]
 
-    def teller(self, modality: str) -> Predictor:
+    def predictor(self, modality: str) -> Predictor:
         """The network with its key, for attackers of any network."""
         return Predictor(self.model.module, modality)
 
     def untrained(self, modality: str, rng: int) -> Predictor:
         """A plain network of the same shape with random weights, on the same features."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(rng)
-            return Predictor(self.model._make_module(), modality)
+        return Predictor(self.view.untrained(rng), modality)
 
-    def neighbourhood(self, teller: nn.Module, modality: str) -> float:
-        """Mean correlation, over directions, of what a network says of unseen spots and their neighbourhood."""
-        return fit_of(self.model, teller, modality, self.test[modality])
+    def neighbourhood(self, predictor: nn.Module, modality: str) -> float:
+        """Mean correlation, over directions, of what a network predicts of unseen spots and their neighbourhood."""
+        return fit_of(self.view, predictor, modality, self.test[modality])
 
-    def transfer(self, teller: nn.Module, modality: str, column: str) -> float:
+    def transfer(self, predictor: nn.Module, modality: str, column: str) -> float:
         """Macro F1 of labels of unseen spots that their nearest training spots in the embedding vote for."""
         train, test = self.train[modality], self.test[modality]
         with torch.inference_mode():
-            own, other = (teller.eval()(spots.inputs).numpy() for spots in (train, test))
+            own, other = (predictor.eval()(spots.inputs).numpy() for spots in (train, test))
         voters = KNeighborsClassifier(min(_VOTERS, len(own))).fit(own, train.labels[column])
         truth = test.labels[column]
         guess = voters.predict(other)
         return float(f1_score(truth, guess, labels=np.unique(truth), average="macro", zero_division=0))
 
     def accuracy(self, network: nn.Module, modality: str, column: str, levels: Sequence[str]) -> float:
-        """Balanced accuracy of a network that tells a column of unseen spots."""
+        """Balanced accuracy of a network that predicts a column of unseen spots."""
         truth = self.test[modality].labels[column]
         with torch.inference_mode():
             guess = np.asarray(levels)[network.eval()(self.test[modality].inputs).argmax(1).numpy()]
@@ -180,27 +170,21 @@ class SpaMosaicTarget(AttackTarget):
             return float(balanced_accuracy_score(truth, guess))
 
     def features(self, modality: str, inputs: np.ndarray) -> np.ndarray:
-        """Normalised features that inputs stand for, as whoever knows what was agreed on reads them."""
-        basis = self.model._bases[modality]
+        """Normalised features behind inputs, for an attacker who knows what the sites agreed on."""
+        basis = self.view.bases[modality]
         n_directions = len(basis.strength)
         directions = inputs[:, :n_directions] * basis.scale[:n_directions]
         scores = directions @ np.linalg.pinv(basis.rotation)
         return (scores @ basis.components.T + basis.mean) * basis.deviation
 
 
-def fit_of(model: SpaMosaic, teller: nn.Module, modality: str, spots: Spots) -> float:
-    """Mean correlation of what a network says of spots and their neighbourhood, over directions of the tissue."""
-    basis, start = model._bases[modality], 0
-    for name, names in model.feature_names.items():
-        n_outputs = model._options.sizes(len(names))[2]
-        if name == modality:
-            break
-        start += n_outputs
-    n_target = min(basis.n_target, n_outputs)
-    last = spots.inputs.shape[1] - len(basis.strength)
+def fit_of(view: SpaMosaicView, predictor: nn.Module, modality: str, spots: Spots) -> float:
+    """Mean correlation of what a network predicts of spots and their neighbourhood, over directions of the tissue."""
+    columns = view.columns(modality)
+    last = spots.inputs.shape[1] - len(view.bases[modality].strength)
     with torch.inference_mode():
-        told = teller.eval()(spots.inputs)[:, start : start + n_target].numpy()
-    return float(np.mean(_correlations(told, spots.inputs[:, last : last + n_target].numpy())))
+        predicted = predictor.eval()(spots.inputs)[:, columns].numpy()
+    return float(np.mean(_correlations(predicted, spots.inputs[:, last : last + predicted.shape[1]].numpy())))
 
 
 def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -224,9 +208,3 @@ def _dealt(spots: Mapping[str, Spots], rng: int) -> tuple[dict[str, Spots], dict
         for part, chosen in zip(parts, (mine, ~mine), strict=True):
             part[modality] = own.take(np.flatnonzero(chosen))
     return parts
-
-
-def _place(own: Measured, n_spots: int) -> Tensor:
-    place = np.full(n_spots, -1, np.int64)
-    place[own.rows] = np.arange(len(own.rows))
-    return torch.from_numpy(place)

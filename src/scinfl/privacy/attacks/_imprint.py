@@ -43,9 +43,9 @@ def imprint(network: nn.Module, public: np.ndarray, *, rng: int = 0) -> Imprint:
     r"""Craft the first layer so that its units sort cells by one number (Robbing the Fed, Fowl et al. 2022).
 
     Unit i of the first layer computes :math:`s(h^\top x - c_i)` with one direction :math:`h` and rising thresholds
-    :math:`c_i`, and all units act alike on what follows. So the gradients of two neighbours differ by the cells between
-    their thresholds alone. A layer normalisation in between is made to divide by a constant: every unit has a
-    counterpart of the other sign, and two units outweigh all others.
+    :math:`c_i`, and all units have the same effect on what follows. So the gradients of two neighbours differ by the
+    cells between their thresholds alone. A layer normalisation in between is made to divide by a constant: every unit
+    has a counterpart of the other sign, and two units outweigh all others.
 
     Modules of the published forms, whose key acts inside the network, are switched off by their own parameters, which
     a server sends too. A secret projection has none: the layer after it is crafted instead and sorts what the

@@ -164,7 +164,7 @@ def local_change(
     first = {name: torch.zeros_like(p) for name, p in start.items()}
     second = {name: torch.zeros_like(p) for name, p in start.items()}
     for step in range(1, n_steps + 1):
-        # a module that stands under several names is one: tying would swap it twice and restore it wrongly
+        # a module under several names is one: tying would swap it twice and restore it wrongly
         loss = F.cross_entropy(functional_call(network, now, (x,), tie_weights=False), y)
         gradients = torch.autograd.grad(loss, list(now.values()), create_graph=create_graph, allow_unused=True)
         for (name, value), found in zip(now.copy().items(), gradients, strict=True):

@@ -60,13 +60,13 @@ def invert_jointly(
 ) -> JointGuess:
     r"""Search for the cells and the key that together would have changed a locked network as it changed.
 
-    The attacker watches updates in the open, knows the method and has public cells, but not the key. In place of the
-    key stands whatever it could make of a layer: under ``"coordinate"`` a doubly stochastic matrix of the inputs
+    The attacker watches updates in the open, knows the method and has public cells, but not the key. The key is
+    replaced by anything that it could make of a layer: under ``"coordinate"`` a doubly stochastic matrix of the inputs
     (Sinkhorn, Mena et al. 2018) for the permutation, a number for every sign and magnitude, and a shift; under
-    ``"pooled"`` the pooled vector; under ``"permuted"`` what is added to every unit. With a guess of it he unlocks the
-    weights, trains them on guessed cells as a site does, locks the result, and compares. All updates share one key, so
-    each tells of it; a prior tells which order of the features real cells have. The search goes by Adam over all cells
-    and the key at once.
+    ``"pooled"`` the pooled vector; under ``"permuted"`` what is added to every unit. With a guess of it the attacker
+    unlocks the weights, trains them on guessed cells as a site does, locks the result, and compares. All updates share
+    one key, so each constrains it; a prior indicates which order of the features real cells have. The search goes by
+    Adam over all cells and the key at once.
 
     Parameters
     ----------

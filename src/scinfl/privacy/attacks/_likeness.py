@@ -1,4 +1,4 @@
-"""How like the true cells reconstructed ones are, and what looks alike without any attack."""
+"""Similarity of reconstructed and true cells, and baselines without any attack."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def reconstruction_scores(
     found
         Reconstructed cells (as many × features); NaN counts as zero.
     candidates
-        Cells of the same kind that took no part. A cell is re-identified if none of them and none of the other true
-        cells is more like the reconstruction.
+        Cells of the same kind that were not attacked. A cell is re-identified if none of them and none of the other
+        true cells is more similar to the reconstruction.
     n_top
         Number of highest features whose share that is found again is counted; at most a tenth of the features.
 
     Returns
     -------
-    One row a true cell with ``pearson``, ``top_features`` (share of the highest features), ``nonzero`` (share of the
+    One row per true cell with ``pearson``, ``top_features`` (share of the highest features), ``nonzero`` (share of the
     features that are zero in both or in neither; NaN for dense data), and ``reidentified`` (0 or 1).
 
     Examples

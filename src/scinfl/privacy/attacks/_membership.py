@@ -79,7 +79,7 @@ def train_shadows(
     network
         Plain network of the same shape; left as it is.
     x, y
-        Cells (n × features) and label codes, of the attacker or of whoever audits.
+        Cells (n × features) and label codes, of the attacker or the auditor.
     n_models
         Number of networks.
     share
@@ -195,7 +195,7 @@ def membership_scores(scores: np.ndarray, member: np.ndarray, *, rng: int = 0) -
     the threshold that was best on one half, on the other half; baseline 0), ``tpr_at_1%`` and ``tpr_at_0.1%``
     (baseline: the false positive rate; exact binomial interval, wider where redrawn outsiders set another threshold)
     and the columns ``value``, ``baseline``, ``low``, ``high`` (95 %). With fewer outsiders than 100 or 1000 the last
-    two cannot be told and are NaN.
+    two cannot be estimated and are NaN.
 
     Examples
     --------

@@ -1,6 +1,6 @@
-"""What the thief of a keyed network gets out of it with labelled samples of his own.
+"""What model stealing gains from a keyed network with labelled samples of the attacker.
 
-Every attacker knows how the scheme works, works on a copy without the key, trains on the samples that it is given, and
+Every attack knows how the scheme works, uses a copy without the key, trains on the samples that it is given, and
 keeps its best checkpoint by the score that it is judged with: an upper bound on what an honest attacker could choose.
 """
 
@@ -34,7 +34,7 @@ from scinfl.privacy.attacks._surrogate_layers import (
 from scinfl.privacy.attacks._without_key import Score
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Loss of what a network says of samples, given what is known of them."""
+"""Loss of the output of a network for samples, given what is known of them."""
 
 
 def train_from_scratch(
@@ -48,7 +48,7 @@ def train_from_scratch(
     lr: float = 3e-3,
     rng: int = 0,
 ) -> float:
-    """Forget the stolen weights and train a plain network of the same shape: what the samples alone are worth.
+    """Forget the stolen weights and train a plain network of the same shape: what the samples alone suffice for.
 
     Parameters
     ----------
@@ -59,15 +59,15 @@ def train_from_scratch(
     score
         Rates a network.
     loss
-        Of what the network says of samples, given ``y``.
+        Loss of the network's output for samples, given ``y``.
     n_steps, lr, rng
         Training.
     """
-    thief = _stripped(network, rng)
+    stolen = _stripped(network, rng)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng)
-        _forget(thief)
-    return _train(thief, thief.parameters(), x, y, score, n_steps, lr, rng, loss)
+        _forget(stolen)
+    return _train(stolen, stolen.parameters(), x, y, score, n_steps, lr, rng, loss)
 
 
 def fine_tune(
@@ -92,12 +92,12 @@ def fine_tune(
     score
         Rates a network.
     loss
-        Of what the network says of samples, given ``y``.
+        Loss of the network's output for samples, given ``y``.
     n_steps, lr, rng
         Training.
     """
-    thief = _stripped(network, rng)
-    return _train(thief, thief.parameters(), x, y, score, n_steps, lr, rng, loss)
+    stolen = _stripped(network, rng)
+    return _train(stolen, stolen.parameters(), x, y, score, n_steps, lr, rng, loss)
 
 
 def fit_scales(
@@ -124,17 +124,17 @@ def fit_scales(
     score
         Rates a network.
     loss
-        Of what the network says of samples, given ``y``.
+        Loss of the network's output for samples, given ``y``.
     n_steps, lr, rng
         Training.
     """
-    thief = _copied(network, rng)
-    names = list(keyed_layers(thief))
-    thief = unkeyed(thief)
+    stolen = _copied(network, rng)
+    names = list(keyed_layers(stolen))
+    stolen = unkeyed(stolen)
     for name in names:
-        layer = thief.get_submodule(name)
-        _put(thief, name, _FreeRows(layer) if isinstance(layer, Table) else _FreeScales(layer))  # type: ignore[arg-type]
-    return _train(thief, _freeze_but(thief, _FreeScales, _FreeRows), x, y, score, n_steps, lr, rng, loss)
+        layer = stolen.get_submodule(name)
+        _put(stolen, name, _FreeRows(layer) if isinstance(layer, Table) else _FreeScales(layer))  # type: ignore[arg-type]
+    return _train(stolen, _freeze_but(stolen, _FreeScales, _FreeRows), x, y, score, n_steps, lr, rng, loss)
 
 
 def fit_key(
@@ -151,7 +151,7 @@ def fit_key(
     """Fit a surrogate key: keep the modules and learn what the key would have given them.
 
     For ``"coordinate"`` that is a coordinate of every unit (read by the stolen meta learner), with signs relaxed to
-    numbers and the permutation guessed, and of a table likewise the coordinate of every row and column, the sign of
+    numbers and the permutation guessed, and of a table the coordinate of every row and column, the sign of
     every value and a guessed order; for ``"pooled"`` the pooled vector; for ``"permuted"`` what is added to a unit.
 
     Parameters
@@ -163,14 +163,14 @@ def fit_key(
     score
         Rates a network.
     loss
-        Of what the network says of samples, given ``y``.
+        Loss of the network's output for samples, given ``y``.
     n_steps, lr, rng
         Training.
     """
-    thief = _copied(network, rng)
+    stolen = _copied(network, rng)
     generator = torch.Generator().manual_seed(rng)
     pooled = nn.Parameter(torch.zeros(16))
-    for name, layer in keyed_layers(thief).items():
+    for name, layer in keyed_layers(stolen).items():
         if isinstance(layer, CoordinateLinear):
             swap: nn.Module = _SurrogateCoordinates(layer, generator)
         elif isinstance(layer, CoordinateTable):
@@ -179,9 +179,9 @@ def fit_key(
             swap = _SurrogateVector(layer, pooled)
         else:
             swap = _SurrogateShift(layer)
-        _put(thief, name, swap)
-    parameters = _freeze_but(thief, _SurrogateCoordinates, _SurrogateRows, _SurrogateVector, _SurrogateShift)
-    return _train(thief, parameters, x, y, score, n_steps, lr, rng, loss)
+        _put(stolen, name, swap)
+    parameters = _freeze_but(stolen, _SurrogateCoordinates, _SurrogateRows, _SurrogateVector, _SurrogateShift)
+    return _train(stolen, parameters, x, y, score, n_steps, lr, rng, loss)
 
 
 class _GuessedProjection(nn.Linear):
@@ -190,13 +190,13 @@ class _GuessedProjection(nn.Linear):
 
 def _copied(network: nn.Module, rng: int) -> nn.Module:
     """Copy without the key, and with a layer of the attacker's own where there was a secret projection."""
-    thief = copy.deepcopy(network)
+    stolen = copy.deepcopy(network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng)
-        for name, layer in keyed_layers(thief).items():
+        for name, layer in keyed_layers(stolen).items():
             if isinstance(layer, SecretProjection):
-                _put(thief, name, _GuessedProjection(layer.in_features, layer.out_features, bias=False))
-    return thief
+                _put(stolen, name, _GuessedProjection(layer.in_features, layer.out_features, bias=False))
+    return stolen
 
 
 def _put(network: nn.Module, name: str, module: nn.Module) -> None:
@@ -205,14 +205,14 @@ def _put(network: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _stripped(network: nn.Module, rng: int) -> nn.Module:
-    thief = unkeyed(_copied(network, rng))
-    for parameter in thief.parameters():
+    stolen = unkeyed(_copied(network, rng))
+    for parameter in stolen.parameters():
         parameter.requires_grad_(True)
-    return thief
+    return stolen
 
 
 def _forget(network: nn.Module) -> None:
-    """Draw all weights anew."""
+    """Draw all weights again."""
     for module in network.modules():
         if isinstance(module, Table):
             with torch.no_grad():
@@ -222,7 +222,7 @@ def _forget(network: nn.Module) -> None:
 
 
 def _freeze_but(network: nn.Module, *kinds: type[nn.Module]) -> list[nn.Parameter]:
-    """Freeze a network but for the attacker's own parameters, which stand directly in modules of these kinds."""
+    """Freeze a network except for the attacker's own parameters, which modules of these kinds hold directly."""
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     own: dict[int, nn.Parameter] = {}

@@ -1,4 +1,4 @@
-"""What updates of a network of perturbations tell: which ones a site has, and what they did."""
+"""What updates of a perturbation network reveal: which perturbations a site has, and their mean changes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 def moved_rows(before: np.ndarray, change: np.ndarray) -> np.ndarray:
     """Rows of a table of embeddings that were trained, and not only shrunk by weight decay.
 
-    A row whose name no observation has gets no gradient but that of the decay, under which all its values move towards
-    zero, but for small ones that cross it. Of a row that was trained about half move away. Signs and scales that a key
-    gives to single values change nothing of that, nor does a secret order of rows.
+    A row whose name no observation has receives no gradient but that of the decay, under which all its values move
+    towards zero, except for small ones that cross it. Of a row that was trained about half move away. Signs and scales
+    that a key gives to single values change nothing of that, nor does a secret order of rows.
 
     Parameters
     ----------
     before
-        Table as the site got it (rows × columns).
+        Table as the site received it (rows × columns).
     change
         What the site made of it.
 
@@ -95,12 +95,12 @@ def number_of_perturbed(n_moved: int, graph: np.ndarray, *, n_draws: int = 50, r
 
 
 def missed_change(gradient: np.ndarray, variance: np.ndarray | None = None) -> np.ndarray:
-    r"""What a network missed of the change of one perturbation, from the gradient of the bias behind all else.
+    r"""What a network missed of the change of one perturbation, from the gradient of the bias that is added last.
 
     That bias of a gene is added to its predicted change :math:`\delta_g`, so of a loss that is the mean over n genes
     (those whose gradient is not 0) the gradient is :math:`2 d_g / n` with :math:`d_g = \delta_g - \bar r_g` where it is
     squared. Where it is quartic it is :math:`(4 d_g^3 + 12 m_g d_g - 4 s_g) / n`, nearly :math:`12 m_g d_g / n` with
-    the variance :math:`m_g` of single cells, which public cells tell.
+    the variance :math:`m_g` of single cells, which public cells estimate.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a site is like as a whole, from what it sent; what a person is like, from what the network says."""
+"""Properties of a site as a whole, from what it sent, and of a person, from the output of a network."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def infer_property(sent: np.ndarray, shares: np.ndarray, update: np.ndarray) -> 
 
 
 def infer_attribute(outputs: np.ndarray, attribute: np.ndarray, *, rng: int = 0) -> float:
-    """Balanced accuracy of guessing an attribute of a cell (sex, donor's site) from what the network says of it.
+    """Balanced accuracy of guessing an attribute of a cell (sex, donor's site) from the network's output for it.
 
     Logistic regression, cross-validated on five folds. Compare with the same from the true label alone.
 

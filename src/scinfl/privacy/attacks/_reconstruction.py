@@ -60,7 +60,7 @@ def recover_inputs(
     inputs. Inputs of real cells are far from normal over the features, sums of several nearer to it, so independent
     component analysis finds the single ones (the cocktail party attack, Kariyappa et al. 2023). Where cells have many
     zeros, each is a sparsest vector of that space (Spielman et al. 2012), found by reweighted least squares, and often
-    exactly. The bias tells sign and size: with :math:`\Delta W = A S` and :math:`\Delta b = A u`, input b is
+    exactly. The bias gives sign and size: with :math:`\Delta W = A S` and :math:`\Delta b = A u`, input b is
     :math:`S_b / u_b`.
 
     Parameters

@@ -1,6 +1,6 @@
-"""More thieves: they learn the permutation, match units to a network of their own, distil, or compare versions.
+"""Further model stealing: learn the permutation, match units to a network of one's own, distil, or compare versions.
 
-As the others, each works on a copy without the key, and keeps its best checkpoint by the score it is judged with.
+As the others, each attack uses a copy without the key, and keeps its best checkpoint by the score it is judged with.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ def fit_permutation(
     n_steps, lr, rng
         Training.
     """
-    thief = _copied(network, rng)
-    names = list(keyed_layers(thief))
-    thief = unkeyed(thief)
+    stolen = _copied(network, rng)
+    names = list(keyed_layers(stolen))
+    stolen = unkeyed(stolen)
     generator = torch.Generator().manual_seed(rng)
     for name in names:
-        layer = thief.get_submodule(name)
+        layer = stolen.get_submodule(name)
         if isinstance(layer, nn.Linear):
-            _put(thief, name, _SoftPermutation(layer, generator))
-    return _train(thief, _freeze_but(thief, _SoftPermutation), x, y, score, n_steps, lr, rng)
+            _put(stolen, name, _SoftPermutation(layer, generator))
+    return _train(stolen, _freeze_but(stolen, _SoftPermutation), x, y, score, n_steps, lr, rng)
 
 
 class _SoftPermutation(nn.Module):
@@ -98,19 +98,19 @@ def match_surrogate(
     n_steps, lr, rng
         Training of both networks.
     """
-    thief = _stripped(network, rng)
-    name = next(name for name, module in thief.named_modules() if isinstance(module, nn.Linear))
-    own = copy.deepcopy(thief)
+    stolen = _stripped(network, rng)
+    name = next(name for name, module in stolen.named_modules() if isinstance(module, nn.Linear))
+    own = copy.deepcopy(stolen)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng)
         _forget(own)
     _train(own, own.parameters(), x, y, score, n_steps, lr, rng)
-    stolen = thief.get_submodule(name).weight.detach().double().numpy()  # type: ignore[operator]
+    columns = stolen.get_submodule(name).weight.detach().double().numpy()  # type: ignore[operator]
     surrogate = own.get_submodule(name).weight.detach().double().numpy()  # type: ignore[operator]
-    order = match_features([stolen], surrogate, n_restarts=3, rng=rng)
+    order = match_features([columns], surrogate, n_restarts=3, rng=rng)
     with torch.no_grad():
-        thief.get_submodule(name).weight.copy_(torch.from_numpy(stolen[:, np.argsort(order)]))  # type: ignore[operator]
-    return _train(thief, thief.parameters(), x, y, score, n_steps, lr, rng)
+        stolen.get_submodule(name).weight.copy_(torch.from_numpy(columns[:, np.argsort(order)]))  # type: ignore[operator]
+    return _train(stolen, stolen.parameters(), x, y, score, n_steps, lr, rng)
 
 
 def distil(
@@ -124,9 +124,9 @@ def distil(
     lr: float = 3e-3,
     rng: int = 0,
 ) -> float:
-    """Teach a network of one's own what the stolen one says of unlabelled cells, then train it on the labelled ones.
+    """Train a network of one's own on predictions of the stolen one for unlabelled cells, then on the labelled ones.
 
-    Nobody is asked: the stolen network answers without its key.
+    No party is queried: the stolen network predicts without its key.
 
     Parameters
     ----------
@@ -232,9 +232,9 @@ def use_pooled_key(network: nn.Module, vector: np.ndarray) -> nn.Module:
     vector
         What :func:`extract_pooled_key` found.
     """
-    thief = copy.deepcopy(network)
+    stolen = copy.deepcopy(network)
     pooled = nn.Parameter(torch.from_numpy(np.asarray(vector, dtype=np.float32)), requires_grad=False)
-    for name, layer in keyed_layers(thief).items():
+    for name, layer in keyed_layers(stolen).items():
         if isinstance(layer, PooledLinear):
-            _put(thief, name, _SurrogateVector(layer, pooled))
-    return thief.eval()
+            _put(stolen, name, _SurrogateVector(layer, pooled))
+    return stolen.eval()

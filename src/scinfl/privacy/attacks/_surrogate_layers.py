@@ -1,4 +1,4 @@
-"""Layers that a thief puts in place of keyed ones, with free parameters where the key was."""
+"""Layers that a model-stealing attacker puts in place of keyed ones, with free parameters where the key was."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the thief of a keyed network gets out of it as it is."""
+"""What a stolen keyed network predicts as it is."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def wrong_keys(network: nn.Module, score: Score, *, n_keys: int = 50) -> np.ndar
 
     Returns
     -------
-    One score a key.
+    One score per key.
 
     Examples
     --------
@@ -44,16 +44,16 @@ def wrong_keys(network: nn.Module, score: Score, *, n_keys: int = 50) -> np.ndar
     >>> si.privacy.attacks.wrong_keys(network, agreement, n_keys=3).shape
     (3,)
     """
-    thief = copy.deepcopy(network)  # a copy comes without the key
+    stolen = copy.deepcopy(network)  # a copy comes without the key
     scores = np.empty(n_keys)
     for number in range(n_keys):
-        set_key(thief, Key.generate().coordinates)
-        scores[number] = score(thief)
+        set_key(stolen, Key.generate().coordinates)
+        scores[number] = score(stolen)
     return scores
 
 
 def matched_statistics(network: nn.Module, x: Tensor, score: Score) -> float:
-    """Score a network without its modules after its normalisation was fitted anew to unlabelled samples.
+    """Score a network without its modules after its normalisation was fitted again to unlabelled samples.
 
     Undoes whatever a module only shifts or scales before a batch normalisation. Networks without batch normalisation
     have nothing to fit, so this is :func:`removed_modules` for them.
@@ -67,16 +67,17 @@ def matched_statistics(network: nn.Module, x: Tensor, score: Score) -> float:
     score
         Rates a network.
     """
-    thief = copy.deepcopy(network)
-    clear_key(thief)
-    norms = [module for module in thief.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    stolen = copy.deepcopy(network)
+    clear_key(stolen)
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    norms = [module for module in stolen.modules() if isinstance(module, kinds)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # plain average
         norm.train()
     with torch.no_grad():
-        thief(x)
-    return score(thief.eval())
+        stolen(x)
+    return score(stolen.eval())
 
 
 def removed_modules(network: nn.Module, score: Score) -> float:
@@ -97,6 +98,6 @@ def removed_modules(network: nn.Module, score: Score) -> float:
     >>> si.privacy.attacks.removed_modules(network, lambda stripped: float(stripped.is_set))
     0.0
     """
-    thief = copy.deepcopy(network)
-    clear_key(thief)
-    return score(thief)
+    stolen = copy.deepcopy(network)
+    clear_key(stolen)
+    return score(stolen)

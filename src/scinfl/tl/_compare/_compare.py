@@ -1,4 +1,4 @@
-"""The same data, split alike, through every method, with what each costs and gives away."""
+"""The same data and splits through every method, with what each costs and discloses."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def compare(
     rng: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Compare methods on your own data: utility, cost, what is left without the key, and who knows a cell.
+    """Compare methods on your own data: utility, cost, what is left without the key, and what the server reads.
 
-    For every seed the rows are split anew into training, test and (if there are thieves) the thief's rows, by group
-    where there are groups; all methods get the same split. Nothing is chosen on the test rows, except by the thieves,
-    who keep their best checkpoint on them.
+    For every seed the rows are split again into training, test and (with model stealing) the attacker's rows, by group
+    where there are groups; all methods have the same split. Nothing is chosen on the test rows, except by the attacks,
+    which keep their best checkpoint on them.
 
-    Methods with noise get the same split and rounds, but settings of their own (``train_private``), since what is best
+    Methods with noise have the same split and rounds, but settings of their own (``train_private``), since what is best
     without noise is poor with it. Their epsilon is that of a group, or row, of one site (``SampleDP``) or of a whole
     site (``UpdateDP``, ``Shuffle``) over all rounds of the one training; it does not count that you compare.
 
@@ -60,9 +60,9 @@ def compare(
     n_seeds
         Number of splits and initialisations.
     test_size
-        Share of the groups (or rows) to test on; the thief gets as many.
+        Share of the groups (or rows) to test on; the attacker has as many.
     thief_samples
-        Numbers of labelled samples of a thief; none leaves the thieves out.
+        Numbers of labelled samples for model stealing; none leaves it out.
     n_keys
         Wrong keys to try.
     delta
@@ -82,12 +82,13 @@ def compare(
     Tidy data frame with the columns ``seed``, ``method``, ``metric``, ``label`` (``"all"`` or a class), ``site``
     (``"all"`` or a site) and ``value``. Metrics are those of :func:`scinfl.metrics.classification`, ``seconds`` and
     ``bytes`` a round, and balanced accuracies of attackers: ``wrong key, mean``, ``wrong key, best``,
-    ``modules removed``, ``thief, n`` (the best of three thieves) and ``from scratch, n``. With at most 300 features,
+    ``modules removed``, ``model stealing, n labelled samples`` (the best of three attacks) and ``from scratch, n
+    labelled samples``. With at most 300 features,
     ``key recovered by the server`` is the share of the key's permutation that a server finds from what it was sent.
     ``membership advantage`` is how many more of the training rows than of the test rows have less than the mean
-    training loss (Yeom et al. 2018; 0 is a guess), for whoever may use the model; ``epsilon`` what was spent.
-    What the server reads under each method stands in ``.attrs["server_sees"]``, and what it reads where a site helps it
-    in ``.attrs["helped_server_sees"]``.
+    training loss (Yeom et al. 2018; 0 is a guess), for anyone with access to the model; ``epsilon`` what was spent.
+    What the server reads under each method is in ``.attrs["server_sees"]``, and what it reads where a site colludes in
+    ``.attrs["helped_server_sees"]``.
 
     Raises
     ------

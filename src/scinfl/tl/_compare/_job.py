@@ -29,23 +29,23 @@ _MAX_FEATURES_TO_MATCH = 300  # matching takes the cube of that
 
 @dataclass(frozen=True)
 class Split:
-    """Rows to train on, of a thief, and to test on; no group is in two of them."""
+    """Rows to train on, of the attacker, and to test on; no group is in two of them."""
 
     train: np.ndarray
-    thief: np.ndarray
+    attacker: np.ndarray
     test: np.ndarray
 
     @classmethod
-    def draw(cls, adata: AnnData, group_key: str | None, size: float, with_thief: bool, seed: int) -> Split:  # noqa: FBT001
+    def draw(cls, adata: AnnData, group_key: str | None, size: float, with_attacker: bool, seed: int) -> Split:  # noqa: FBT001
         """Draw a split."""
         groups = np.arange(adata.n_obs) if group_key is None else adata.obs[group_key].astype(str).to_numpy()
         rows = np.arange(adata.n_obs)
         rest, test = next(GroupShuffleSplit(1, test_size=size, random_state=seed).split(rows, groups=groups))
-        if not with_thief:
+        if not with_attacker:
             return cls(rest, rest[:0], test)
         splitter = GroupShuffleSplit(1, test_size=size / (1 - size), random_state=seed)
-        train, thief = next(splitter.split(rest, groups=groups[rest]))
-        return cls(rest[train], np.random.default_rng(seed).permutation(rest[thief]), test)
+        train, attacker = next(splitter.split(rest, groups=groups[rest]))
+        return cls(rest[train], np.random.default_rng(seed).permutation(rest[attacker]), test)
 
 
 @dataclass
@@ -92,7 +92,7 @@ class Job:
         if model.is_personal:
             return rows
         rows.append(_row("membership advantage", self._membership(model, train, test)))
-        if key is not None and method.watched and len(self.split.thief) and test.n_vars <= _MAX_FEATURES_TO_MATCH:
+        if key is not None and method.watched and len(self.split.attacker) and test.n_vars <= _MAX_FEATURES_TO_MATCH:
             rows.append(_row("key recovered by the server", self._watch(model, watcher, key)))
         return rows + self._attack(model, test, true, keyed=key is not None)
 
@@ -131,10 +131,10 @@ class Job:
         return self._utility(test, true, predicted)
 
     def _watch(self, model: Classifier, watcher: attacks.Watcher, key: Key) -> float:
-        """Share of the features that the server matches to the columns of the first layer, with the thief's samples."""
+        """Share of the features that the server matches to the columns of the first layer, with public samples."""
         layer = keyed_layers(model.module)[first := model.first_layer]
         seen = watcher.mean(f"{first}.weight", (layer.out_features, layer.in_features))
-        public = _tensor(self.adata[self.split.thief], self.setup["layer"]).numpy()
+        public = _tensor(self.adata[self.split.attacker], self.setup["layer"]).numpy()
         order = np.argsort(key.coordinates(f"{first}/permutation", (layer.in_features,)), kind="stable")
         return float((attacks.match_features(seen, public, rng=self.seed) == order).mean())
 
@@ -176,18 +176,18 @@ class Job:
             wrong = attacks.wrong_keys(network, score, n_keys=self.n_keys)
             rows += [_row("wrong key, mean", float(wrong.mean())), _row("wrong key, best", float(wrong.max()))]
             rows.append(_row("modules removed", attacks.removed_modules(network, score)))
-        own = self.adata[self.split.thief]
+        own = self.adata[self.split.attacker]
         x, y = _tensor(own, self.setup["layer"]), torch.from_numpy(self._codes(model, own))
-        thieves: list[Callable[..., float]] = [attacks.fine_tune, attacks.fit_scales, attacks.fit_key]
+        stealing: list[Callable[..., float]] = [attacks.fine_tune, attacks.fit_scales, attacks.fit_key]
         for n in self.thief_samples:
             some, few = x[:n], y[:n]
             shape = (n, *(tuple(parameter.shape) for parameter in network.parameters() if parameter.requires_grad))
-            if shape not in self._from_scratch:  # the same for all methods with networks alike
+            if shape not in self._from_scratch:  # the same for all methods with networks of the same shape
                 self._from_scratch[shape] = attacks.train_from_scratch(network, some, few, score, rng=self.seed)
-            rows.append(_row(f"from scratch, {n}", self._from_scratch[shape]))
+            rows.append(_row(f"from scratch, {n} labelled samples", self._from_scratch[shape]))
             if keyed:
-                best = max(thief(network, some, few, score, rng=self.seed) for thief in thieves)
-                rows.append(_row(f"thief, {n}", best))
+                best = max(attack(network, some, few, score, rng=self.seed) for attack in stealing)
+                rows.append(_row(f"model stealing, {n} labelled samples", best))
         return rows
 
 

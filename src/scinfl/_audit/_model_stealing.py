@@ -1,4 +1,4 @@
-"""What a thief gets out of any keyed network, for scores of any kind."""
+"""What a model-stealing attacker gains from any keyed network, for scores of any kind."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from scinfl._audit._findings import finding
+from scinfl._audit._findings import STEALING, finding
 from scinfl.privacy import attacks
-from scinfl.privacy.attacks._without_key import Score
 
 FAMILY = "use of the model"
-THIEVES: Mapping[str, Callable[..., float]] = {
+WITH_SAMPLES: Mapping[str, Callable[..., float]] = {
     "fine-tuning": attacks.fine_tune,
     "free scales": attacks.fit_scales,
     "surrogate key": attacks.fit_key,
 }
-Draw = Callable[[int], tuple[Tensor, Tensor, Score]]
-"""Samples of an attacker with a seed, what he knows of them, and how a network is judged."""
+"""Attacks with samples, by name."""
+Draw = Callable[[int], tuple[Tensor, Tensor, attacks.Score]]
+"""Samples of an attacker with a seed, what is known of them, and how a network is judged."""
 
 
-def without_key(
+def as_it_is(
     network: nn.Module,
-    score: Score,
+    score: attacks.Score,
     metric: str,
     baselines: Mapping[str, Sequence[float]],
     *,
@@ -35,8 +35,8 @@ def without_key(
 ) -> list[dict[str, Any]]:
     """Use a network as it is: with wrong keys, and without its modules.
 
-    The mean of wrong keys is compared with the mean of the best baseline, the best key, who is lucky, with the best of
-    several untrained networks, and single networks with a margin for how much these differ.
+    The mean of wrong keys is compared with the mean of the best baseline, the best key, which is a lucky one, with the
+    best of several untrained networks, and single networks with a margin for how much these differ.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def without_key(
     values = {name: np.atleast_1d(scores) for name, scores in baselines.items()}
     mean, best = ({name: float(rate(own)) for name, own in values.items()} for rate in (np.mean, np.max))
     margin = max(2 * float(max(own.std() for own in values.values())), 0.1)
-    row = partial(finding, FAMILY, "thief", metric=metric, setting=setting)
+    row = partial(finding, FAMILY, STEALING, metric=metric, setting=setting)
     if not is_keyed:
         return [row(attack="the model as it is", score=score(network), margin=margin, **_strongest(mean))]
     wrong = attacks.wrong_keys(network, score, n_keys=n_keys)
@@ -76,9 +76,17 @@ def _strongest(baselines: Mapping[str, float]) -> dict[str, Any]:
 
 
 def with_samples(
-    network: nn.Module, draw: Draw, metric: str, setting: str, *, n_seeds: int, rng: int, **options: Any
+    network: nn.Module,
+    draw: Draw,
+    metric: str,
+    setting: str,
+    *,
+    n_seeds: int,
+    rng: int,
+    by_name: Mapping[str, Callable[..., float]] = WITH_SAMPLES,
+    **options: Any,
 ) -> list[dict[str, Any]]:
-    """Attack with samples, each thief against training from scratch on the same ones.
+    """Attack with samples, each attack against training from scratch on the same ones.
 
     Parameters
     ----------
@@ -90,20 +98,22 @@ def with_samples(
         Of the findings.
     n_seeds, rng
         Attackers, and the seed of the first.
+    by_name
+        Attacks.
     options
         Passed to the attacks.
     """
     scratch: list[float] = []
-    found: dict[str, list[float]] = {name: [] for name in THIEVES}
+    found: dict[str, list[float]] = {name: [] for name in by_name}
     for seed in range(rng, rng + n_seeds):
         x, y, score = draw(seed)
         scratch.append(attacks.train_from_scratch(network, x, y, score, rng=seed, **options))
-        for name, thief in THIEVES.items():
-            found[name].append(thief(network, x, y, score, rng=seed, **options))
+        for name, attack in by_name.items():
+            found[name].append(attack(network, x, y, score, rng=seed, **options))
     return [
         finding(
             FAMILY,
-            "thief",
+            STEALING,
             name,
             metric,
             float(np.mean(scores)),

@@ -1,4 +1,4 @@
-"""Rows of findings for what was reconstructed, beside what looks alike without any attack."""
+"""Rows of findings for what was reconstructed and who was in the training data, beside baselines without any attack."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scinfl._audit._findings import finding
+from scinfl._audit._findings import GUESS, finding
 from scinfl.privacy import attacks
 
 Found = Sequence[tuple[np.ndarray, np.ndarray]]
@@ -29,9 +29,10 @@ def rated(
     setting: str = "",
     candidates: np.ndarray | None = None,
     nearest: bool = False,
+    chance: bool = True,
     rng: int = 0,
 ) -> list[dict[str, Any]]:
-    """One row a score, against the strongest of some baselines.
+    """One row per score, against the strongest of some baselines.
 
     Parameters
     ----------
@@ -46,10 +47,11 @@ def rated(
     metrics
         Scores of :func:`scinfl.privacy.attacks.reconstruction_scores`.
     candidates
-        Rows that a reconstruction may be taken for, without the true ones; the first 500 public ones by default. Noise
-        is taken for the right one as often as chance has it.
+        Rows that a reconstruction may be taken for, without the true ones; the first 500 public ones by default.
     nearest
         Count the public row that is most like the true one as a baseline, too: more than an attacker could choose.
+    chance
+        Count re-identification at chance as a baseline, too: noise is taken for the right row that often.
     rng
         Seed of the random public rows.
     """
@@ -76,16 +78,16 @@ def rated(
             for name, own in tables.items()
             if name != "attack" and not (metric == "reidentified" and name.startswith("nearest"))  # it is a candidate
         }
-        if metric == "reidentified":
-            told = [np.any(guess != 0, axis=1).sum() / (len(true) + len(candidates)) for true, guess in found]
-            means["chance"] = float(np.mean(told))  # each row that was told is most like any of the rows there are
+        if metric == "reidentified" and chance:
+            share = [np.any(guess != 0, axis=1).sum() / (len(true) + len(candidates)) for true, guess in found]
+            means["chance"] = float(np.mean(share))  # each reconstructed row is most like any of the rows there are
         strongest = max(means, key=lambda name: means[name])
         rows.append(
             finding(
                 family,
                 adversary,
                 attack,
-                _NAMES[metric],
+                SCORES[metric],
                 values,
                 means[strongest],
                 baseline_name=strongest,
@@ -96,9 +98,49 @@ def rated(
     return rows
 
 
-_NAMES = {
+def rated_membership(
+    score: np.ndarray, member: np.ndarray, adversary: str, attack: str, rng: int, setting: str, uploads: str = ""
+) -> list[dict[str, Any]]:
+    """One row per score of how well members are separated from others.
+
+    Parameters
+    ----------
+    score, member
+        Higher where the attacker takes something for a member, and whether it is one.
+    adversary, attack, setting, uploads
+        Of the findings.
+    rng
+        Seed of the intervals.
+    """
+    rows = []
+    for metric, row in attacks.membership_scores(score, member, rng=rng).iterrows():
+        rows.append(
+            finding(
+                "membership",
+                adversary,
+                attack,
+                _MEMBERSHIP[str(metric)],
+                float(row["value"]),
+                float(row["baseline"]),
+                baseline_name=GUESS,
+                uploads=uploads,
+                setting=setting,
+                interval=(float(row["low"]), float(row["high"])),
+                margin={"auc": 0.02, "advantage": 0.04}.get(str(metric), float(row["baseline"])),
+            )
+        )
+    return rows
+
+
+SCORES = {
     "pearson": "Pearson",
     "top_features": "top features found",
     "nonzero": "zeros right",
     "reidentified": "re-identified",
+}
+_MEMBERSHIP = {
+    "auc": "AUC",
+    "advantage": "advantage",
+    "tpr_at_1%": "TPR at 1% FPR",
+    "tpr_at_0.1%": "TPR at 0.1% FPR",
 }
