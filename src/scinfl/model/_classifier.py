@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 
 _BATCHNORM = (
     "`norm='batch'`: batch normalisation keeps means and variances of a site's hidden units. They stay at the site and "
-    "are never sent or saved, so a loaded model estimates them anew from the cells it predicts, and predictions then "
-    "depend on which cells come together; whoever holds such statistics can undo part of the lock without a single "
+    "are never sent or saved, so a loaded model estimates them again from the cells it predicts, and predictions then "
+    "depend on which cells come together; anyone with such statistics can undo part of the lock without a single "
     "label. `norm='layer'` stores none."
 )
 
@@ -156,7 +156,7 @@ class Classifier(FederatedModel):
         missing: Literal["error", "zero"] = "error",
         **kwargs: Any,
     ) -> None:
-        """Tell the model where labels, sites and values are.
+        """Register the AnnData fields with labels, sites and values for this model.
 
         Parameters
         ----------
@@ -175,7 +175,7 @@ class Classifier(FederatedModel):
             Label of rows that have none; they are predicted but not trained on.
         missing
             What to do with NaN: ``"error"`` refuses them; ``"zero"`` reads them as 0, the mean of centred data.
-            Beware that *which* proteins are missing often tells the cohort, and a network learns that.
+            Beware that *which* proteins are missing often identifies the cohort, and a network learns that.
         kwargs
             ``source_registry`` of another data set, to take its label codes.
 
@@ -216,7 +216,7 @@ class Classifier(FederatedModel):
 
     @property
     def labels(self) -> list[str]:
-        """Labels that the model tells apart, in the order of its outputs."""
+        """Labels that the model distinguishes, in the order of its outputs."""
         mapping = [str(label) for label in state_of(self.registry_, "labels")["categorical_mapping"]]
         return [label for label in mapping if label != str(self._setup_args()["unlabeled_category"])]
 

@@ -46,7 +46,7 @@ class LocalTraining:
     batch_size
         Observations a step.
     lr, weight_decay
-        Of the optimiser, started anew each round.
+        Of the optimiser, which starts afresh each round.
     rng
         Seed of the run.
     optimizer
@@ -86,7 +86,7 @@ class SharedNetwork:
     ----------
     network
         Network with ``loss(batch)``, ``evaluate(batches)`` and ``metric_names``; one with ``refresh()`` takes its
-        running statistics anew from its parameters before it is evaluated.
+        running statistics again from its parameters before it is evaluated.
     open_state
         Turns a shared state into plain parameters.
     """
@@ -124,7 +124,7 @@ class SharedNetwork:
         return hasattr(self.network, "refresh")
 
     def refresh(self) -> None:
-        """Take the running statistics anew, where they follow from parameters."""
+        """Take the running statistics again, where they follow from parameters."""
         if self.derives_statistics:
             self.network.refresh()  # type: ignore[operator]
 
@@ -306,7 +306,7 @@ class LocalSite:
 
     @property
     def metric_names(self) -> list[str]:
-        """Names of what :meth:`evaluate` tells, at a site without rows to validate on too."""
+        """Names of what :meth:`evaluate` returns, at a site without rows to validate on too."""
         return list(self._network.metric_names)  # type: ignore[arg-type]
 
     def local_state(self) -> State:

@@ -262,7 +262,7 @@ class LockedModel(RegisteredModel):
             Whose personal parameters to save, where the share rule leaves some at the sites.
         sealed
             Encrypt the weights; by default where the model was trained with a key. ``False`` writes them locked only:
-            they still predict at chance as they are, but whoever has the file may attack the lock, for example by
+            they still predict at chance as they are, but anyone with the file can attack the lock, for example by
             fine-tuning on labelled data of his own.
         overwrite
             Replace a model that is there.

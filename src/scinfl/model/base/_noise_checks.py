@@ -63,7 +63,7 @@ def check_noise_of_spots(protections: Sequence[Protection], *, everywhere: bool)
         if isinstance(protection, UpdateDP):
             if not everywhere:
                 msg = (
-                    "Expected the same modalities at all sites for UpdateDP, found others: a site has to tell which "
+                    "Expected the same modalities at all sites for UpdateDP, found others: a site has to state which "
                     "it measured, and noise on its update does not hide that. Use a `KeyedSum` or `PairwiseSum`, or "
                     "train on the modalities that all sites have."
                 )

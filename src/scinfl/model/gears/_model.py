@@ -65,19 +65,19 @@ logger = logging.getLogger(__name__)
 class GEARS(PriorPredictor):
     """Predict the response to single and combined perturbations of genes, seen and unseen, trained over sites.
 
-    The network of GEARS (Roohani, Huang & Leskovec 2024): it knows which genes are alike, by a gene ontology and by
+    The network of GEARS (Roohani, Huang & Leskovec 2024): it knows which genes are similar, by a gene ontology and by
     co-expression, and predicts the mean change that a set of perturbed genes makes to every gene. It is trained on
-    moments of the cells of each condition, which replace the cells exactly (see
-    :func:`scinfl.module.change_loss`), so that an epoch costs conditions × genes, however many cells there are.
+    moments of the cells of each condition, which replace the cells exactly (see :func:`scinfl.module.change_loss`), so
+    that the time of an epoch grows with conditions × genes, however many cells there are.
 
     Parameters
     ----------
     adata
         Data that went through :meth:`setup_anndata`.
     gene_ontology
-        How alike perturbed genes are: a table with the columns ``source``, ``target``, ``importance`` (or a csv file of
-        them), or the terms of each gene (mapping, tsv or gmt file), compared by Jaccard index above 0.1. Without it
-        perturbed genes are compared by their co-expression, and a warning says so.
+        How similar perturbed genes are: a table with the columns ``source``, ``target``, ``importance`` (or a csv file
+        of them), or the terms of each gene (mapping, tsv or gmt file), compared by Jaccard index above 0.1. Without it
+        perturbed genes are compared by their co-expression, with a warning.
     n_hidden
         Size of the embeddings.
     n_ontology_layers, n_coexpression_layers
@@ -105,7 +105,7 @@ class GEARS(PriorPredictor):
     rng
         Seed of the initial parameters.
     facts
-        What a saved model says of itself; given by :meth:`load`.
+        Metadata of a saved model; given by :meth:`load`.
 
     Examples
     --------
@@ -196,7 +196,7 @@ class GEARS(PriorPredictor):
         covariate_keys: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
-        """Tell the model where perturbations, sites and values are.
+        """Register the AnnData fields with perturbations, sites and values for this model.
 
         Parameters
         ----------
@@ -345,7 +345,7 @@ class GEARS(PriorPredictor):
         if loss != "auto":
             return [loss]
         if self.uncertainty == "gaussian":
-            return ["squared"]  # it stands in both
+            return ["squared"]  # it is in both
         return ["squared", "quartic"] if self._loss is None else [self._loss]
 
     def _train_with(

@@ -1,4 +1,4 @@
-"""What a site knows of its cells: moments a condition, in place of the cells."""
+"""What a site knows of its cells: moments per condition, in place of the cells."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a trained model of perturbations answers."""
+"""Predictions of a trained model of perturbations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EVERYWHERE = ""  # in place of a site's name, for what all sites share
 
 
 class PerturbationPredictor(FederatedModel):
-    """A model that predicts changes of expression, and what it does so from."""
+    """A model that predicts changes of expression, and what it predicts them from."""
 
     module: GEARSModule
     _network_options: dict[str, Any]

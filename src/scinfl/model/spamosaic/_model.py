@@ -36,8 +36,8 @@ class SpaMosaic(SpotPredictor):
     Sections may differ in what they measured (RNA and protein here, RNA there, protein elsewhere), as long as sections
     with two modalities link them all. For each modality sites agree, by sums, on directions that follow the tissue
     and on prototypes that align their sections; what sets sections apart is removed by them. A small network learns to
-    say from a spot and its neighbourhood in one modality what the aligned neighbourhood is in all modalities, through a
-    short code that is the same whichever modality it comes from. What it says is the embedding: a linear map of the
+    predict from a spot and its neighbourhood in one modality the aligned neighbourhood in all modalities, through a
+    short code that is the same whichever modality it comes from. The prediction is the embedding: a linear map of the
     code, in which distances mean what they do among aligned directions.
 
     Parameters
@@ -79,7 +79,7 @@ class SpaMosaic(SpotPredictor):
     rng
         Seed of the initial parameters.
     facts
-        What a saved model says of itself; given by :meth:`load`.
+        Metadata of a saved model; given by :meth:`load`.
 
     Examples
     --------
@@ -149,7 +149,7 @@ class SpaMosaic(SpotPredictor):
         normalise: str | None = None,
         **kwargs: Any,
     ) -> None:
-        """Tell the model where sections, sites, coordinates and values are.
+        """Register the AnnData fields with sections, sites, coordinates and values for this model.
 
         Parameters
         ----------
@@ -176,7 +176,7 @@ class SpaMosaic(SpotPredictor):
         KeyError
             If a column, layer or entry does not exist.
         ValueError
-            If coordinates or values are missing, or a section lies at several sites.
+            If coordinates or values are missing, or a section is at several sites.
         """
         setup_args = cls._get_setup_method_args(**{k: v for k, v in locals().items() if k != "kwargs"})
         if normalise is not None:
@@ -209,7 +209,7 @@ class SpaMosaic(SpotPredictor):
         normalise: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Tell the model where sections, sites, coordinates and values of several modalities are.
+        """Register the MuData fields with sections, sites, coordinates and values of several modalities for this model.
 
         Spots are matched by name. Within a section every modality that is there measures the same spots, and sections
         with several modalities link all of them.
@@ -221,14 +221,14 @@ class SpaMosaic(SpotPredictor):
         section_key
             Column of ``mdata.obs``, or of the ``obs`` of the modalities, with the section of each spot.
         site_key
-            Likewise, with the site; ``None`` trains one site with all sections (pooled).
+            The same for the site; ``None`` trains one site with all sections (pooled).
         spatial_key
             Entry of ``mdata.obsm``, or of the ``obsm`` of the modalities, with the coordinates, in any unit.
         layers
             Layer to use instead of X, by modality.
         normalise
-            Normalisation by modality, see :meth:`setup_anndata`; ``"tfidf"`` for counts of modalities whose names indicate
-            accessibility (atac, peaks, histone).
+            Normalisation by modality, see :meth:`setup_anndata`; ``"tfidf"`` for counts of modalities whose names
+            indicate accessibility (atac, peaks, histone).
         kwargs
             ``source_registry`` of another data set.
 
@@ -237,7 +237,7 @@ class SpaMosaic(SpotPredictor):
         KeyError
             If a column, layer, modality or entry does not exist.
         ValueError
-            If coordinates or values are missing, spots do not match between modalities, a section lies at several
+            If coordinates or values are missing, spots do not match between modalities, a section is at several
             sites, or no section links the modalities.
         """
         _check_modalities(mdata, layers, normalise)
@@ -369,7 +369,7 @@ class SpaMosaic(SpotPredictor):
         options: SpaMosaicOptions,
         guards: Sequence[Protection] | None,
     ) -> dict[str, State]:
-        """How far each modality can be trusted that is imputed from the others, on spots that were set aside."""
+        """How accurately each modality is imputed from the others, on spots that were set aside."""
         if len(data) == 1 and options.remote is None:
             guards = ()
         elif guards is None:
@@ -462,7 +462,7 @@ def _parts(modality: str) -> list[str]:
 
 
 def _batch_size(data: Mapping[str, SiteData], options: SpaMosaicOptions) -> int:
-    """Spots per step: as asked for, else so that the smallest site takes about 16 steps an epoch."""
+    """Spots per step: as asked for, else so that the smallest site takes about 16 steps per epoch."""
     if options.batch_size is not None:
         return options.batch_size
     if options.remote is not None:

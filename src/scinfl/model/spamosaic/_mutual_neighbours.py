@@ -128,7 +128,7 @@ def without_outliers(
     share: float | Literal["auto"] = "auto",
     rng: int = 0,
 ) -> np.ndarray:
-    """Drop pairs that lie unlike the others in space, by an isolation forest (Liu et al. 2008).
+    """Drop pairs that are unlike the others in space, by an isolation forest (Liu et al. 2008).
 
     The forest sees both places of a pair and their difference, so coordinates of the sections should roughly agree.
 

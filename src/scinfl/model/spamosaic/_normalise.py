@@ -24,7 +24,7 @@ def normalised(matrix: Matrix, how: str, weights: np.ndarray | None = None) -> M
     ``"log1p"``
         :math:`\log(1 + x)`.
     ``"tfidf"``
-        :math:`\log(1 + 10^4 x w / \sum x w)` with a weight :math:`w` a feature, for accessibility.
+        :math:`\log(1 + 10^4 x w / \sum x w)` with a weight :math:`w` per feature, for accessibility.
     ``"none"``
         Values as they are.
 

@@ -12,7 +12,7 @@ from scinfl.model.base._options import TrainOptions
 class SpaMosaicOptions(TrainOptions):
     """Settings of :meth:`SpaMosaic.train`: those of every run (:class:`TrainOptions`), and its own.
 
-    Without ``batch_size`` the smallest site takes about 16 steps an epoch.
+    Without ``batch_size`` the smallest site takes about 16 steps per epoch.
 
     Parameters
     ----------

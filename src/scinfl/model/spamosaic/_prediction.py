@@ -91,7 +91,8 @@ class SpotPredictor(FederatedModel):
     ) -> np.ndarray:
         """Embedding of every spot (spots × n_target of all modalities, float32), for :func:`scinfl.tl.cluster`.
 
-        The aligned neighbourhood of a spot in all modalities, predicted from its code; NaN for spots without a modality.
+        The aligned neighbourhood of a spot in all modalities, predicted from its code; NaN for spots without a
+        modality.
 
         Parameters
         ----------

@@ -223,7 +223,7 @@ def _within(xy: np.ndarray, name: str, radius: float) -> Edges:
     around = tree.query_ball_point(probes, radius, return_length=True).mean() - 1
     if around > _MOST_NEIGHBOURS:
         msg = (
-            f"Expected at most {_MOST_NEIGHBOURS} neighbours a spot, found {around:.0f} on average within {radius:g} "
+            f"Expected at most {_MOST_NEIGHBOURS} neighbours per spot, found {around:.0f} on average within {radius:g} "
             f"in section '{name}'. Lower `radius`, which is in the unit of the coordinates, or set `n_neighbours` too."
         )
         raise ValueError(msg)
