@@ -31,7 +31,7 @@ class Conditions:
     covariates
         Level of every covariate (conditions × covariates).
     weight
-        How many cells of a batch a condition stands for in the normalisations.
+        How many cells of a batch a condition represents in the normalisations.
 
     Examples
     --------
@@ -148,8 +148,10 @@ class GEARSModule(nn.Module):
         self.cross_readout = Table(genes, d + 2, std=[*[spread] * (d + 1), math.sqrt(2 / (n_genes + 1))])
         if uncertainty is not None:
             self.uncertainty_mlp = NormMLP([d, 2 * d, d, 1], last_norm=uncertainty == "published")
-        self._graphs: dict[str, Tensor] = {}
-        self._agreed: Conditions | None = None
+        self.graphs: dict[str, Tensor] = {}
+        """Normalised graphs by name, see :meth:`set_graph`."""
+        self.agreed: Conditions | None = None
+        """Conditions over which the running statistics are taken."""
         self.n_validated = 0
         """Number of validation conditions over all sites."""
 
@@ -166,11 +168,11 @@ class GEARSModule(nn.Module):
             Weight of each edge.
         """
         n = self.n_genes if name == "coexpression" else len(self.perturbation_embedding.row_names)
-        self._graphs[name] = normalised_adjacency(edges[0], edges[1], weights, n)
+        self.graphs[name] = normalised_adjacency(edges[0], edges[1], weights, n)
 
     def set_agreed(self, conditions: Conditions) -> None:
         """Set the conditions over which the running statistics are taken, the same at every site."""
-        self._agreed = conditions
+        self.agreed = conditions
 
     # ---- forward
 
@@ -196,7 +198,7 @@ class GEARSModule(nn.Module):
         total = weight.sum()
         embedded = torch.relu(self.gene_norm(self.gene_embedding(), total.expand(self.n_genes)))
         position = self.gene_position()
-        places = [self._propagated(position, self.coexpression, self._graphs.get("coexpression"))]
+        places = [self._propagated(position, self.coexpression, self.graphs.get("coexpression"))]
         counts, slot = total[None], None
         if self.compat:
             places.append(self._propagated(position, self.coexpression, None))
@@ -209,7 +211,7 @@ class GEARSModule(nn.Module):
         u = self.readout.weight.new_zeros(len(conditions), self.readout.weight.shape[1] - 1)
         rows = torch.unique(conditions.rows)
         if len(rows) > 0:
-            effect = self._propagated(self.perturbation_embedding(), self.ontology, self._graphs.get("ontology"))
+            effect = self._propagated(self.perturbation_embedding(), self.ontology, self.graphs.get("ontology"))
             summed = u.index_add(0, conditions.rows, effect[conditions.genes])[rows]
             u = u.index_copy(0, rows, self.perturbation_mlp(summed, conditions.weight[rows]))
         for number, table in enumerate(self.covariate_embedding):
@@ -288,7 +290,7 @@ class GEARSModule(nn.Module):
 
     @property
     def metric_names(self) -> list[str]:
-        """Names of what :meth:`evaluate` tells, of all validation conditions."""
+        """Names of what :meth:`evaluate` returns, of all validation conditions."""
         by_condition = [f"{what}_{number}" for what in SUMS for number in range(self.n_validated)]
         return ["mse", "mse_de", "pearson_delta", *by_condition]
 
@@ -304,17 +306,17 @@ class GEARSModule(nn.Module):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take the running statistics anew, in one pass over the agreed conditions.
+        """Take the running statistics again, in one pass over the agreed conditions.
 
         The inputs of all normalisations depend on parameters and conditions, not on cells, so that sites with the same
         parameters have the same statistics, and none need be sent or saved.
         """
-        if self._agreed is None:
+        if self.agreed is None:
             return
         training = self.training
         with self._remembering_all():
             self.train()
-            self.change_and_spread(self._agreed.to(self.readout.weight.device))
+            self.change_and_spread(self.agreed.to(self.readout.weight.device))
         self.train(training)
 
     @contextmanager
