@@ -232,7 +232,7 @@ def test_info_knows_the_extras_of_this_package(capsys):
         (["info", "."], "Check the path"),
     ],
 )
-def test_errors_speak_of_options_and_come_before_the_work(files, cells, capsys, arguments, message):
+def test_errors_name_options_and_come_before_the_work(files, cells, capsys, arguments, message):
     cells.obs["one"] = "x"
     cells.write_h5ad("data.h5ad")
     cells.X[0, 0] = float("nan")

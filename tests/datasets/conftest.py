@@ -1,4 +1,4 @@
-"""A server on this machine that stands for those with published data."""
+"""A server on this machine that replaces those with published data."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ CONTENT = np.random.default_rng(0).bytes(50_000)
 
 
 class Server:
-    """Serves the files it is given, and can be told to misbehave."""
+    """Serves the files it is given, and can be made to misbehave."""
 
     def __init__(self):
         self.files, self.asked = {}, []
-        self.ranges, self.told_start = True, None
+        self.ranges, self.sent_start = True, None
         self.cut_at = self.status = None
         self.sized = True
         outer = self
@@ -51,9 +51,9 @@ class Server:
         wanted = re.fullmatch(r"bytes=(\d+)-", handler.headers.get("Range", ""))
         if wanted and self.ranges and status == 200:
             start = int(wanted[1])
-            told = start if self.told_start is None else self.told_start
+            sent = start if self.sent_start is None else self.sent_start
             status = 206 if start < len(content) else 416
-            extent = f"{told}-{len(content) - 1}" if status == 206 else "*"
+            extent = f"{sent}-{len(content) - 1}" if status == 206 else "*"
             headers = {"Content-Range": f"bytes {extent}/{len(content)}", "Content-Length": len(content) - start}
         handler.send_response(status)
         for name_, value in headers.items():

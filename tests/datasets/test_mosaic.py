@@ -61,7 +61,7 @@ def test_faint_is_how_far_look_alikes_differ():
 
 
 @pytest.mark.parametrize("n_domains", range(4, 12))
-def test_any_two_modalities_tell_all_domains_apart(n_domains):
+def test_any_two_modalities_separate_all_domains(n_domains):
     groups = {name: _look_alikes(name, n_domains) for name in ALL}
     for name, own in groups.items():
         assert np.bincount(own).max() == 2

@@ -24,7 +24,7 @@ def test_interaction_is_a_knob_that_starts_at_additive():
     assert 0.01 < errors[1] < errors[2]
 
 
-def test_the_ontology_knows_what_it_is_told_to_know():
+def test_the_ontology_knows_the_share_that_was_asked_for():
     def overlap(known):
         adata = perturbseq_simulated(200, n_singles=20, n_doubles=0, n_cells=2, n_controls=2, ontology=known)
         truth = adata.uns["true_change"].to_numpy()

@@ -106,7 +106,7 @@ def test_a_file_is_fetched_once_and_its_hash_is_kept_beside_it(server):
     assert server.asked == [("/api/access/datafile/blob", None)]
 
 
-def test_a_file_without_a_told_size_is_fetched_too(server):
+def test_a_file_without_a_stated_size_is_fetched_too(server):
     server.sized = False
     assert get(server).read_bytes() == CONTENT
 
@@ -121,7 +121,7 @@ def test_a_changed_file_is_an_error_that_names_both_cures(server):
     assert len(server.asked) == 2
 
 
-def test_a_file_that_was_fetched_anew_gets_a_new_record(server):
+def test_a_file_that_was_fetched_again_gets_a_new_record(server):
     path = get(server)
     path.unlink()
     server.files["blob"] = b"second edition"
@@ -172,11 +172,11 @@ def test_a_part_that_was_complete_only_gets_its_name(server):
 
 
 @pytest.mark.parametrize(
-    ("part", "ranges", "told_start"), [(b"other", False, None), (b"other", True, 7), (bytes(60_000), True, None)]
+    ("part", "ranges", "sent_start"), [(b"other", False, None), (b"other", True, 7), (bytes(60_000), True, None)]
 )
-def test_a_part_that_cannot_go_on_is_begun_anew(server, part, ranges, told_start):
+def test_a_part_that_cannot_go_on_is_begun_again(server, part, ranges, sent_start):
     part_of(cache_folder() / "blob.bin").write_bytes(part)
-    server.ranges, server.told_start = ranges, told_start
+    server.ranges, server.sent_start = ranges, sent_start
     assert get(server).read_bytes() == CONTENT
     assert cached() == ["blob.bin", "blob.bin.sha256"]
 
@@ -198,7 +198,7 @@ def test_a_file_with_another_hash_is_not_kept(server):
     assert len(server.asked) == 1
 
 
-def test_a_resumed_file_with_another_hash_is_begun_anew_once(server):
+def test_a_resumed_file_with_another_hash_is_begun_again_once(server):
     digest = hashlib.sha256(CONTENT).hexdigest()
     part_of(cache_folder() / "blob.bin").write_bytes(b"an older edition")
     assert get(server, known_hash=digest).read_bytes() == CONTENT
@@ -210,19 +210,19 @@ def test_a_resumed_file_with_another_hash_is_begun_anew_once(server):
     assert len(server.asked) == 4
 
 
-def test_offline_the_message_tells_address_path_and_variables(server):
+def test_offline_the_message_names_address_path_and_variables(server):
     server.close()
     with pytest.raises(ConnectionError) as caught:
         get(server)
-    told = str(caught.value)
+    message = str(caught.value)
     for part in (f"{server.url}/api/access/datafile/blob", "offline", "server is down", "SCINFL_DATA "):
-        assert part in told
-    assert f"put it at '{cache_folder() / 'blob.bin'}'" in told
+        assert part in message
+    assert f"put it at '{cache_folder() / 'blob.bin'}'" in message
     assert cached() == []
 
 
 @pytest.mark.parametrize("status", [202, 403, 404, 503])
-def test_an_answer_without_the_file_is_told_and_not_kept(server, status):
+def test_an_answer_without_the_file_is_reported_and_not_kept(server, status):
     server.status = status
     with pytest.raises(ConnectionError, match=f"found the answer {status} .*a browser"):
         get(server)
@@ -232,7 +232,7 @@ def test_an_answer_without_the_file_is_told_and_not_kept(server, status):
     assert cached() == ["blob.bin.part"]
 
 
-def test_a_server_that_is_no_address_is_told(server, monkeypatch):
+def test_a_server_that_is_no_address_is_reported(server, monkeypatch):
     monkeypatch.setenv("SCINFL_DATAVERSE", "nowhere")
     with pytest.raises(ConnectionError, match="no way to ask it"):
         get(server)
@@ -255,7 +255,7 @@ def test_progress_is_shown_unless_it_is_not_wanted(server, capsys):
     assert "blob.bin" in capsys.readouterr().err
 
 
-def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+def test_the_cache_is_where_the_environment_sets_it(monkeypatch, tmp_path):
     monkeypatch.setenv("SCINFL_DATA", str(tmp_path / "a" / "b"))
     assert cache_folder() == tmp_path / "a" / "b"
     monkeypatch.delenv("SCINFL_DATA")
@@ -354,7 +354,7 @@ def test_an_archive_with_none_or_several_screens_is_refused(server, names):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "page"])
-def test_a_damaged_archive_is_told_and_leaves_nothing_half_written(server, archive, damage):
+def test_a_damaged_archive_is_reported_and_leaves_nothing_half_written(server, archive, damage):
     middle = len(archive) // 3
     flipped = archive[:middle] + bytes(255 - byte for byte in archive[middle : middle + 9]) + archive[middle + 9 :]
     server.files = {NORMAN: {"cut": archive[:-50], "flipped": flipped, "page": b"<html>log in</html>"}[damage]}
@@ -446,7 +446,7 @@ def test_an_ontology_at_hand_is_read(tmp_path):
         (make_tar({"go.csv": b""}), "to be a csv file"),
     ],
 )
-def test_a_damaged_ontology_is_told(server, content, message):
+def test_a_damaged_ontology_is_reported(server, content, message):
     server.files = {ONTOLOGY: content}
     with pytest.raises(ValueError, match=message):
         datasets.gene_ontology(progress=False)

@@ -150,7 +150,7 @@ def test_a_tissue_that_is_not_there_is_answered_by_those_that_are(tmp_path, sect
         datasets.spamosaic("Human_tonsil", tmp_path / "nowhere")
 
 
-def test_sections_that_do_not_fit_are_told(tmp_path):
+def test_sections_that_do_not_fit_are_reported(tmp_path):
     def write(**files):
         members = {f"T/{name}_adata_rna.h5ad": content for name, content in files.items()}
         (tmp_path / "x.zip").write_bytes(zip_of(members))
@@ -165,7 +165,7 @@ def test_sections_that_do_not_fit_are_told(tmp_path):
         datasets.spamosaic("T", write(s1=b"no HDF5"))
 
 
-def test_a_record_without_the_archive_is_told(server):
+def test_a_record_without_the_archive_is_reported(server):
     publish_at_zenodo(server, {"notes.txt": b"", "a.zip": zip_of({}), "b.zip": zip_of({})})
     with pytest.raises(ValueError, match=r"'integration' in its name in https://zenodo\.org/records/12654113, found 0"):
         datasets.spamosaic(progress=False)
@@ -204,7 +204,7 @@ def test_a_record_cannot_name_files_outside_the_cache(server, sections):
         (datasets.huvec, "https://doi.org/10.6084/m9.figshare.30763670"),
     ],
 )
-def test_without_a_list_the_message_tells_the_page_and_the_cure(server, load, page):
+def test_without_a_list_the_message_names_the_page_and_the_cure(server, load, page):
     server.status = 503
     with pytest.raises(ConnectionError, match=f"the files of {page}, found no list.*pass their `path`"):
         load(progress=False)
@@ -378,7 +378,7 @@ def test_proteins_at_hand_are_read_in_three_forms(tmp_path):
             assert datasets.tcga_proteins(tmp_path / name, complete=complete).shape == (3, n_vars)
 
 
-def test_a_table_that_is_another_one_is_told(server, tmp_path):
+def test_a_table_that_is_another_one_is_refused(server, tmp_path):
     for content in ("<html>", "SampleID\tOther\nTCGA\tx\n", "SampleID\tTumorType\tA\nTCGA-A1-0\tACC\tx\n"):
         (tmp_path / "t.txt").write_text(content)
         with pytest.raises(ValueError, match=r"t\.txt' to be the TCGA protein table of the PanCanAtlas"):

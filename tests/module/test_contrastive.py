@@ -79,12 +79,12 @@ def test_single_precision_and_sharp_temperatures_stay_finite():
     assert all(torch.isfinite(code.grad).all() for code in codes)
 
 
-def test_alike_modalities_are_best_and_shuffled_ones_worst():
+def test_equal_modalities_are_best_and_shuffled_ones_worst():
     (code,) = draw_codes(40, 1)
     order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
-    alike, shuffled = contrastive_loss([code, code]), contrastive_loss([code, code[order]])
+    paired, shuffled = contrastive_loss([code, code]), contrastive_loss([code, code[order]])
     noisy = contrastive_loss([code, code + 0.5 * draw_codes(40, 1, rng=2)[0]])
-    assert alike < noisy < shuffled
+    assert paired < noisy < shuffled
     opposite = contrastive_loss([code, -code])
     assert opposite > shuffled
 

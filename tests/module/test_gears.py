@@ -100,7 +100,7 @@ def test_the_quirk_of_the_published_network_matters(tag):
     with torch.no_grad():
         change = reference_module(tag, compat=False).eval()(Conditions.of(MEMBERS)).numpy()
     np.testing.assert_allclose(change[0], REFERENCE[f"{tag}/eval"][0], rtol=0, atol=1e-5)
-    np.testing.assert_array_equal(change[0], change[4])  # the same perturbation, wherever it stands
+    np.testing.assert_array_equal(change[0], change[4])  # the same perturbation, wherever it is
     assert np.abs(change[4] - REFERENCE[f"{tag}/eval"][4]).max() > 1e-4
 
 

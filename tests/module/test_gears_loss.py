@@ -99,7 +99,7 @@ def test_a_condition_without_expressed_genes_costs_nothing():
     assert change_loss(make_change(), silent) == 0
 
 
-def test_each_condition_counts_alike_whatever_its_number_of_cells():
+def test_each_condition_counts_the_same_whatever_its_number_of_cells():
     change, targets = make_change(), make_targets()
     single = [change_loss(change[[row]], targets[torch.tensor([row])]) for row in range(4)]
     torch.testing.assert_close(change_loss(change, targets), torch.stack(single).mean())

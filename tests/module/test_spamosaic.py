@@ -152,13 +152,13 @@ def naive_error(module, batch, codes, readers, measured):
 
 
 @pytest.mark.parametrize("modalities", [("rna",), ("adt",), MODALITIES, ("rna", "adt", "atac")])
-def test_every_code_of_a_spot_tells_what_all_its_modalities_measured(modalities):
+def test_every_code_of_a_spot_predicts_what_all_its_modalities_measured(modalities):
     module, batch = make_module(("rna", "adt", "atac")).eval(), make_batch(modalities)
     with torch.no_grad():
         codes = list(module.codes(batch.inputs).values())
-        told = codes if len(codes) == 1 else [*codes, torch.stack(codes).mean(0)]
-        neighbourhoods = naive_error(module, batch, told, module.decoders, batch.targets)
-        values = naive_error(module, batch, told, module.readouts, batch.values)
+        predictors = codes if len(codes) == 1 else [*codes, torch.stack(codes).mean(0)]
+        neighbourhoods = naive_error(module, batch, predictors, module.decoders, batch.targets)
+        values = naive_error(module, batch, predictors, module.readouts, batch.values)
         torch.testing.assert_close(module.loss(batch), neighbourhoods + values)
         torch.testing.assert_close(module.loss(batch, value_weight=0.3), neighbourhoods + 0.3 * values)
         torch.testing.assert_close(module.loss(batch, value_weight=0.0), neighbourhoods)
@@ -198,7 +198,7 @@ def test_what_a_spot_did_not_measure_gets_no_gradient():
         assert trained == (".rna." in name), name
 
 
-def test_the_mean_over_batches_weighs_spots_alike():
+def test_the_mean_over_batches_weighs_all_spots_the_same():
     module = make_module().eval()
     few, many = make_batch(n=3), make_batch(n=30, rng=5)
     expected = (3 * module.evaluate([few])["loss"] + 30 * module.evaluate([many])["loss"]) / 33

@@ -228,7 +228,7 @@ def test_layers_of_the_published_schemes_cannot_be_folded(key, scheme):
     assert layer.unlock(weight, bias) == (weight, bias)
 
 
-def test_of_other_modules_nothing_can_be_said():
+def test_other_modules_have_no_folded_weight():
     for module in (nn.ReLU(), nn.Conv1d(2, 2, 1), SecretProjection(nn.Linear(4, 3))):
         assert folded(module) is None
 

@@ -111,7 +111,7 @@ def test_a_secret_projection_has_no_parameters_and_follows_the_key(key):
     network.zero_grad()
     assert len(pickle.dumps(network)) == clean
     assert (copy.deepcopy(network)[0](x) == 0).all()
-    network = keyed(network)  # the other layers can be keyed besides
+    network = keyed(network)  # the other layers can be keyed too
     assert list(keyed_layers(network)) == ["0", "2"]
     assert isinstance(without_modules(network)[0], SecretProjection)
     with pytest.raises(ValueError, match="among the linear layers"):

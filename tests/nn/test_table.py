@@ -219,7 +219,7 @@ def test_a_stripped_table_with_a_bound_keeps_what_it_stores(key):
     torch.testing.assert_close(read, nn.functional.normalize(before) * before.norm(dim=1, keepdim=True).clamp_max(1))
 
 
-def test_sites_whose_genes_stand_in_another_order_store_the_same_rows(key):
+def test_sites_whose_genes_are_in_another_order_store_the_same_rows(key):
     one, shuffled = make_table(key), np.random.default_rng(0).permutation(40)
     other = make_table(key, [GENES[i] for i in shuffled])
     plain = torch.randn(40, 6, dtype=torch.float64)
@@ -336,7 +336,7 @@ def test_a_trained_read_out_gets_gradients_and_the_rest_of_theta_none(key):
     assert {name for name, p in frozen.readout.named_parameters() if p.grad is not None} == {"weight"}
 
 
-def test_a_trained_read_out_is_read_anew_and_signs_stay(key):
+def test_a_trained_read_out_is_read_again_and_signs_stay(key):
     frozen, trained = make_table(key), make_table(key, train_meta=True)
     torch.testing.assert_close(trained(), frozen(), rtol=1e-12, atol=1e-12)
     signs = torch.sign(frozen._read().scale)

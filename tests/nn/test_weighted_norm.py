@@ -1,4 +1,4 @@
-"""Rows that stand for several cells are normalised like the cells."""
+"""Rows that represent several cells are normalised like the cells."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def make_section(genes="ABC", n=4, *, form=np.asarray, dtype=np.float32, names="
 
 
 @pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
-def test_spots_of_all_sections_stand_one_after_another(form):
+def test_spots_of_all_sections_follow_one_another(form):
     one, other = make_section("ABC", form=form), make_section("CAB", 3, form=form, names="other", rng=1, kind="y")
     before = [section.copy() for section in (one, other)]
     joined = join_sections({"left": one, "2": other})
@@ -66,7 +66,7 @@ def test_only_names_that_collide_get_the_section_in_front():
     assert list(always.obs_names) == ["a-spot0", "a-spot1", "a-spot2", "c-own0", "c-own1"]
 
 
-def test_modalities_joined_one_by_one_name_a_spot_alike():
+def test_modalities_joined_one_by_one_give_a_spot_the_same_name():
     rna = join_sections({"1": make_section("AB"), "2": make_section("AB")}, prefix="always")
     protein = join_sections({"1": make_section("PQ"), "3": make_section("PQ", names="other")}, prefix="always")
     first = protein.obs_names[protein.obs["section"] == "1"]
@@ -92,7 +92,7 @@ def test_features_in_common_keep_the_order_of_the_first():
 
 
 @pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix])
-def test_a_union_says_which_zeros_were_never_measured(form, tmp_path):
+def test_a_union_marks_which_zeros_were_never_measured(form, tmp_path):
     one, other = make_section("BA", form=form), make_section("CB", 5, form=form, names="other")
     one.obs["section"], other.obs["section"] = ["1", "1", "2", "2"], "3"
     joined = join_sections([one, other], join="outer")
@@ -183,7 +183,7 @@ def test_features_must_agree():
             join_sections(sections)
 
 
-def test_coordinates_must_be_there_and_alike():
+def test_coordinates_must_be_there_and_of_one_shape():
     one, other = make_section(), make_section()
     with pytest.raises(KeyError, match=r"adata\.obsm\['xy'\] of section a, found entries \['spatial', 'X_pca'\]"):
         join_sections({"a": one, "b": other}, spatial_key="xy")

@@ -79,7 +79,7 @@ def test_without_singles_nothing_is_added(changes):
         perturbation_baselines(doubles, ["A+C"], similarity=similarity)
 
 
-def test_similar_genes_stand_in_for_one_that_was_never_perturbed(changes):
+def test_similar_genes_replace_one_that_was_never_perturbed(changes):
     similarity = pd.DataFrame(
         {
             "source": ["A", "C", "Z", "A", "B"],

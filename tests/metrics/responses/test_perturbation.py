@@ -177,7 +177,7 @@ def test_names_genes_and_cells_may_come_in_any_order(screen):
     pd.testing.assert_frame_equal(wide(renamed), expected)
 
 
-def test_a_name_never_stands_for_fewer_genes():
+def test_a_name_never_denotes_fewer_genes():
     predicted, X, conditions, start = make_screen(60)
     found = wide(perturbation(predicted, X, conditions, control_mean=start))
     assert found[["mse_top100_de", "pearson_top200_de", "mse_top200_hvg"]].isna().all(axis=None)

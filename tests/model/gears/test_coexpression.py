@@ -84,7 +84,7 @@ def test_genes_that_do_not_vary_have_no_edges(values, kind, n_cells):
     assert_edges((np.searchsorted(rest, edges), weights), expected)
 
 
-def test_genes_of_very_different_scale_are_compared_alike():
+def test_genes_of_very_different_scale_are_compared_in_the_same_way():
     X = make_matrix(dtype=np.float64)
     X[:, 3] *= 1e-4
     X[:, 7] *= 1e3

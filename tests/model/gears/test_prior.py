@@ -81,7 +81,7 @@ def test_controls_and_priors_without_conditions_change_nothing(kind, leave_out):
     np.testing.assert_array_equal(lone, np.zeros(6))
 
 
-def test_where_no_gene_was_perturbed_alone_combinations_stand_in():
+def test_where_no_gene_was_perturbed_alone_combinations_are_used():
     options = {"conditions": (("A", "B"), ("C", "D")), "changes": CHANGES[[1, 4]]}
     close(predict(("A",), **options), (AB + CD) / 2)
     close(predict(("A", "X"), **options), AB + CD)

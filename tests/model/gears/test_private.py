@@ -73,7 +73,7 @@ def test_adding_a_cell_moves_all_that_is_released_by_no_more_than_that():
     assert np.linalg.norm(moved) <= 0.7 * np.sqrt(1.25) * (1 + 1e-9)
 
 
-def test_without_noise_and_clipping_the_sums_stand_for_the_cells(screen):
+def test_without_noise_and_clipping_the_sums_replace_the_cells(screen):
     model = make_model(screen)
     design = Design.of(screen, model._setup_args(), {}).with_validation(0.2, 0)
     matrix = model._matrix(screen)
@@ -91,7 +91,7 @@ def test_without_noise_and_clipping_the_sums_stand_for_the_cells(screen):
     assert exact.epsilon() == 0
 
 
-def test_training_spends_once_and_says_so(screen, tmp_path):
+def test_training_spends_once_and_reports_it(screen, tmp_path):
     model, key = make_model(screen), Key.generate()
     private = SampleDP(target_epsilon=4.0, max_norm=8.0, delta=1e-4)
     model.train(key=key, protections=[private, KeyedSum(key)], journal=tmp_path, **QUICK)

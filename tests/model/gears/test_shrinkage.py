@@ -18,7 +18,7 @@ def test_the_share_is_what_fits_best_less_the_standard_error_of_a_ratio_of_means
     assert share_of(agreement, power) == pytest.approx(best - stats.t.ppf(stats.norm.cdf(1), 11) * error)
 
 
-def test_few_conditions_speak_for_little():
+def test_few_conditions_give_a_small_share():
     assert share_of(np.array([0.9]), np.array([1.0])) == 0
     few, many = (share_of(np.array([0.9, 0.5] * n), np.ones(2 * n)) for n in (1, 20))
     assert few < many < 0.7
@@ -51,13 +51,13 @@ def test_the_error_of_the_history_is_that_of_the_shrunk_network():
     assert shrunk(metrics, 6, prior=None, orders=orders) == plain
 
 
-def test_an_order_without_validation_conditions_takes_what_the_other_says():
+def test_an_order_without_validation_conditions_takes_the_share_of_the_other():
     metrics = metrics_of([0.5, 0.55, 0.6], np.ones(3), np.ones(3))
     result = shrunk(metrics, 3, prior="mean", orders=["single"] * 3)
     assert result["shrinkage_combination"] == result["shrinkage_single"] > 0
 
 
-def test_orders_are_told_by_the_number_of_genes():
+def test_orders_follow_from_the_number_of_genes():
     assert [order_of(genes) for genes in (("A",), ("A", "B"), ("A", "B", "C"))] == [
         "single",
         "combination",

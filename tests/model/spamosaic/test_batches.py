@@ -18,7 +18,7 @@ def make_sections(n=40, rng=0):
     return generator.random((n, 2)), np.repeat(["a", "b"], [n // 2, n - n // 2])
 
 
-def make_tensors(rows, *, n_spots=40, told=True) -> SpotTensors:
+def make_tensors(rows, *, n_spots=40, with_targets=True) -> SpotTensors:
     """Spots of one modality, each with its row in the data as its only feature."""
     rows = np.asarray(rows)
     place = np.full(n_spots, -1)
@@ -26,7 +26,7 @@ def make_tensors(rows, *, n_spots=40, told=True) -> SpotTensors:
     xy, section = make_sections(n_spots)
     graph = spatial_graph(xy[rows], section[rows], n_neighbours=4)
     x = torch.from_numpy(rows.astype(np.float32)[:, None])
-    parts = (x + 100, x + 200, graph) if told else ()
+    parts = (x + 100, x + 200, graph) if with_targets else ()
     return SpotTensors(torch.from_numpy(place), x, *parts)
 
 
@@ -94,7 +94,7 @@ def test_a_neighbour_is_a_neighbour_in_space_in_every_modality():
 
 
 def test_what_the_loss_does_not_ask_for_is_left_out():
-    (batch,) = MosaicBatches({"rna": make_tensors(range(40), told=False)}, np.arange(40), CPU).batches(100)
+    (batch,) = MosaicBatches({"rna": make_tensors(range(40), with_targets=False)}, np.arange(40), CPU).batches(100)
     assert list(batch.inputs) == ["rna"]
     assert batch.targets == batch.values == batch.neighbours == {}
 
@@ -107,7 +107,7 @@ def test_spots_that_no_modality_measured_are_in_no_batch():
     assert list(MosaicBatches(tensors, np.arange(0), CPU).batches(4)) == []
 
 
-def test_many_modalities_are_told_apart():
+def test_many_modalities_are_kept_apart():
     tensors = {f"m{number}": make_tensors(np.arange(number, 40)) for number in range(12)}
     for batch in MosaicBatches(tensors, np.arange(40), CPU).batches(100):
         for spot in ids(batch.rows):

@@ -92,7 +92,7 @@ def small():
 
 
 @pytest.mark.parametrize("case", ["two", "three"])
-def test_all_spots_get_one_embedding_that_tells_more_than_any_modality(case, request):
+def test_all_spots_get_one_embedding_that_separates_more_than_any_modality(case, request):
     mdata, model = request.getfixturevalue(case)
     si.tl.embed(mdata, model)
     code = mdata.obsm["X_infl"]
@@ -117,7 +117,7 @@ def test_modalities_of_a_spot_agree_and_sections_mix(two):
     both = (mdata.obs["section"] == "section_1").to_numpy()
     codes = [model.get_latent_representation(modality=name)[both] for name in ("rna", "adt")]
     together = model.get_latent_representation()
-    # what a code tells is linear in it, and the code of a spot is the mean over its modalities
+    # what is predicted from a code is linear in it, and the code of a spot is the mean over its modalities
     np.testing.assert_allclose(together[both], (codes[0] + codes[1]) / 2, atol=1e-4)
     distances = np.linalg.norm(codes[0][:, None] - codes[1][None], axis=2)
     rank = (distances < np.diag(distances)[:, None]).mean()  # share of spots nearer than the spot itself
@@ -223,12 +223,12 @@ def test_some_sites_a_round_are_enough():
     assert np.isfinite(model.get_latent_representation()).all()
 
 
-def test_a_modality_of_few_sites_is_told_and_the_server_reads_no_sum_of_several():
+def test_a_modality_of_few_sites_is_reported_and_the_server_reads_no_sum_of_several():
     mdata = mosaic_simulated(**SMALL, modalities=("rna", "adt", "atac"))
     model = make_model(mdata)
-    with pytest.warns(UserWarning, match="alone measured") as said:
+    with pytest.warns(UserWarning, match="alone measured") as caught:
         model.train(key=KEY, **QUICK)
-    text = " ".join(str(warning.message) for warning in said)
+    text = " ".join(str(warning.message) for warning in caught)
     assert "One site alone measured 'atac' (hospital_2): what is agreed on for it" in text
     assert "Two sites alone measured 'rna' (hospital_1, hospital_2), 'adt' (hospital_1, hospital_3)" in text
     read = model.payload[~model.payload["masked"]]

@@ -58,7 +58,7 @@ def test_the_cosine_does_not_see_the_length_of_rows():
 
 
 class ExactDescent:
-    """Stands in for pynndescent, which compiles for half a minute; says -1 for one neighbour that it did not find."""
+    """Replaces pynndescent, which compiles for half a minute; returns -1 for one neighbour that it did not find."""
 
     def __init__(self, points, *, metric, n_neighbors, random_state):
         assert (metric, random_state) == ("euclidean", 7)

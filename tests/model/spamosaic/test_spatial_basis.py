@@ -162,7 +162,7 @@ def test_inputs_are_hops_of_the_directions_with_a_mean_square_of_one(spots):
     np.testing.assert_allclose(again, fit.inputs, atol=1e-5)
 
 
-def test_as_many_components_as_features_tell_the_features_again(spots):
+def test_as_many_components_as_features_reconstruct_the_features(spots):
     measured = spots["rna"]
     fit = fit_basis(measured, n_components=60)
     values = fit.basis.normalised(measured, np.arange(360))
@@ -172,15 +172,15 @@ def test_as_many_components_as_features_tell_the_features_again(spots):
     assert np.square(fit.values).mean() == pytest.approx(1, rel=1e-3)
 
 
-def test_accessibility_is_told_around_its_mean(spots):
+def test_accessibility_is_reconstructed_around_its_mean(spots):
     measured = spots["atac"]
     fit = fit_basis(measured, n_components=40)
     values = fit.basis.normalised(measured, np.arange(360))
     np.testing.assert_allclose(fit.basis.features(np.zeros((1, 40), np.float32))[0], values.mean(0), atol=1e-4)
     assert np.abs(fit.basis.components.T @ fit.basis.components - np.eye(40))[:39, :39].max() < 1e-5
-    told = fit.basis.features(fit.values)
+    predicted = fit.basis.features(fit.values)
     rest = centred(values.astype(np.float64), measured.section)
-    assert ((told - values.mean(0) - rest) ** 2).mean() < 0.75 * (rest**2).mean()
+    assert ((predicted - values.mean(0) - rest) ** 2).mean() < 0.75 * (rest**2).mean()
 
 
 def test_targets_are_aligned_over_sections_and_noise_is_left_out(spots):
@@ -227,7 +227,7 @@ def test_a_rule_of_the_user_is_kept(how, n, spots):
 # ---- forms of values
 
 
-def test_dense_and_sparse_and_double_precision_are_alike(spots):
+def test_dense_and_sparse_and_double_precision_agree(spots):
     measured = spots["rna"]
     expected = fit_basis(measured)
     for matrix in (measured.matrix.toarray(), measured.matrix.astype(np.float64), measured.matrix.astype(np.int64)):

@@ -116,7 +116,7 @@ def test_values_come_dense_or_as_sparse_rows(form, mdata):
     np.testing.assert_array_equal(matrix, x)
 
 
-def test_counts_are_told_from_other_scales_and_accessibility_by_name():
+def test_counts_are_recognised_by_scale_and_accessibility_by_name():
     counts = sparse.random(50, 20, 0.3, format="csr", random_state=0)
     counts.data = np.ceil(5 * counts.data)  # few counts each
     assert normalisation_of("rna", counts) == "clr"

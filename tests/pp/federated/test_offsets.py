@@ -36,7 +36,7 @@ def transfer(points, sites, labels):
 
 @pytest.fixture(scope="module")
 def slices(shared):
-    """Three brain slices of three mice, one a site."""
+    """Three brain slices of three mice, one per site."""
     adata = ad.read_h5ad(shared("spatial/starmap_mpfc_3slices_labelled.h5ad"))
     adata.X = adata.X.toarray()
     sc.pp.normalize_total(adata)

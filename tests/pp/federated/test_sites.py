@@ -52,7 +52,7 @@ def values(adata):
     return [np.asarray(array, np.float64) for array in arrays]
 
 
-def assert_alike(one, other, atol=1e-4):
+def assert_same(one, other, atol=1e-4):
     for a, b in zip(values(one), values(other), strict=True):
         np.testing.assert_allclose(a, b, atol=atol)
 
@@ -61,7 +61,7 @@ def test_keyed_sums_change_nothing(positive, key, function):
     plain, locked = positive.copy(), positive.copy()
     function(plain, site_key="site")
     function(locked, site_key="site", key=key)
-    assert_alike(plain, locked)
+    assert_same(plain, locked)
 
 
 @pytest.mark.parametrize("name", ON_X)
@@ -70,7 +70,7 @@ def test_the_result_does_not_depend_on_the_split(positive, name):
     other.obs["site"] = "only"
     FUNCTIONS[name](one, site_key="site")
     FUNCTIONS[name](other, site_key="site")
-    assert_alike(one, other)
+    assert_same(one, other)
 
 
 def test_one_site_needs_no_keyed_sum(positive, key, function):
@@ -182,7 +182,7 @@ def test_the_server_never_sees_a_plain_number(positive, key, monkeypatch):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_other_sums_may_stand_in_place_of_keyed_ones(name, positive, key, monkeypatch):
+def test_other_sums_can_replace_keyed_ones(name, positive, key, monkeypatch):
     seen = []
     combine = PairwiseSum.combine
     monkeypatch.setattr(PairwiseSum, "combine", lambda self, encoded: seen.extend(encoded) or combine(self, encoded))
