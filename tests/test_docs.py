@@ -8,6 +8,7 @@ import re
 import sys
 from functools import reduce
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -59,6 +60,36 @@ def test_the_first_example_runs(path, tmp_path, monkeypatch):
     adata = names["adata"]
     assert (adata.obs["infl_label"].astype(str) == adata.obs["bulk_labels"].astype(str)).mean() > 0.8
     assert {"distances", "connectivities"} <= set(adata.obsp)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_example_model_of_the_architecture_page_is_federated_keyed_and_saved(tmp_path, monkeypatch):
+    (code,) = python_of(ROOT / "docs" / "architecture.md")
+    example = ModuleType("example")
+    monkeypatch.setitem(sys.modules, "example", example)
+    exec(compile(code, "architecture.md", "exec"), vars(example))
+    kind = example.Autoencoder
+    adata = si.datasets.pbmc()
+    si.pp.split_sites(adata, n_sites=4, rng=0)
+    kind.setup_anndata(adata, site_key="site")
+    model, key = kind(adata), si.privacy.Key.generate()
+    model.train(8, key=key, lr=1e-2, progress=False)
+
+    def error() -> float:
+        return float(((model.reconstruct() - adata.X) ** 2).mean())
+
+    right = error()
+    assert right < 0.95 * adata.X.var()
+    model.save(tmp_path / "model")
+    again = kind.load(tmp_path / "model", adata)
+    again.unlock(key)
+    assert (again.reconstruct() == model.reconstruct()).all()
+    model.unlock(si.privacy.Key.generate(), force=True)
+    assert error() > adata.X.var()  # worse than the mean
+    fresh = kind(adata)
+    fresh.train(8, key=key, dry_run=True, progress=False)
+    assert set(fresh.payload["site"]) == {f"site_{number}" for number in range(4)}
+    assert not fresh.is_trained_
 
 
 def test_the_first_example_of_the_site_has_twelve_lines():

@@ -1,12 +1,13 @@
 """What all models share: keyed network, training over sites, files, registry; internal to scinfl."""
 
-from scinfl.model.base._cells import Cells, values_of
+from scinfl.model.base._cells import Cells, sites_of, values_of
 from scinfl.model.base._files import read_document
 from scinfl.model.base._local_training import Batches, LocalSite, LocalTraining, Lock, SharedNetwork
 from scinfl.model.base._model import FederatedModel
-from scinfl.model.base._options import TrainOptions
+from scinfl.model.base._options import TrainOptions, takes
 from scinfl.model.base._rekey import rekeyed
 from scinfl.model.base._remote import RemoteContext
+from scinfl.model.base._training import SiteData
 from scinfl.model.base._view import ModelView
 
 __all__ = [
@@ -19,8 +20,11 @@ __all__ = [
     "ModelView",
     "RemoteContext",
     "SharedNetwork",
+    "SiteData",
     "TrainOptions",
     "read_document",
     "rekeyed",
+    "sites_of",
+    "takes",
     "values_of",
 ]
