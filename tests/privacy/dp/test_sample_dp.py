@@ -18,8 +18,8 @@ from scinfl import nn as keyed_nn
 from scinfl.federation import FedProx, Journal
 from scinfl.model import Classifier
 from scinfl.model.base._cells import Cells
+from scinfl.model.base._keyed_network import _Opener
 from scinfl.model.base._local_training import LocalSite, LocalTraining, SharedNetwork
-from scinfl.model.base._model import _Opener
 from scinfl.module import ClassifierModule
 from scinfl.privacy import KeyedSum
 from scinfl.privacy.dp import _sample_dp as module_under_test

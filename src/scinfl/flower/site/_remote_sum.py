@@ -13,8 +13,8 @@ from scinfl.federation import Protection, Update
 from scinfl.flower.protocol._message import Message
 from scinfl.flower.protocol._round_history import Sum, Summing
 from scinfl.flower.site._masking import Masking, Place
-from scinfl.privacy import Identity, Key, KeyedSum
-from scinfl.privacy.aggregation import MASKED, Aggregator, MaskedSum, total_of
+from scinfl.privacy import Identity, Key
+from scinfl.privacy.aggregation import MASKED, Aggregator, MaskedSum, UnsentSum, total_of
 
 logger = logging.getLogger(__name__)
 
@@ -147,13 +147,6 @@ class RemoteSum(Protection):
         return repr(self.protection)
 
 
-class _Alone(KeyedSum):
-    """A keyed sum of one site: nothing of it leaves."""
-
-    def _check_number(self, n_sites: int, error: type[ValueError]) -> None:
-        del n_sites, error
-
-
 class _NoSteps:
     """RoundHistory of a site without a server: its own term is the sum."""
 
@@ -182,5 +175,5 @@ def rehearsed_sum(key: Key, identity: Identity, bits: Any) -> RemoteSum:
     bits
         Bits of the numbers.
     """
-    alone = _Alone(key, run="dry run", bits=bits, identities={identity.site: identity})
+    alone = UnsentSum(key, run="dry run", bits=bits, identities={identity.site: identity})
     return RemoteSum(Masking(alone), _NoSteps(identity), identity.site)

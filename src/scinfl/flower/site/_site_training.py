@@ -7,18 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from scinfl.federation import Journal, Payload, Protection, Run, Site, State, Strategy, Update
-from scinfl.federation.rounds import (
-    Derive,
-    Rules,
-    SpendsPrivacy,
-    budget_of,
-    encode,
-    keep,
-    record_of,
-    resume,
-    site_record,
-)
+from scinfl.federation import Journal, Payload, Protection, Run, Site, State, Strategy, Update, rounds
+from scinfl.federation.rounds import encode
 from scinfl.flower.protocol._message import Message
 from scinfl.flower.protocol._round_history import RoundHistory
 from scinfl.flower.site._remote_sum import RemoteSum
@@ -26,8 +16,8 @@ from scinfl.privacy.aggregation import purpose_of, total_of
 
 logger = logging.getLogger(__name__)
 
-_JUDGES = "sites that validate"
-_TOTALS = ("training", "evaluation", _JUDGES)
+_VALIDATING = "sites that validate"
+_TOTALS = ("training", "evaluation", _VALIDATING)
 
 
 class SiteTraining:
@@ -50,7 +40,7 @@ class SiteTraining:
     def __init__(
         self,
         site: Site,
-        rules: Rules,
+        rules: rounds.Rules,
         protections: Sequence[Protection],
         state: State,
         *,
@@ -69,7 +59,7 @@ class SiteTraining:
         self._steps, self._report, self._payload = steps, report, payload or Payload()
         self._journal, self._settings = journal, dict(settings)
         self._run = Run(state=state, smooth=state, best_state=state)
-        self._spending: SpendsPrivacy | None = budget_of(protections)
+        self._spending: rounds.SpendsPrivacy | None = rounds.budget_of(protections)
         self._start = 0  # step of the whole run at which this training begins
         self._is_done = False
         self._record: dict[str, Any] | None = None  # of the round whose metrics are still to come
@@ -114,7 +104,7 @@ class SiteTraining:
         if (of := purpose_of(purpose)) is not None:
             self._totals[of] = self._protection.decode_weights(of, combined, members)
             if len(self._totals) == len(_TOTALS):
-                self._check_judges()
+                self._check_validating_sites()
             return
         mean = self._protection.decode(combined, members)
         if purpose == "training":
@@ -122,8 +112,8 @@ class SiteTraining:
         else:
             self._finish_round(mean)
 
-    def _check_judges(self) -> None:
-        n, least = round(self._totals[_JUDGES]), self._protection.min_sites
+    def _check_validating_sites(self) -> None:
+        n, least = round(self._totals[_VALIDATING]), self._protection.min_sites
         if 0 < n < least:
             msg = (
                 f"Expected validation rows at {least} sites at least, as `min_sites` asks for, found them at {n}: the "
@@ -135,7 +125,7 @@ class SiteTraining:
         run, number = self._run, mean.round
         self._rules.apply(run, number, mean)
         now = time.perf_counter()
-        self._record = record_of(
+        self._record = rounds.record_of(
             number,
             mean,
             n_sites=n_sites,
@@ -147,7 +137,7 @@ class SiteTraining:
         self._started, self._local = now, self._site.local_state()
         if counted and self._made is not None:
             own = next(update for update in self._made[1] if update.purpose == "training")
-            run.site_history.append(site_record(number, own, self._spending))
+            run.site_history.append(rounds.site_record(number, own, self._spending))
         if not self._validates:
             self._finish_round(None)
 
@@ -253,7 +243,7 @@ class SiteTraining:
         cure = (
             "The data, the job or the key changed since: take them as they were, or let the operator start a new run."
         )
-        if journal is None or (kept := resume(run, journal, self._settings, cure)) is None:
+        if journal is None or (kept := rounds.resume(run, journal, self._settings, cure)) is None:
             return
         groups, record = kept
         run.best_local = {self._site.name: groups["best local"]}
@@ -274,7 +264,7 @@ class SiteTraining:
         run = self._run
         self._journal.log("step", step=self._step, rounds=run.n_rounds, local_seconds=round(self._worked, 3))
         own = {"local": self._local or self._site.local_state(), "best local": run.best_local.get(self._site.name, {})}
-        keep(
+        rounds.keep(
             run,
             self._journal,
             self._settings,
@@ -303,7 +293,7 @@ def train_remote(
     patience: int | None = None,
     journal: Journal | None = None,
     settings: Mapping[str, Any] | None = None,
-    derive: Derive | None = None,
+    derive: rounds.Derive | None = None,
     payload: Payload | None = None,
     **others: Any,
 ) -> Run:
@@ -312,7 +302,7 @@ def train_remote(
     (site,) = sites
     training = SiteTraining(
         site,
-        Rules(strategy, n_rounds, smoothing, monitor, patience, derive),
+        rounds.Rules(strategy, n_rounds, smoothing, monitor, patience, derive),
         protections,
         state,
         steps=steps,

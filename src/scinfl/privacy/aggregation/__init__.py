@@ -8,7 +8,7 @@ from scinfl.privacy.aggregation._aggregator import MASKED, Aggregator
 from scinfl.privacy.aggregation._default_protections import default_protections
 from scinfl.privacy.aggregation._fixed_point import FixedPoint
 from scinfl.privacy.aggregation._homomorphic_sum import HomomorphicServer, HomomorphicSum
-from scinfl.privacy.aggregation._keyed_sum import KeyedSum
+from scinfl.privacy.aggregation._keyed_sum import KeyedSum, UnsentSum
 from scinfl.privacy.aggregation._masked_sum import MAX_BOUND, MaskedSum
 from scinfl.privacy.aggregation._pairwise_participant import PairwiseParticipant
 from scinfl.privacy.aggregation._pairwise_sum import PairwiseServer, PairwiseSum
@@ -27,6 +27,7 @@ __all__ = [
     "PairwiseParticipant",
     "PairwiseServer",
     "PairwiseSum",
+    "UnsentSum",
     "default_protections",
     "purpose_of",
     "total_of",

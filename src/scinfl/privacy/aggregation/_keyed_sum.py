@@ -163,3 +163,10 @@ class KeyedSum(MaskedSum):
 
     def _forget(self) -> None:
         self._rounds.clear()
+
+
+class UnsentSum(KeyedSum):
+    """A keyed sum of one site, to list what it would send in a federation; nothing of it may leave."""
+
+    def _check_number(self, n_sites: int, error: type[ValueError]) -> None:
+        del n_sites, error
