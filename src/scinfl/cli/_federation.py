@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from scinfl.cli._text import command
+from scinfl.cli._text import Commands, command
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,7 @@ _STORY = """one command per role (details in the guide 'Federations over several
 Report = Callable[[str], None]
 
 
-def add_federation(commands: argparse._SubParsersAction[argparse.ArgumentParser], report: Report) -> None:
+def add_federation(commands: Commands, report: Report) -> None:
     """Add the commands.
 
     Parameters

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scinfl.cli._text import command
+from scinfl.cli._text import Commands, command
 
 if TYPE_CHECKING:
     from scinfl.privacy import KeyRing, Revocation, WrappedKey
@@ -26,7 +26,7 @@ _LIFE_OF_A_KEY = """examples (each site has a folder of its own; send *.pub and 
 Report = Callable[[str], None]
 
 
-def add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser], report: Report) -> None:
+def add_keys(commands: Commands, report: Report) -> None:
     """Add the commands.
 
     Parameters
@@ -72,7 +72,7 @@ def add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser], repo
         parser.set_defaults(report=report)
 
 
-def _add_versions(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_versions(actions: Commands) -> None:
     """Later versions of a key, for those who stay."""
     who = "--identity me.identity --pinned b.pub c.pub"
     rotate = command(
@@ -111,7 +111,7 @@ def _add_versions(actions: argparse._SubParsersAction[argparse.ArgumentParser]) 
     unwrap.add_argument("files", type=Path, nargs="+", help="files that other sites sent")
 
 
-def _add_rekey(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_rekey(actions: Commands) -> None:
     rekey = command(
         actions,
         "rekey",

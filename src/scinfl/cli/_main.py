@@ -15,7 +15,7 @@ from scinfl._spelling import spelling
 from scinfl.cli._federation import add_federation
 from scinfl.cli._info import describe_model, describe_setup
 from scinfl.cli._keys import add_keys
-from scinfl.cli._text import as_typed, command, error_line
+from scinfl.cli._text import Commands, as_typed, command, error_line
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -131,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_audit(commands: Commands) -> None:
     audit = command(
         commands,
         "audit",

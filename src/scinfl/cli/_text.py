@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from typing import TypeAlias
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # argparse has no public name for it
 
 _OVERWRITE = ", or pass `overwrite=True`"
 _OPTIONS = {  # phrases of the Python API by option, and how they are typed
@@ -25,9 +28,7 @@ _OPTIONS = {  # phrases of the Python API by option, and how they are typed
 }
 
 
-def command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, help: str, *examples: str
-) -> argparse.ArgumentParser:
+def command(commands: Commands, name: str, help: str, *examples: str) -> argparse.ArgumentParser:
     """Add a command whose help ends with examples.
 
     Parameters

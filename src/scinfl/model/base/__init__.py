@@ -8,7 +8,7 @@ from scinfl.model.base._options import TrainOptions, takes
 from scinfl.model.base._rekey import rekeyed
 from scinfl.model.base._remote import RemoteContext
 from scinfl.model.base._training import SiteData
-from scinfl.model.base._view import ModelView
+from scinfl.model.base._view import ModelView, registry_of
 
 __all__ = [
     "Batches",
@@ -23,6 +23,7 @@ __all__ = [
     "SiteData",
     "TrainOptions",
     "read_document",
+    "registry_of",
     "rekeyed",
     "sites_of",
     "takes",

@@ -1,9 +1,9 @@
-"""What audits and tools may see of a model: the one file that reads its private parts for them."""
+"""What audits, tools and engines may see of a model: the one file that reads its private parts for them."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from scinfl.privacy import Key
 
 
 class ModelView:
-    """A model as audits and tools see it, which leave it as it is.
+    """A model as audits, tools and engines see it.
 
     Parameters
     ----------
@@ -122,3 +122,14 @@ class ModelView:
 
     def _arguments(self) -> dict[str, Any]:
         return self.model.init_params_["non_kwargs"]
+
+    # ---- engines
+
+    def attach(self, data: Any, setup: Mapping[str, Any]) -> None:
+        """Train on these data from now on."""
+        self.model._attach(data, setup)
+
+
+def registry_of(kind: type[FederatedModel], data: Any) -> dict[str, Any]:
+    """Registry of data that were set up for a class of models."""
+    return kind._registry_of(data)

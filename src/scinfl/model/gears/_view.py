@@ -12,6 +12,7 @@ from anndata import AnnData
 from scinfl.model.base._cells import Matrix
 from scinfl.model.base._view import ModelView
 from scinfl.model.gears._data import Condition, ConditionBatches, Design, SiteCells
+from scinfl.model.gears._graphs import Edges
 from scinfl.model.gears._model import GEARS
 from scinfl.model.gears._moments import Moments
 from scinfl.module import GEARSModule
@@ -41,6 +42,11 @@ class GEARSView(ModelView):
     def conditions(self) -> Sequence[Condition]:
         """Conditions of training, which a saved model lists."""
         return self.model._agreed or ()
+
+    @property
+    def ontology_edges(self) -> Edges | None:
+        """Edges and weights of the gene ontology."""
+        return self.model._ontology
 
     @property
     def ontology(self) -> np.ndarray:
@@ -76,7 +82,7 @@ class GEARSView(ModelView):
     def remade(self, data: Any, **setup: Any) -> Any:
         """An untrained model of the same settings and ontology for other cells."""
         other = super().remade(data, **setup)
-        other._ontology = self.model._ontology
+        other._ontology = self.ontology_edges
         return other
 
     def _arguments(self) -> dict[str, Any]:
