@@ -221,11 +221,11 @@ class TestFlower:
     def test_a_classifier_trains_under_what_a_job_can_say_and_is_sealed(self, tmp_path, key, guard):
         from tests.flower.conftest import SITES, LocalFederation, job_text
 
-        cells, said = make_cells(), APART[guard]
+        cells, settings = make_cells(), APART[guard]
         cells.obs["site"] = cells.obs["site"].astype(str)
-        job = job_text(n_rounds=2, more="" if guard in SUMS else f"validation_size = 0.0\n{said}")
+        job = job_text(n_rounds=2, more="" if guard in SUMS else f"validation_size = 0.0\n{settings}")
         federation = LocalFederation(
-            tmp_path, cells, key, job.replace("deadline", f"{said}\ndeadline") if guard in SUMS else job
+            tmp_path, cells, key, job.replace("deadline", f"{settings}\ndeadline") if guard in SUMS else job
         )
         federation.run()
         assert not federation.errors
@@ -351,8 +351,8 @@ def test_sites_with_keys_of_different_versions_or_fingerprints_get_no_sum(kind):
 def sum_of(guards, pinned):
     """What sites in processes of their own do with one round."""
     if isinstance(guards["a"], PairwiseSum):
-        said = [guard.site(site).advertise("training", 1, 1) for site, guard in guards.items()]
-        guards["a"].site("a").receive(said)
+        ads = [guard.site(site).advertise("training", 1, 1) for site, guard in guards.items()]
+        guards["a"].site("a").receive(ads)
         return
     for guard in guards.values():
         guard.expect(3.0, updates()[0])
@@ -410,7 +410,7 @@ def test_protections_that_tell_nothing_of_themselves_may_be_resumed(key, tmp_pat
 
 @pytest.mark.parametrize("guard", GUARDS)
 def test_no_protection_shows_a_secret(guard, key):
-    told = repr(GUARDS[guard].make(key))
-    assert told.startswith(guard.split("(")[0])
-    assert key._secret.hex() not in told
-    assert "object at" not in told
+    shown = repr(GUARDS[guard].make(key))
+    assert shown.startswith(guard.split("(")[0])
+    assert key._secret.hex() not in shown
+    assert "object at" not in shown

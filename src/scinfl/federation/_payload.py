@@ -22,7 +22,7 @@ _WEIGHT = "weight"
 class Payload:
     """One record per site, purpose and array, of all that leaves the sites of a run.
 
-    ``bytes`` are those of all rounds together; a round that had to be sent again counts once. ``masked`` says that the
+    ``bytes`` are those of all rounds together; a round that had to be sent again counts once. ``masked`` means that the
     server cannot read an array (a keyed or pairwise sum, a homomorphic one); what it can read has a ``norm``, the
     largest Euclidean one of all rounds. In addition to arrays a site sends its weight and its mean metrics.
 

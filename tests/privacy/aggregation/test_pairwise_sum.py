@@ -143,7 +143,7 @@ def spied_secrets(monkeypatch):
     derived = PairwiseParticipant._secrets
 
     def spy(self, exchange, ephemeral):
-        others = [said.site for said in exchange.peers if said.site != exchange.own.site]
+        others = [ad.site for ad in exchange.peers if ad.site != exchange.own.site]
         for other, (added, secret) in zip(others, derived(self, exchange, ephemeral), strict=True):
             secrets[exchange.own.site, other] = (added, secret)
             yield added, secret
@@ -249,9 +249,9 @@ def test_known_answer_of_the_masks(monkeypatch):
     }
     pinned = {site: identity.public for site, identity in identities.items()}
     sites = [PairwiseParticipant(identity, pinned, run="r") for identity in identities.values()]
-    said = [site.advertise("training", 7) for site in sites]
+    ads = [site.advertise("training", 7) for site in sites]
     for site in sites:
-        site.receive(said)
+        site.receive(ads)
     integers = np.arange(5, dtype=np.uint64)
     masked, tag, header = sites[1].mask("training", 7, integers, 100)
 
@@ -262,7 +262,7 @@ def test_known_answer_of_the_masks(monkeypatch):
 
     digest = header["exchange"]
     own = X25519PrivateKey.from_private_bytes(bytes([2]) * 32)
-    shared = [own.exchange(X25519PublicKey.from_public_bytes(said[i].public)) for i in (0, 2)]
+    shared = [own.exchange(X25519PublicKey.from_public_bytes(ads[i].public)) for i in (0, 2)]
     with_a = mask(naive_hkdf(shared[0], ["scinfl pairwise mask", digest, "a", "b"]))
     with_c = mask(naive_hkdf(shared[1], ["scinfl pairwise mask", digest, "b", "c"]))
     self_mask = mask(SECRET)
@@ -348,11 +348,11 @@ class Network:
         return [protection.site(site).advertise(purpose, round, attempt) for site, protection in self.sites.items()]
 
     def sum(self, purpose, round, encode):
-        said = self.advertise(purpose, round)
+        ads = self.advertise(purpose, round)
         for protection in self.sites.values():
-            protection.receive(said)
+            protection.receive(ads)
         encoded = [encode(site, protection) for site, protection in self.sites.items()]
-        self.server.require_all(encoded, said)
+        self.server.require_all(encoded, ads)
         combined = self.server.combine(encoded)
         names = [update.site for update in encoded]
         seeds = {name: protection.site(name).reveal(purpose, round, names) for name, protection in self.sites.items()}
@@ -376,32 +376,32 @@ def test_sites_in_processes_of_their_own_come_to_the_mean(maybe_key):
 
 def test_a_man_in_the_middle_who_holds_the_shared_key_is_refused(key):
     network = Network(key)
-    said = network.advertise(*PLACE)
-    # he knows the key and all that is public, and makes an identity and an advertisement in the name of site b
+    ads = network.advertise(*PLACE)
+    # the attacker knows the key and all that is public, and advertises under an identity in the name of site b
     mallory = PairwiseSum(key, run="run", identities={"b": Identity.generate("b")}, pinned=network.pinned)
     forged = mallory.site("b").advertise(*PLACE)
     with pytest.raises(TamperedSumError, match=r"site 'b' signed.*shared key is not enough.*by telephone"):
-        network.sites["a"].receive([said[0], forged, said[2]])
+        network.sites["a"].receive([ads[0], forged, ads[2]])
     for change in ({"public": bytes(32)}, {"site": "c"}, {"round": 2}, {"signature": bytes(64)}):
         with pytest.raises(TamperedSumError, match=r"signed|two of one"):
-            network.sites["a"].receive([said[0], replace(said[1], **change), said[2]])
-    network.sites["a"].receive(said)
+            network.sites["a"].receive([ads[0], replace(ads[1], **change), ads[2]])
+    network.sites["a"].receive(ads)
 
 
 def test_old_advertisements_are_refused(key):
     network = Network(key)
-    said = network.advertise(*PLACE)
+    ads = network.advertise(*PLACE)
     old = {
         "round": network.sites["b"].site("b").advertise("training", 2),
         "purpose": network.sites["b"].site("b").advertise("evaluation", 1),
-        "attempt": said[1],
+        "attempt": ads[1],
     }
     other = PairwiseSum(key, run="other", identities={"b": network.identities["b"]}, pinned=network.pinned)
     old["run"] = other.site("b").advertise(*PLACE, 2)
-    said = network.advertise(*PLACE, 2)
+    ads = network.advertise(*PLACE, 2)
     for name, advertisement in old.items():
         with pytest.raises(TamperedSumError, match=f"one of {name} .* instead of"):
-            network.sites["a"].receive([said[0], advertisement, said[2]])
+            network.sites["a"].receive([ads[0], advertisement, ads[2]])
     for attempt in (1, 2):
         with pytest.raises(TamperedSumError, match="which is at attempt 2"):
             network.sites["a"].site("a").advertise(*PLACE, attempt)
@@ -409,22 +409,22 @@ def test_old_advertisements_are_refused(key):
 
 def test_a_list_that_was_changed_on_its_way_is_refused(key):
     network = Network(key)
-    said = network.advertise(*PLACE)
+    ads = network.advertise(*PLACE)
     site = network.sites["a"].site("a")
     with pytest.raises(TamperedSumError, match="with that of site 'a' as it was sent"):
-        site.receive(said[1:])
+        site.receive(ads[1:])
     with pytest.raises(TamperedSumError, match="found two of one"):
-        site.receive([*said, said[1]])
+        site.receive([*ads, ads[1]])
     with pytest.raises(ValueError, match="at least 3 sites in a pairwise sum, found 2"):
-        site.receive(said[:2])
+        site.receive(ads[:2])
     with pytest.raises(TamperedSumError, match="of a site of this process"):
-        network.sites["a"].receive(said[1:])
+        network.sites["a"].receive(ads[1:])
     ghost = PairwiseSum(key, run="run", identities={"ghost": Identity.generate("ghost")})
     with pytest.raises(ValueError, match="pinned identity of site 'ghost', found none at site 'a'"):
-        site.receive([*said, ghost.site("ghost").advertise(*PLACE)])
-    site.receive(said)
+        site.receive([*ads, ghost.site("ghost").advertise(*PLACE)])
+    site.receive(ads)
     with pytest.raises(TamperedSumError, match="found a second one"):
-        site.receive(said)
+        site.receive(ads)
 
 
 def test_sites_with_another_key_are_refused_before_anything_is_masked(key):
@@ -437,10 +437,10 @@ def test_sites_with_another_key_are_refused_before_anything_is_masked(key):
 
 def test_a_site_with_a_weak_public_key_is_refused(monkeypatch):
     network = Network()
-    said = network.advertise(*PLACE)
-    bare = replace(said[1], public=bytes(32))
+    ads = network.advertise(*PLACE)
+    bare = replace(ads[1], public=bytes(32))
     weak = replace(bare, signature=network.identities["b"].sign(bare.content()))
-    network.sites["a"].receive([said[0], weak, said[2]])
+    network.sites["a"].receive([ads[0], weak, ads[2]])
     with pytest.raises(TamperedSumError, match="site 'b', found a weak one"):
         network.sites["a"].site("a").mask(*PLACE, np.zeros(3, np.uint64))
 

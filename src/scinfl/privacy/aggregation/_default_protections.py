@@ -16,7 +16,7 @@ def default_protections(key: Key | None, n_sites: int, *, warns: bool = True) ->
     key
         Secret of the sites.
     n_sites
-        How many there are. With two a warning says that each sees the other.
+        How many there are. With two, a warning states that each sees the other.
     warns
         Whether to warn.
     """

@@ -251,7 +251,7 @@ class PairwiseParticipant:
         return [
             {
                 "own": exchange.own.to_json(),
-                "heard": [ad.to_json() for ad in exchange.peers],
+                "heard": [ad.to_json() for ad in exchange.peers],  # the name in files
                 "seed": None if exchange.seed is None else exchange.seed.hex(),
                 "masked": exchange.masked,
                 "opened": exchange.opened,

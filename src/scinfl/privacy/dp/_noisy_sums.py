@@ -80,7 +80,7 @@ class Released(SpendsPrivacy):
         self._private = private
 
     def open_account(self, *, n_sites: int, n_rounds: int, journal: Journal | None) -> None:
-        """Go on from what the journal of the run says was spent."""
+        """Continue from what was spent according to the journal of the run."""
         self._private.open_account(n_sites=n_sites, n_rounds=n_rounds, journal=journal)
 
     def check_site(self, site: str, network: Any, train: Any, n_validation: int, options: Mapping[str, Any]) -> None:

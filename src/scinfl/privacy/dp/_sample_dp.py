@@ -48,7 +48,7 @@ class SampleDP(SpendsPrivacy):
 
     **What is not covered.** The number of units of a site (it sets weights and steps) counts as known. Metrics of
     validation rows would leave without noise, hidden from the server by keyed sums but not from the other sites, so
-    they are refused unless you say otherwise; then those rows have no guarantee. The training loss is not reported.
+    they are refused unless you allow them; then those rows have no guarantee. The training loss is not reported.
     Settings that you tried on the same data cost as much again.
 
     **Randomness.** Noise, draws and dropout come from the operating system and never from ``rng``. So no run can be
@@ -129,7 +129,7 @@ class SampleDP(SpendsPrivacy):
     # ---- the account
 
     def open_account(self, *, n_sites: int, n_rounds: int, journal: Journal | None) -> None:
-        """Plan the rounds of a run, and go on from what its journal says was spent."""
+        """Plan the rounds of a run, and continue from what was spent according to its journal."""
         del n_sites
         self._n_rounds = n_rounds
         self._account.keep(journal)

@@ -31,14 +31,14 @@ class UpdateDP(SpendsPrivacy):
     site together are one (Balle & Wang 2018), without any gain from sampling sites. The column ``epsilon`` of
     ``history`` is the site that spent most so far.
 
-    **With 3 to 10 hospitals this is weak or useless, and a warning says so:** noise that hides one of few sites is as
+    **With 3 to 10 hospitals this is weak or useless, and a warning is given:** noise that hides one of few sites is as
     large as what they learnt together. Guard rows or patients with :class:`SampleDP` where the model allows it; for
     :class:`~scinfl.model.SpaMosaic` there is nothing else.
 
     Covered are the updates of training. Not covered: sums before the first round (components, scales and prototypes of
     SpaMosaic, which warns; :class:`~scinfl.model.GEARS` refuses noise on updates for its sums, but with
-    ``share="meta"``), numbers of observations, and metrics of validation rows, which are refused unless you say
-    otherwise. The training loss is not sent.
+    ``share="meta"``), numbers of observations, and metrics of validation rows, which are refused unless you allow
+    them. The training loss is not sent.
 
     Put it before the protection that masks: ``protections=[UpdateDP(...), KeyedSum(key)]``. A repeated upload carries
     the same noise; a round that is done again is charged again, and noted in the journal. Noise comes from the
@@ -83,7 +83,7 @@ class UpdateDP(SpendsPrivacy):
     # ---- the account
 
     def open_account(self, *, n_sites: int, n_rounds: int, journal: Journal | None) -> None:
-        """Warn of what few sites mean, and go on from what the journal of the run says was spent."""
+        """Warn of few sites, and continue from what was spent according to the journal of the run."""
         del n_rounds
         if n_sites < _MANY:
             warn(
