@@ -1,8 +1,9 @@
-"""Imports point one way."""
+"""Imports point one way, what is private stays private, and no file or class grows too large."""
 
 from __future__ import annotations
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,25 @@ ALLOWED = {
     "": set(),
 }
 MAY_IMPORT_SCVI = {"model", "tl"}
-KNOWS_PRIVATE_SCVI = "model/base/_model.py"
+KNOWS_PRIVATE_SCVI = "model/base/_registry.py"
 FILES = sorted(SOURCE.rglob("*.py"))
+PRIVATE_OF_OTHERS = {  # `x._name` of something that the file does not define itself: by file, names and reason
+    "model/base/_view.py": (None, "the view that audits, tools and engines have of any model"),
+    "model/gears/_view.py": (None, "the view of a GEARS"),
+    "model/spamosaic/_view.py": (None, "the view of a SpaMosaic"),
+    "model/base/_locked_model.py": ({"_adata"}, "`load` completes the model that it makes"),
+    "model/gears/_model.py": ({"_put_graphs"}, "`from_cell_gears` completes the model that it makes"),
+    "privacy/aggregation/_keyed_sum.py": ({"_derive"}, "masks are derived from the bytes of the key"),
+    "privacy/aggregation/_pairwise_sum.py": ({"_rounds"}, "pairwise sums void an attempt of their keyed sum"),
+    "privacy/keys/_rotation.py": ({"_secret"}, "a key is wrapped and unwrapped as bytes"),
+    "flower/_flwr.py": (None, "the one file that knows private names of Flower"),
+    "flower/server/_superlink_process.py": ({"_exit"}, "os._exit is public, despite its name"),
+    "_checks.py": ({"_getframe"}, "sys._getframe is public, despite its name"),
+    "nn/_keyed.py": ({"_modules"}, "torch has no public name for modules under several names"),
+    "pp/_align_genes.py": ({"_init_as_actual"}, "anndata has no public way to replace all of an object"),
+    "pp/_perturbations.py": ({"_inplace_subset_obs"}, "anndata has no public way to drop rows in place"),
+}
+MOST_LINES, MOST_LINES_OF_A_CLASS = 500, 400
 
 
 def part_of(names: list[str]) -> str:
@@ -94,3 +112,61 @@ def test_no_prints_outside_the_command_line_and_no_handlers():
         if path != SOURCE / "cli" / "_main.py":
             assert not calls & {"print", "logging.basicConfig"}, path
         assert not calls & {"pickle.load", "pickle.loads", "torch.load", "joblib.load", "eval", "exec"}, path
+
+
+def own_names(tree: ast.AST) -> set[str]:
+    """Names that a file defines, as functions, classes, variables, or attributes of what it defines."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("self", "cls", "super()"):
+            found.add(node.attr)
+    return found
+
+
+def test_private_attributes_are_read_where_they_are_defined():
+    read = {}
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        private = {name for name in attributes if name.startswith("_") and not name.startswith("__")}
+        if foreign := private - own_names(tree):
+            read[str(path.relative_to(SOURCE))] = foreign
+    assert set(read) == set(PRIVATE_OF_OTHERS)  # what is gone must leave the list
+    for path, names in read.items():
+        allowed, _ = PRIVATE_OF_OTHERS[path]
+        assert allowed is None or names == allowed, path
+
+
+def test_packages_import_from_each_other_by_public_names_only():
+    for path in FILES:
+        own = path.relative_to(SOURCE).parts[0]
+        for name in imports(path, types=True):
+            parts = name.split(".")
+            if parts[0] == "scinfl" and len(parts) > 2 and parts[1] != own:
+                assert not any(part.startswith("_") for part in parts[2:]), f"{path.relative_to(SOURCE)}: {name}"
+
+
+def test_files_and_classes_stay_small():
+    for path in FILES:
+        text = path.read_text()
+        assert text.count("\n") <= MOST_LINES, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef):
+                assert node.end_lineno - node.lineno <= MOST_LINES_OF_A_CLASS, f"{path}: {node.name}"
+
+
+def test_files_do_not_import_each_other_in_circles():
+    names = {".".join(path.relative_to(SOURCE.parent).with_suffix("").parts): path for path in FILES}
+    files = {name.removesuffix(".__init__"): path for name, path in names.items()}
+
+    def file_of(name: str) -> Path | None:
+        while name and name not in files:
+            name = name.rpartition(".")[0]
+        return files.get(name)
+
+    graph = {path: {file_of(name) for name in imports(path, types=True)} - {path, None} for path in FILES}
+    TopologicalSorter(graph).prepare()  # raises a CycleError that names the circle
