@@ -7,13 +7,13 @@ The submodules load on first use, so that ``import scinfl`` stays quick:
 :mod:`scinfl.model`       train one model over sites that do not pool cells
 :mod:`scinfl.tl`          write predictions and embeddings back into AnnData
 :mod:`scinfl.pl`          draw what happened
-:mod:`scinfl.privacy`     the secret key, sums that nobody reads, noise, attacks
-:mod:`scinfl.federation`  who talks to whom: updates, strategies, journal
+:mod:`scinfl.privacy`     the secret key, secure aggregation, noise, attacks
+:mod:`scinfl.federation`  updates of sites, strategies, rounds, journal
 :mod:`scinfl.flower`      the same across machines, over Flower
 :mod:`scinfl.nn`          keyed modules for any torch network
 :mod:`scinfl.module`      the local learners
-:mod:`scinfl.metrics`     arrays in, pandas out
-:mod:`scinfl.datasets`    real cells at hand
+:mod:`scinfl.metrics`     scores: arrays in, pandas out
+:mod:`scinfl.datasets`    bundled, published and generated data
 ========================  =====================================================
 """
 

@@ -37,5 +37,5 @@ def spelled(phrase: str) -> str:
 
 
 def argument(name: str) -> str:
-    """Name of an argument in backticks, or of the option that stands for it."""
+    """Name of an argument in backticks, or of the option that sets it."""
     return spelled(f"`{name}`")
