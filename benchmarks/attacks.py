@@ -1,10 +1,10 @@
-"""What the lock holds against attackers that know how it works, on TCGA proteins split by hospital region.
+"""How the lock performs against attackers that know how it works, on TCGA proteins split by hospital region.
 
 Trains each key scheme (2 x 64 hidden units, 30 rounds of 2 local epochs, test samples of held-out patients) and prints
-balanced accuracy on the test samples: with the right key, with 50 wrong ones, with modules removed, and what a thief
-makes of the weights with n labelled samples of his own (fit free scales, fine-tune, fit a surrogate key), beside
-training a plain network from scratch on the same n. Thieves keep their best checkpoint on the test samples. The thief's
-samples come from patients that took part in no training.
+balanced accuracy on the test samples: with the right key, with 50 wrong ones, with modules removed, and by model
+stealing with n labelled samples (fit free scales, fine-tune, fit a surrogate key), beside training a plain network from
+scratch on the same n. Attacks keep their best checkpoint on the test samples. The attacker's samples come from patients
+that took part in no training.
 
 Then the watching server: the share of the key's permutation of the features that it recovers by matching updates to
 public samples, from updates in the open, under keyed sums, and from the final weights alone.
@@ -37,17 +37,17 @@ SCHEMES = {
     "coordinate": {"key_scheme": "coordinate"},
     "coordinate, trained meta learner": {"key_scheme": "coordinate", "train_meta": True},
 }
-THIEVES = {"free scales": attacks.fit_scales, "fine-tuning": attacks.fine_tune, "surrogate key": attacks.fit_key}
+STEALING = {"free scales": attacks.fit_scales, "fine-tuning": attacks.fine_tune, "surrogate key": attacks.fit_key}
 SAMPLES = (50, 200, 1000)
 
 
 def splits(adata, seed):
-    """Rows to train on, rows of the thief, rows to test on: by patient."""
+    """Rows to train on, rows of the attacker, rows to test on: by patient."""
     rows = np.arange(adata.n_obs)
     patients = adata.obs["patient"].to_numpy()
     rest, test = next(GroupShuffleSplit(1, test_size=0.2, random_state=seed).split(rows, groups=patients))
-    train, thief = next(GroupShuffleSplit(1, test_size=0.5, random_state=seed).split(rest, groups=patients[rest]))
-    return rest[train], np.random.default_rng(seed).permutation(rest[thief]), test
+    train, own = next(GroupShuffleSplit(1, test_size=0.5, random_state=seed).split(rest, groups=patients[rest]))
+    return rest[train], np.random.default_rng(seed).permutation(rest[own]), test
 
 
 def fit(train, seed, key, protections=(), **scheme):
@@ -59,7 +59,7 @@ def fit(train, seed, key, protections=(), **scheme):
 
 
 def run(adata, seed):
-    train, thief, test = splits(adata, seed)
+    train, own, test = splits(adata, seed)
     key = si.privacy.Key.generate()
     labels = sorted(adata.obs["cancer"].unique())
     true, x_test = adata.obs["cancer"].astype(str).to_numpy()[test], torch.from_numpy(adata.X[test])
@@ -68,8 +68,8 @@ def run(adata, seed):
         with torch.inference_mode():
             return balanced_accuracy_score(true, np.array(labels)[network(x_test).argmax(1).numpy()])
 
-    codes = torch.from_numpy(np.searchsorted(labels, adata.obs["cancer"].astype(str).to_numpy()[thief]))
-    x = torch.from_numpy(adata.X[thief])
+    codes = torch.from_numpy(np.searchsorted(labels, adata.obs["cancer"].astype(str).to_numpy()[own]))
+    x = torch.from_numpy(adata.X[own])
     table = {}
     for name, scheme in SCHEMES.items():
         network = fit(adata[train].copy(), seed, key, **scheme).module.eval()
@@ -78,14 +78,14 @@ def run(adata, seed):
             wrong = attacks.wrong_keys(network, score)
             row |= {"wrong, mean": wrong.mean(), "wrong, best": wrong.max()}
             row["removed"] = attacks.removed_modules(network, score)
-            for attack, function in THIEVES.items():
+            for attack, function in STEALING.items():
                 for n in SAMPLES:
                     row[f"{attack} {n}"] = function(network, x[:n], codes[:n], score, rng=seed)
         else:
             for n in SAMPLES:
                 row[f"from scratch {n}"] = attacks.train_from_scratch(network, x[:n], codes[:n], score, rng=seed)
         table[name] = row
-    return pd.DataFrame(table).T, watch(adata, train, thief, seed, key)
+    return pd.DataFrame(table).T, watch(adata, train, own, seed, key)
 
 
 def watch(adata, train, public, seed, key):

@@ -2,12 +2,12 @@
 
 Audits the plain network, both published key schemes, and the coordinate scheme with shared and with projected first
 layer (2 x 64 hidden units, 30 rounds of 2 local epochs; a twin is trained on 60 % of the patients, the rest is split
-between attackers and judge), and prints for each what every adversary gets beside its baseline: cells read off one step
-(Pearson correlation and share of cells re-identified), off the local round of a site of 10 and of 50 cells, the order
-of the features that a watching server recovers, use of the model without the key, thieves with 50 and 200 labelled
-samples, membership, class proportions, crafted weights. Reconstruction by optimisation knows the key, does not know it,
-or searches for it together with the cells. Then membership of a deliberately overfitted network, of one with the usual
-settings and of one trained with differential privacy.
+between attackers and judge), and prints for each what every adversary learns, with its baseline: cells read off one
+step (Pearson correlation and share of cells re-identified), off the local round of a site of 10 and of 50 cells, the
+order of the features that a watching server recovers, use of the model without the key, model stealing with 50 and 200
+labelled samples, membership, class proportions, crafted weights. Reconstruction by optimisation knows the key, does not
+know it, or searches for it together with the cells. Then membership of a deliberately overfitted network, of one with
+the usual settings and of one trained with differential privacy.
 
     python benchmarks/audit.py [--seeds 1] [--quick] [--membership] [--data PATH] [--table PATH]
 """
@@ -69,13 +69,13 @@ def run_audits(adata, seeds, *, quick, path):
     tables, accuracy, seconds, verdicts = [], {}, {}, {}
     for seed in range(seeds):
         for method in METHODS:
-            table, right, took, said = audited(adata, method, seed, quick=quick)
+            table, right, took, words = audited(adata, method, seed, quick=quick)
             tables.append(table.assign(method=method, seed=seed, accuracy=right, seconds=took))
             if path is not None:
                 pd.concat(tables).to_csv(path, index=False)
             accuracy.setdefault(method, []).append(right)
             seconds.setdefault(method, []).append(took)
-            verdicts[method] = said
+            verdicts[method] = words
     table = pd.concat(tables)
     print("balanced accuracy with the right key (chance 0.111), and seconds of an audit\n")
     print(pd.DataFrame({"accuracy": accuracy, "seconds": seconds}).map(np.mean).round(3).to_string())
@@ -91,9 +91,9 @@ def run_audits(adata, seeds, *, quick, path):
         columns = [name for name in METHODS if name in means["score"]]
         print(f"\n{family}\n")
         print(pd.concat([means["score"][columns], baseline], axis=1).round(3).to_string(na_rep=""))
-    for method, said in verdicts.items():
+    for method, by_adversary in verdicts.items():
         print(f"\n{method}")
-        for adversary, words in said.items():
+        for adversary, words in by_adversary.items():
             print(f"  {adversary}: {words}")
 
 
@@ -134,10 +134,10 @@ def membership(adata, seed, *, n_shadows):
         for attack, score in scores.items():
             table = attacks.membership_scores(score, member, rng=seed)
             for metric, row in table.iterrows():
-                said = f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
-                found.append({"network": f"{name} ({accuracy:.2f})", "attack": attack, "metric": metric, "said": said})
+                text = f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+                found.append({"network": f"{name} ({accuracy:.2f})", "attack": attack, "metric": metric, "text": text})
     return pd.DataFrame(found).pivot_table(
-        index=["network", "attack"], columns="metric", values="said", aggfunc="first", sort=False
+        index=["network", "attack"], columns="metric", values="text", aggfunc="first", sort=False
     )
 
 
