@@ -55,6 +55,20 @@ def obs_column(adata: AnnData, column: str, name: str) -> pd.Series:
     return adata.obs[column]
 
 
+def values_of(adata: AnnData, layer: str | None) -> Any:
+    """X or a layer; a backed X is read whole."""
+    if layer is not None and layer not in adata.layers:
+        msg = (
+            f"Expected {argument('layer')} to name a layer of adata, found {layer!r}. Layers are {list(adata.layers)}."
+        )
+        raise KeyError(msg)
+    values = adata.layers[layer] if layer is not None else adata.to_memory().X if adata.isbacked else adata.X
+    if values is None:
+        msg = f"Expected values in adata.X, found none. Name a layer with {argument('layer')}."
+        raise ValueError(msg)
+    return values
+
+
 def same_features(found: Sequence[str], expected: Sequence[str], what: str = "adata.var_names") -> None:
     """Refuse features that are missing, added or in another order."""
     found, expected = list(map(str, found)), list(map(str, expected))

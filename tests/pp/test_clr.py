@@ -75,9 +75,9 @@ def test_ratios_are_not_taken_twice_and_data_must_be_there(counts):
     adata = ad.AnnData(counts)
     with pytest.raises(ValueError, match="found a view"):
         clr(adata[:5])
-    with pytest.raises(KeyError, match="`layer` to be one of"):
+    with pytest.raises(KeyError, match="`layer` to name a layer"):
         clr(adata, layer="counts")
-    with pytest.raises(ValueError, match=r"counts in adata.X, found none"):
+    with pytest.raises(ValueError, match=r"values in adata.X, found none"):
         clr(ad.AnnData(obs=adata.obs, var=adata.var))
     clr(adata)
     with pytest.raises(ValueError, match="not whole"):

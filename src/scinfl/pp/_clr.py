@@ -8,7 +8,7 @@ import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
-from scinfl._checks import first_of
+from scinfl._checks import first_of, values_of
 from scinfl.pp.federated._site_sums import _check_own
 
 
@@ -76,13 +76,7 @@ def centred_log_ratios(counts: Any) -> Any:
 
 
 def _counts(adata: AnnData, layer: str | None) -> Any:
-    if layer is not None and layer not in adata.layers:
-        msg = f"Expected `layer` to be one of {list(adata.layers)}, found {layer!r}."
-        raise KeyError(msg)
-    matrix = adata.X if layer is None else adata.layers[layer]
-    if matrix is None:
-        msg = "Expected counts in adata.X, found none. Name a layer with `layer`."
-        raise ValueError(msg)
+    matrix = values_of(adata, layer)
     matrix = matrix.tocsr() if sparse.issparse(matrix) else np.asarray(matrix)
     for what, test in (
         ("missing (NaN) or infinite values", lambda values: ~np.isfinite(values)),

@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scinfl import _names
-from scinfl._checks import finite, first_of, looks_like_counts, obs_column, one_of, warn, whole_number
+from scinfl._checks import finite, first_of, looks_like_counts, obs_column, one_of, values_of, warn, whole_number
 from scinfl._conditions import CONTROL, canonical_names, genes_of
 from scinfl.metrics import condition_moments, rank_genes, top_genes
 
@@ -101,7 +101,7 @@ def perturbations(
     if not kept.all() and adata.isbacked:
         msg = "Expected cells in memory to drop some of them, found a backed AnnData. Read with `adata.to_memory()`."
         raise ValueError(msg)
-    X = _expression(adata, layer)
+    X = values_of(adata, layer)
     X, names = (X, names) if kept.all() else (X[kept], names[kept])
     conditions = sorted(set(names) - {control})
     if not conditions:
@@ -193,19 +193,6 @@ def _known(
         raise ValueError(msg)
     logger.info("Dropped %d cells whose perturbed genes are unknown: %s.", n, ", ".join(missing))
     return kept
-
-
-def _expression(adata: AnnData, layer: str | None) -> Any:
-    if layer is not None:
-        if layer not in adata.layers:
-            msg = f"Expected `layer` to be one of {list(adata.layers)}, found {layer!r}. Name one of them."
-            raise KeyError(msg)
-        return adata.layers[layer]
-    X = adata.to_memory().X if adata.isbacked else adata.X
-    if X is None:
-        msg = "Expected expression in adata.X, found nothing. Name a layer with `layer`."
-        raise ValueError(msg)
-    return X
 
 
 def _warn_of_weak_data(

@@ -114,7 +114,7 @@ def test_bad_input_is_refused(cells):
         federated_highly_variable_genes(cells, site_key="site", flavor="pearson")
     with pytest.raises(ValueError, match="n_top_genes"):
         federated_highly_variable_genes(cells, 0, site_key="site")
-    with pytest.raises(KeyError, match="Expected `layer` to be one of"):
+    with pytest.raises(KeyError, match="Expected `layer` to name a layer"):
         federated_highly_variable_genes(cells, site_key="site", layer="counts")
     cells.X[:] = 0
     with pytest.raises(ValueError, match="percentiles that coincide"):

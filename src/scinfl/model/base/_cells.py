@@ -12,8 +12,9 @@ from anndata import AnnData
 from scipy import sparse
 from torch import Tensor
 
+from scinfl import _checks
 from scinfl._checks import first_of, obs_column
-from scinfl._spelling import argument, spelled
+from scinfl._spelling import spelled
 
 Matrix: TypeAlias = Any
 """Dense array or compressed sparse rows."""
@@ -80,20 +81,8 @@ class Cells:
 
 def values_of(adata: AnnData, layer: str | None) -> Matrix:
     """Values as a dense array or compressed sparse rows; a backed matrix is read whole."""
-    if layer is not None and layer not in adata.layers:
-        msg = (
-            f"Expected {argument('layer')} to name a layer of adata, found {layer!r}. Layers are {list(adata.layers)}."
-        )
-        raise KeyError(msg)
-    values = adata.X if layer is None else adata.layers[layer]
-    if values is None:
-        msg = "Expected values in adata.X, found none. Name a layer with `layer=`."
-        raise ValueError(msg)
-    if adata.isbacked and layer is None:
-        values = adata.to_memory().X
-    if sparse.issparse(values):
-        return values.tocsr()
-    return np.asarray(values)
+    values = _checks.values_of(adata, layer)
+    return values.tocsr() if sparse.issparse(values) else np.asarray(values)
 
 
 def sites_of(adata: AnnData, site_key: str | None, *, at_least: int = 2) -> pd.Series:

@@ -11,7 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from scinfl import _names
-from scinfl._checks import first_of, obs_column, whole_number
+from scinfl._checks import first_of, obs_column, values_of, whole_number
 from scinfl.federation import Payload, Protection, State, Update, mean_of
 from scinfl.federation.rounds import are_elsewhere
 from scinfl.privacy import Key, PayloadLinter
@@ -165,13 +165,7 @@ def rows_by_site(adata: AnnData, site_key: str, min_cells: int) -> dict[str, np.
 
 def matrix_of(adata: AnnData, layer: str | None, rows: Mapping[str, np.ndarray]) -> Matrix:
     """X or a layer as dense or compressed sparse rows, finite at every site."""
-    if layer is not None and layer not in adata.layers:
-        msg = f"Expected `layer` to be one of {list(adata.layers)}, found {layer!r}."
-        raise KeyError(msg)
-    matrix = adata.X if layer is None else adata.layers[layer]
-    if matrix is None:
-        msg = "Expected values in adata.X, found none. Name a layer with `layer`."
-        raise ValueError(msg)
+    matrix = values_of(adata, layer)
     matrix = matrix.tocsr() if sparse.issparse(matrix) else np.asarray(matrix)
     check_finite(matrix, list(map(str, adata.var_names)), rows)
     return matrix
