@@ -135,17 +135,19 @@ def _count_by_column(matrix: Any, test: Any) -> np.ndarray:
     return test(matrix).sum(0)
 
 
-def read_h5ad(path: Path) -> AnnData:
-    """Read an h5ad file; the error names what is wrong with it."""
+def read_data(path: Path, kind: str | None = None) -> Any:
+    """Read an h5mu file where the name ends so, else h5ad, or the ``kind``; the error names what is wrong with it."""
     import anndata as ad
+    import mudata as md
 
+    kind = kind or ("h5mu" if path.suffix == ".h5mu" else "h5ad")
     if not path.is_file():
-        msg = f"Expected an h5ad file at '{path}', found none. Check the path."
+        msg = f"Expected an {kind} file at '{path}', found none. Check the path."
         raise FileNotFoundError(msg)
     try:
-        return ad.read_h5ad(path)
+        return md.read_h5mu(path) if kind == "h5mu" else ad.read_h5ad(path)
     except (OSError, ValueError, KeyError) as error:
-        msg = f"Expected an h5ad file at '{path}', found one that cannot be read ({error})."
+        msg = f"Expected an {kind} file at '{path}', found one that cannot be read ({error})."
         raise ValueError(msg) from error
 
 

@@ -36,17 +36,6 @@ def demo(
 
     A quarter of the cells is held out for testing and is used neither in training nor for any choice.
 
-    Parameters
-    ----------
-    out
-        Folder to write: ``comparison.csv``, figures, ``cells.h5ad``, the model and its key.
-    n_rounds, rng
-        Rounds and seed.
-    overwrite
-        Replace the folder of an earlier demo.
-    progress
-        Show progress bars.
-
     Returns
     -------
     Balanced accuracy and macro-F1 on the held-out cells, by model and key.

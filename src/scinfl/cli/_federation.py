@@ -26,15 +26,7 @@ Report = Callable[[str], None]
 
 
 def add_federation(commands: Commands, report: Report) -> None:
-    """Add the commands.
-
-    Parameters
-    ----------
-    commands
-        Commands of ``scinfl``.
-    report
-        Shows one line, for example ``print``.
-    """
+    """Add the commands."""
     federation = commands.add_parser(
         "federation",
         help="train over several machines: folders for the roles, the server, a site",

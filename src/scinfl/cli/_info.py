@@ -50,11 +50,6 @@ def describe_setup() -> Iterator[str]:
 def describe_model(path: Path) -> Iterator[str]:
     """What a saved model shows without its key, line by line.
 
-    Parameters
-    ----------
-    path
-        Folder of the model.
-
     Raises
     ------
     FileNotFoundError

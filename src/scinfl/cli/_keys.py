@@ -27,15 +27,7 @@ Report = Callable[[str], None]
 
 
 def add_keys(commands: Commands, report: Report) -> None:
-    """Add the commands.
-
-    Parameters
-    ----------
-    commands
-        Commands of ``scinfl``.
-    report
-        Shows one line, for example ``print``.
-    """
+    """Add the commands."""
     keys = commands.add_parser(
         "key",
         help="make, show, rotate and revoke keys; change the key of a model",

@@ -7,20 +7,14 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from scinfl import __version__, _names
-from scinfl._checks import read_h5ad
+from scinfl._checks import new_path, number_between, obs_column, one_of, read_data
 from scinfl._spelling import spelling
 from scinfl.cli._federation import add_federation
 from scinfl.cli._info import describe_model, describe_setup
 from scinfl.cli._keys import add_keys
 from scinfl.cli._text import Commands, as_typed, command, error_line
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from mudata import MuData
-
 
 _START = """start here (`scinfl COMMAND --help` has an example of each command):
   scinfl demo --out demo                                  a complete example on bundled cells, about a minute
@@ -162,10 +156,8 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from scinfl._checks import new_path, obs_column
-
     new_path(options.out, overwrite=options.overwrite)
-    adata = read_h5ad(options.data)
+    adata = read_data(options.data, "h5ad")
     # a misspelt name is reported before torch takes its time to load
     for option in ("labels", "site", "group"):
         if (column := getattr(options, option)) is not None:
@@ -203,7 +195,6 @@ def _predict(options: argparse.Namespace) -> None:
     import pandas as pd
 
     import scinfl as si
-    from scinfl._checks import number_between
 
     out = options.out or options.data.with_name(f"{options.data.stem}_infl.h5ad")
     _check_output(out, [".h5ad", ".csv"], overwrite=options.overwrite)
@@ -212,7 +203,7 @@ def _predict(options: argparse.Namespace) -> None:
     model = si.model.Classifier.load(options.model)
     if options.key:
         model.unlock(si.privacy.Key.load(options.key))
-    adata = read_h5ad(options.data)
+    adata = read_data(options.data, "h5ad")
     si.tl.annotate(adata, model, min_confidence=options.min_confidence)
     temporary = out.with_name(f".{out.name}.part{out.suffix}")
     try:
@@ -234,10 +225,9 @@ def _audit(options: argparse.Namespace) -> None:
     from scinfl.model.base import read_document
 
     _check_output(options.out, [".html", ".md"], overwrite=options.overwrite)
-    adata = _read_data(options.data)
-    held_out = None if options.held_out is None else _read_data(options.held_out)
+    adata, held_out = (path and read_data(path) for path in (options.data, options.held_out))
     model = getattr(si.model, read_document(options.model)["class"]).load(options.model, adata)
-    key = None if options.key is None else si.privacy.Key.load(options.key)
+    key = options.key and si.privacy.Key.load(options.key)
     if key is not None:
         model.unlock(key)
     si.tl.audit(
@@ -255,26 +245,8 @@ def _audit(options: argparse.Namespace) -> None:
     print(f"Wrote '{options.out}'.")
 
 
-def _read_data(path: Path) -> AnnData | MuData:
-    """Read an h5ad or h5mu file; the error names what is wrong with it."""
-    if path.suffix != ".h5mu":
-        return read_h5ad(path)
-    import mudata
-
-    if not path.is_file():
-        msg = f"Expected an h5mu file at '{path}', found none. Check the path."
-        raise FileNotFoundError(msg)
-    try:
-        return mudata.read_h5mu(path)
-    except (OSError, ValueError, KeyError) as error:
-        msg = f"Expected an h5mu file at '{path}', found one that cannot be read ({error})."
-        raise ValueError(msg) from error
-
-
 def _check_output(path: Path, endings: Sequence[str], *, overwrite: bool) -> None:
     """Refuse before any work is done what could not be written after it."""
-    from scinfl._checks import new_path, one_of
-
     one_of("--out (ending)", path.suffix, endings)
     new_path(path, overwrite=overwrite)
     if not path.parent.is_dir():

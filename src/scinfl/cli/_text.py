@@ -29,19 +29,7 @@ _OPTIONS = {  # phrases of the Python API by option, and how they are typed
 
 
 def command(commands: Commands, name: str, help: str, *examples: str) -> argparse.ArgumentParser:
-    """Add a command whose help ends with examples.
-
-    Parameters
-    ----------
-    commands
-        Commands of the parser above.
-    name
-        What is typed.
-    help
-        One line, for the list of commands and the command's own help.
-    examples
-        Lines that can be typed.
-    """
+    """Add a command whose help ends with examples."""
     heading = "example:" if len(examples) == 1 else "examples:"
     return commands.add_parser(
         name,

@@ -11,19 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from anndata import AnnData
-from mudata import MuData, read_h5mu
+from mudata import MuData
 
-from scinfl._checks import read_h5ad
+from scinfl import _checks
 
 
 def read_data(data: str | os.PathLike[str] | AnnData | MuData) -> AnnData | MuData:
     """A copy of data in memory, or those of a file."""
     if isinstance(data, AnnData | MuData):
         return data.copy()
-    path = Path(data)
-    if path.suffix == ".h5mu" and path.is_file():
-        return read_h5mu(path)
-    return read_h5ad(path)
+    return _checks.read_data(Path(data))
 
 
 def copy_folder(source: Path, target: Path) -> None:
