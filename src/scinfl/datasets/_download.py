@@ -35,11 +35,6 @@ def cache_folder() -> Path:
 def server(name: str) -> str:
     """Address of a public server; ``SCINFL_DATAVERSE``, ``SCINFL_FIGSHARE``, … of the environment name others.
 
-    Parameters
-    ----------
-    name
-        ``"dataverse"``, ``"figshare"``, ``"gdc"`` or ``"zenodo"``.
-
     Examples
     --------
     >>> server("zenodo")
@@ -65,17 +60,6 @@ def fetch(url: str, name: str, *, known_hash: str | None = None, progress: bool 
     A download that breaks off is kept as ``NAME.part`` and goes on at the next call, where the server can send the
     rest of a file. The name of the file appears when it is complete. Its SHA-256 is written to ``NAME.sha256``, in the
     form that ``sha256sum -c`` reads, and every later call compares the file with it.
-
-    Parameters
-    ----------
-    url
-        Address.
-    name
-        Name in the cache.
-    known_hash
-        Published hash, as ``"md5:…"`` or another algorithm, or a bare SHA-256.
-    progress
-        Show a progress bar.
 
     Raises
     ------

@@ -152,13 +152,6 @@ def metadata_of(content: bytes) -> dict[str, str]:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file that appears whole or not at all, and survives a power cut.
 
-    Parameters
-    ----------
-    path
-        File to write.
-    content
-        Its bytes.
-
     Examples
     --------
     >>> import tempfile, scinfl as si

@@ -32,23 +32,6 @@ def rehearse(
     Nothing is encoded, combined or uploaded, and no privacy budget is charged. Whatever would be refused before
     training is refused. The list goes to the payload, and to the journal as an event of its own.
 
-    Parameters
-    ----------
-    sites
-        Sites, with different names, that train without protections.
-    state
-        Shared state to start from.
-    strategy, protections, fraction, min_sites
-        See :func:`simulate`.
-    payload
-        Takes the list; its rounds are at most those of the run.
-    n_rounds
-        Rounds of the run.
-    journal
-        Where to note the list.
-    n_elsewhere
-        Sites of the run that are not here.
-
     Raises
     ------
     ValueError

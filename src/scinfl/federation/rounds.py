@@ -103,19 +103,7 @@ class Rules:
     def finish(
         self, run: Run, record: Mapping[str, Any], validation: Update | None, local: Callable[[], dict[str, State]]
     ) -> None:
-        """Close a round: its record enters the history, and its state is kept if it is the best so far.
-
-        Parameters
-        ----------
-        run
-            Run with the state of the round.
-        record
-            What :func:`record_of` made.
-        validation
-            Mean validation metrics; ``None`` where no site validates.
-        local
-            Gives what stayed at each site in the round.
-        """
+        """Close a round: its record enters the history, and its state is kept if it is the best so far."""
         metrics: Mapping[str, float] = {}
         if validation is not None:
             metrics = validation.metrics
@@ -179,21 +167,7 @@ def budget_of(protections: Sequence[Protection]) -> SpendsPrivacy | None:
 
 
 def keep(run: Run, journal: Journal, settings: Mapping[str, Any], local: Mapping[str, State], **more: Any) -> None:
-    """Replace the checkpoint of a run.
-
-    Parameters
-    ----------
-    run
-        What to keep.
-    journal
-        Where.
-    settings
-        What the run was asked to do.
-    local
-        What stays at sites, by a name of its own; further groups of arrays.
-    more
-        Further entries of the record.
-    """
+    """Replace the checkpoint of a run."""
     journal.save(
         {"state": run.state, "smooth": run.smooth, "best": run.best_state, "memory": run.memory, **local},
         {
@@ -210,17 +184,6 @@ def resume(
     run: Run, journal: Journal, settings: Mapping[str, Any], cure: str
 ) -> tuple[dict[str, State], dict[str, Any]] | None:
     """Continue from the checkpoint of a journal; a journal without one starts with the settings.
-
-    Parameters
-    ----------
-    run
-        Takes over what :func:`keep` wrote.
-    journal
-        Journal of the run.
-    settings
-        What the run is asked to do.
-    cure
-        What to do about a journal of other settings.
 
     Returns
     -------

@@ -11,13 +11,6 @@ def normalised_adjacency(sources: Tensor, targets: Tensor, weights: Tensor, n: i
 
     Rows are targets, columns sources. A self loop that is there keeps its weight, a missing one gets 1.
 
-    Parameters
-    ----------
-    sources, targets, weights
-        Edges.
-    n
-        Number of vertices.
-
     Examples
     --------
     >>> import torch, scinfl as si
@@ -34,15 +27,6 @@ def normalised_adjacency(sources: Tensor, targets: Tensor, weights: Tensor, n: i
 
 def propagate(adjacency: Tensor, x: Tensor, n_hops: int = 1) -> Tensor:
     r"""Features of the neighbours, :math:`\hat A^K x` (SGC, Wu et al. 2019), without parameters.
-
-    Parameters
-    ----------
-    adjacency
-        What :func:`normalised_adjacency` returned.
-    x
-        Features (n × d).
-    n_hops
-        :math:`K`.
 
     Examples
     --------

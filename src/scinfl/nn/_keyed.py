@@ -123,13 +123,6 @@ def unkeyed(network: nn.Module) -> nn.Module:
 def projected(network: nn.Module, layer: str) -> nn.Module:
     """Swap a linear layer of a network for a :class:`SecretProjection`, in place.
 
-    Parameters
-    ----------
-    network
-        Any torch network.
-    layer
-        Name of the linear layer, usually the first.
-
     Examples
     --------
     >>> import torch, scinfl as si

@@ -39,19 +39,6 @@ def decode_pairs(
     W^\top`; both normalisations are folded into the maps beside them. Values and gradients are those of the plain
     formula; biases in front of a normalisation cancel and are left out.
 
-    Parameters
-    ----------
-    z
-        Genes × d.
-    u
-        Conditions × d.
-    share
-        Weight of each condition, summing to 1.
-    hidden, output
-        Weight matrix (2d × d, d × 2d), scale and shift of the normalisation behind it, and its epsilon.
-    readout
-        Genes × d.
-
     Returns
     -------
     Conditions × genes, and the statistics (without gradient).

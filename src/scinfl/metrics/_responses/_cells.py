@@ -24,21 +24,7 @@ class Prediction(NamedTuple):
 def cell_scores(
     values: Any, genes: Mapping[str, np.ndarray], predicted: Prediction, control: np.ndarray, rng: np.random.Generator
 ) -> dict[str, float]:
-    """Scores of one perturbation.
-
-    Parameters
-    ----------
-    values
-        Measured cells × all genes, dense or sparse.
-    genes
-        Positions of the top genes by suffix: ``""``, ``"_non_zero"``, ``"_non_dropout"``; -1 counts as none.
-    predicted
-        What was predicted.
-    control
-        Mean of the control cells measured with them.
-    rng
-        Draws cells for the energy distance.
-    """
+    """Scores of one perturbation."""
     scores: dict[str, float] = {}
     for suffix, chosen in genes.items():
         kept = chosen[chosen >= 0]

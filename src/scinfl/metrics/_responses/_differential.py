@@ -103,17 +103,6 @@ def welch_scores(
 
     :math:`t = (m - m_0) / \sqrt{v / n + v_0 / n_0}` (Welch 1947); 0 for a gene that varies in neither.
 
-    Parameters
-    ----------
-    mean, variance
-        Conditions × genes.
-    n
-        Cells of each condition.
-    control_mean, control_variance
-        One value per gene.
-    n_control
-        Cells of the control.
-
     Returns
     -------
     Conditions × genes.
@@ -142,17 +131,6 @@ def rank_genes(
     The order of ``scanpy.tl.rank_genes_groups(..., method="t-test", rankby_abs=True)`` with the control as reference,
     by which GEARS ranks (Roohani et al. 2024). Ties keep the order of the genes.
 
-    Parameters
-    ----------
-    mean, variance
-        Conditions × genes.
-    n
-        Cells of each condition.
-    control_mean, control_variance
-        One value per gene.
-    n_control
-        Cells of the control.
-
     Returns
     -------
     Positions of genes, conditions × genes.
@@ -173,17 +151,6 @@ def top_genes(order: np.ndarray, mean: np.ndarray, control_mean: np.ndarray, n_t
 
     The three tables GEARS is scored on (Roohani et al. 2024). A gene counts as a dropout in a condition if its mean is
     0 there and is not 0 in the control.
-
-    Parameters
-    ----------
-    order
-        Positions of genes, conditions × genes, from :func:`rank_genes`.
-    mean
-        Conditions × genes.
-    control_mean
-        One value per gene.
-    n_top
-        Length of a table.
 
     Returns
     -------

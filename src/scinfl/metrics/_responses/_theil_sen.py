@@ -16,17 +16,6 @@ def theil_sen(X: np.ndarray, y: np.ndarray, *, n_subsets: int = 100_000, rng: in
     takes a second for thousands of rows, and little memory. A pair that does not determine the coefficients
     gives the smallest ones that fit best.
 
-    Parameters
-    ----------
-    X
-        Rows × 2.
-    y
-        One value per row.
-    n_subsets
-        Largest number of pairs; all there are if they are fewer, else as many random ones.
-    rng
-        Seed of the random pairs.
-
     Returns
     -------
     Two coefficients.

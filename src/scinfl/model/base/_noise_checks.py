@@ -38,13 +38,6 @@ def check_noise_of_perturbations(protections: Sequence[Protection], *, local: bo
 def check_noise_of_spots(protections: Sequence[Protection], *, everywhere: bool) -> None:
     """Refuse noise on single spots, and say what noise on updates leaves open.
 
-    Parameters
-    ----------
-    protections
-        What guards the training.
-    everywhere
-        Whether all sites measured all modalities.
-
     Raises
     ------
     ValueError

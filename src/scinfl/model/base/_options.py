@@ -137,11 +137,6 @@ def takes(options: type[TrainOptions]) -> Callable[[Callable[..., None]], Callab
     """Let a ``train`` that is called with settings by name receive them as one checked object.
 
     Its signature shows every setting with its default.
-
-    Parameters
-    ----------
-    options
-        Class of the settings.
     """
 
     def decorated(train: Callable[..., None]) -> Callable[..., None]:

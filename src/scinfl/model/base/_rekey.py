@@ -46,15 +46,6 @@ def rekeyed(network: nn.Module, state: Mapping[str, Tensor], old: Key, new: Key)
 
     The meta learners keep their parameters, frozen or trained: the weights make up for what they say at the new
     coordinates. Where the key adds to the bias alone (:class:`scinfl.nn.PermutedLinear`), the bias does.
-
-    Parameters
-    ----------
-    network
-        Network with keyed layers; it is left as it is.
-    state
-        All of its parameters and buffers.
-    old, new
-        Keys.
     """
     twin = copy.deepcopy(network).cpu().double()  # comes without a key
     twin.load_state_dict(state)

@@ -93,17 +93,7 @@ class ModelView:
             return self.model._make_module()
 
     def with_network(self, network: nn.Module, *, is_locked: bool = True, is_personal: bool = True) -> Any:
-        """A copy of the model that predicts with another network.
-
-        Parameters
-        ----------
-        network
-            Network of the same shape.
-        is_locked
-            Whether the copy asks for a key, as the model does.
-        is_personal
-            Whether it uses what sites keep, as the model does.
-        """
+        """A copy of the model that predicts with another network."""
         other = copy.copy(self.model)
         other._keyed = copy.copy(self.model._keyed)
         other._keyed.module = network

@@ -38,17 +38,7 @@ class AgreedConditions:
     def of_facts(
         cls, facts: Mapping[str, Mapping[str, Any]], levels: Mapping[str, Sequence[str]], share: float, rng: int
     ) -> AgreedConditions:
-        """Conditions of sites that exchanged what they have, see :func:`condition_facts`.
-
-        Parameters
-        ----------
-        facts
-            By site.
-        levels
-            Levels of each covariate over all sites.
-        share, rng
-            Share of the training perturbations to validate with where no site has any set aside, and seed.
-        """
+        """Conditions of sites that exchanged what they have, see :func:`condition_facts`."""
         rows = [_read(row, levels) for own in facts.values() for row in own["conditions"]]
         aside: set[tuple[str, ...]] = set()
         if share and not any(part == VALIDATION for _, part, _ in rows):
@@ -59,17 +49,7 @@ class AgreedConditions:
 
 
 def condition_facts(adata: AnnData, setup: Mapping[str, Any], min_cells: int) -> dict[str, Any]:
-    """What one site sends the others about its conditions: which it has, and whether it has enough cells of each.
-
-    Parameters
-    ----------
-    adata
-        Its cells.
-    setup
-        Arguments of ``setup_anndata``.
-    min_cells
-        Least number of cells of a perturbation.
-    """
+    """What one site sends the others about its conditions: which it has, and whether it has enough cells of each."""
     levels = {key: sorted(adata.obs[key].astype(str).unique()) for key in setup["covariate_keys"]}
     design = Design.of(adata, setup, levels).at("here")
     rows = []
@@ -84,15 +64,7 @@ def condition_facts(adata: AnnData, setup: Mapping[str, Any], min_cells: int) ->
 
 
 def levels_of(facts: Mapping[str, Mapping[str, Any]], covariate_keys: Sequence[str]) -> dict[str, list[str]]:
-    """Levels of each covariate over all sites.
-
-    Parameters
-    ----------
-    facts
-        By site.
-    covariate_keys
-        Names of the covariates.
-    """
+    """Levels of each covariate over all sites."""
     return {key: sorted({level for own in facts.values() for level in own["levels"][key]}) for key in covariate_keys}
 
 

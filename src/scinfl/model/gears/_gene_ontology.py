@@ -101,13 +101,6 @@ def strongest_neighbours(table: pd.DataFrame, n_neighbours: int = 20) -> pd.Data
     importance keep their order in the table, by name for a table of :func:`gene_similarity` from terms; this is what
     ``table.groupby("target")`` with ``nlargest`` gives in pandas.
 
-    Parameters
-    ----------
-    table
-        Columns ``source``, ``target`` and ``importance``, each pair once.
-    n_neighbours
-        Sources of a target beside itself.
-
     Returns
     -------
     Data frame of the same columns, sorted by target, then by falling importance.

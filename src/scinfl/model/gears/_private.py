@@ -94,17 +94,6 @@ def released(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Noisy sums of every site, for training and validation.
 
-    Parameters
-    ----------
-    private
-        Makes the noise and keeps the account.
-    matrix
-        Cells × genes.
-    train, held_out
-        Conditions to train on and to validate on, by site. All are compared with the controls to train on.
-    spend
-        Charge the account.
-
     Returns
     -------
     A :class:`SiteSums` for each site, to train on and to validate on.

@@ -19,19 +19,7 @@ def order_of(genes: Sequence[str]) -> str:
 
 
 def shrunk(metrics: Mapping[str, float], n: float, *, prior: str | None, orders: Sequence[str]) -> dict[str, float]:
-    """Validation metrics with the network's part shrunk, for one and for several perturbed genes apart.
-
-    Parameters
-    ----------
-    metrics
-        Means over all sites of what :func:`scinfl.module._gears_loss.scores` returns.
-    n
-        Number of validation conditions behind the means.
-    prior
-        Kind of the prior; without one nothing is shrunk.
-    orders
-        Order of each validation condition, by number.
-    """
+    """Validation metrics with the network's part shrunk, for one and for several perturbed genes apart."""
     result = {name: metrics[name] for name in ("mse", "pearson_delta", "mse_de")}
     if prior is None:
         return result

@@ -28,23 +28,6 @@ def judge_imputation(
     With what is predicted, :math:`\hat x`, and measured, :math:`x`, the shrinkage :math:`s = \sum \langle \hat x, x
     \rangle / \sum \langle \hat x, \hat x \rangle`, kept within 0 and 1, is the factor on :math:`\hat x` with the least
     squared error.
-
-    Parameters
-    ----------
-    modality
-        Which modality is imputed.
-    measured
-        Its spots.
-    values
-        Their components (spots × components).
-    predicted
-        The same from the other modalities; NaN for spots that do not count.
-    basis
-        Of the modality.
-    sites
-        All sites of the run; those without such spots take part too, or the sum of a single site would be its own.
-    protections, payload
-        Of the sums.
     """
     known = np.isfinite(predicted).all(1)
     if not known.any() and not are_elsewhere(protections):

@@ -94,15 +94,6 @@ def adaptive_neighbours(n: int, m: int, base: int, *, threshold: float = 0.8) ->
     Spots of the larger section list ``base`` times the ratio of sizes (at least 1), so that each spot of the smaller is
     listed about as often as it would be among equals; those of the smaller list ``base``.
 
-    Parameters
-    ----------
-    n, m
-        Numbers of spots.
-    base
-        Number of neighbours among equals.
-    threshold
-        Ratio of the smaller to the larger number from which sections count as equal.
-
     Returns
     -------
     Number for the section of n spots, and for that of m.

@@ -27,15 +27,6 @@ def normalised(matrix: Matrix, how: str, weights: np.ndarray | None = None) -> M
         :math:`\log(1 + 10^4 x w / \sum x w)` with a weight :math:`w` per feature, for accessibility.
     ``"none"``
         Values as they are.
-
-    Parameters
-    ----------
-    matrix
-        Dense array or compressed sparse rows.
-    how
-        Which of the above.
-    weights
-        For ``"tfidf"``.
     """
     if how == "none":
         return matrix

@@ -145,15 +145,6 @@ def original_propagation(graph: sparse.spmatrix) -> sparse.csr_matrix:
 def merged_graph(spatial: sparse.spmatrix, mutual: np.ndarray, weight: float = 0.8) -> sparse.csr_matrix:
     """Add pairs of spots of different sections, both ways and each once, to the spatial graph.
 
-    Parameters
-    ----------
-    spatial
-        Spots × spots (:func:`spatial_graph`).
-    mutual
-        Pairs × 2, rows of the spots (:func:`scinfl.model.spamosaic._mutual_neighbours.section_pairs`).
-    weight
-        Weight of a pair; an edge of the spatial graph weighs 1. 0 adds none.
-
     Returns
     -------
     Spots × spots, float32.

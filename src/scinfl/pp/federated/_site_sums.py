@@ -80,15 +80,7 @@ class SiteSums:
         return self._n_cells
 
     def mean(self, purpose: str, sums: Mapping[str, State]) -> tuple[State, int]:
-        """Mean over the cells of all sites of what each site summed over its own, and the number of cells.
-
-        Parameters
-        ----------
-        purpose
-            What the sums are for; keyed sums keep purposes apart.
-        sums
-            Sums over rows by name, for every site.
-        """
+        """Mean over the cells of all sites of what each site summed over its own, and the number of cells."""
         number = self._n_rounds[purpose] = self._n_rounds.get(purpose, 0) + 1
         updates = []
         for site, state in sums.items():

@@ -53,11 +53,6 @@ class Advertisement:
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Read what :meth:`to_json` gave.
 
-        Parameters
-        ----------
-        content
-            What came from another machine.
-
         Raises
         ------
         ValueError
@@ -74,15 +69,7 @@ class Advertisement:
             raise ValueError(msg) from error
 
     def verify(self, pinned: Mapping[str, PublicIdentity], at: str) -> None:
-        """Refuse an advertisement that the pinned identity of its site did not sign.
-
-        Parameters
-        ----------
-        pinned
-            Public identities by site.
-        at
-            Name of the site that asks.
-        """
+        """Refuse an advertisement that the pinned identity of its site did not sign."""
         if self.site not in pinned:
             msg = (
                 f"Expected the pinned identity of site '{self.site}', found none at site '{at}'. Get "
@@ -100,13 +87,7 @@ class Advertisement:
             raise TamperedSumError(msg) from None
 
     def compare(self, own: Advertisement) -> None:
-        """Refuse an advertisement of another sum, attempt or key than one's own.
-
-        Parameters
-        ----------
-        own
-            What the site that asks advertised.
-        """
+        """Refuse an advertisement of another sum, attempt or key than one's own."""
         where = ("purpose", "run", "round", "attempt")
         if odd := [name for name in where if getattr(self, name) != getattr(own, name)]:
             found = ", ".join(f"{name} {getattr(self, name)!r} instead of {getattr(own, name)!r}" for name in odd)

@@ -9,17 +9,7 @@ from scinfl.privacy.keys._key import Key
 
 
 def default_protections(key: Key | None, n_sites: int, *, warns: bool = True) -> list[KeyedSum]:
-    """Keyed sums where there is a key and somebody to hide a site from.
-
-    Parameters
-    ----------
-    key
-        Secret of the sites.
-    n_sites
-        How many there are. With two, a warning states that each sees the other.
-    warns
-        Whether to warn.
-    """
+    """Keyed sums where there is a key and somebody to hide a site from."""
     if key is None or n_sites == 1:
         return []
     if n_sites == 2 and warns:

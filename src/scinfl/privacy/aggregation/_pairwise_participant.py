@@ -71,13 +71,6 @@ class PairwiseParticipant:
     def advertise(self, purpose: str, round: int, attempt: int = 1) -> Advertisement:
         """Draw a fresh key pair and sign its public half.
 
-        Parameters
-        ----------
-        purpose, round
-            What will be summed.
-        attempt
-            Number of the attempt at this round, higher than any before.
-
         Raises
         ------
         TamperedSumError
@@ -152,15 +145,6 @@ class PairwiseParticipant:
 
         with the self mask :math:`s_k` and a mask :math:`m_{kj}` for each pair of sites in the order of their names.
 
-        Parameters
-        ----------
-        purpose, round
-            What is summed.
-        integers
-            Vector of uint64 or uint32.
-        tag
-            Linear tag of the integers.
-
         Returns
         -------
         Masked integers, the masked tag, and what goes into the header: the digest of the exchange and a commitment to
@@ -212,13 +196,6 @@ class PairwiseParticipant:
 
         From then on this site refuses to repeat the round. So a server that holds back an upload and reports that site
         as lost cannot open both sums, with and without it.
-
-        Parameters
-        ----------
-        purpose, round
-            What is summed.
-        sites
-            Sites whose uploads the server has.
         """
         exchange = self._exchange(purpose, round)
         if not exchange.masked or exchange.seed is None:
@@ -260,13 +237,7 @@ class PairwiseParticipant:
         ]
 
     def remember(self, memory: Sequence[Mapping[str, Any]]) -> None:
-        """Restore what :meth:`memory` gave. Keys to masks are gone: a sum that was not sent needs a new exchange.
-
-        Parameters
-        ----------
-        memory
-            Of this site, in the same run.
-        """
+        """Restore what :meth:`memory` gave. Keys to masks are gone: a sum that was not sent needs a new exchange."""
         for kept in memory:
             own = Advertisement.from_json(kept["own"])
             self._exchanges[own.purpose, own.round] = _Exchange(

@@ -34,13 +34,6 @@ class PairwiseServer(Aggregator):
     def require_all(self, encoded: Sequence[Update], advertisements: Sequence[Advertisement]) -> None:
         """Void the round if a site that advertised sent nothing.
 
-        Parameters
-        ----------
-        encoded
-            Uploads that arrived.
-        advertisements
-            What was relayed to all sites.
-
         Raises
         ------
         RepeatRoundError
@@ -55,17 +48,7 @@ class PairwiseServer(Aggregator):
             raise RepeatRoundError(msg)
 
     def open(self, combined: Update, encoded: Sequence[Update], seeds: Mapping[str, bytes]) -> Update:
-        """Take the self masks off a sum.
-
-        Parameters
-        ----------
-        combined
-            What :meth:`scinfl.privacy.PairwiseServer.combine` returned; the masks of pairs cancelled in it.
-        encoded
-            Uploads in the sum.
-        seeds
-            Seed of every site's self mask, revealed once all uploads were there.
-        """
+        """Take the self masks off a sum."""
         integers, header = combined.state[MASKED].copy(), dict(combined.header)
         tag = int.from_bytes(header.get("tag", b""), "big")
         for update in encoded:

@@ -26,13 +26,6 @@ def gaussian_delta(epsilon: float, noise_multiplier: float) -> float:
     .. math::
         \delta = \Phi\Big(\frac{1}{2\sigma} - \varepsilon\sigma\Big)
         - e^\varepsilon\, \Phi\Big(-\frac{1}{2\sigma} - \varepsilon\sigma\Big)
-
-    Parameters
-    ----------
-    epsilon
-        :math:`\varepsilon`.
-    noise_multiplier
-        Standard deviation of the noise over the sensitivity, :math:`\sigma`.
     """
     above, below = (log_ndtr(sign / (2 * noise_multiplier) - epsilon * noise_multiplier) for sign in (1, -1))
     return float(np.exp(above) - np.exp(epsilon + below))
@@ -67,13 +60,6 @@ def subsampled_epsilon(spent: Mapping[tuple[float, float], int], delta: float) -
     Mironov, Talwar & Zhang (2019), turned into :math:`(\varepsilon, \delta)` by Balle et al. (2020). Neighbours differ
     in one unit that is added or removed. Where every unit takes part in every step the exact :func:`gaussian_epsilon`
     is used instead.
-
-    Parameters
-    ----------
-    spent
-        Number of steps by noise multiplier and sampling rate.
-    delta
-        :math:`\delta`.
     """
     if not spent:
         return 0.0
@@ -143,15 +129,6 @@ def shuffled_epsilon(noise_multiplier: float, n_sites: int, delta: float) -> flo
     :math:`(e^\varepsilon + 1)(1 + e^{-\varepsilon_0} / 2)\, n\, \delta_0` to :math:`\delta` (theorem 3.8); half of
     :math:`\delta` is set aside for that. Where the condition fails, as it does for fewer than some 200 sites whatever
     the noise, nothing is gained and the result is that of the update by itself.
-
-    Parameters
-    ----------
-    noise_multiplier
-        Standard deviation of the noise over the greatest distance of two updates.
-    n_sites
-        :math:`n`.
-    delta
-        :math:`\delta` of the round.
     """
     alone = gaussian_epsilon(noise_multiplier, delta)
     most = n_sites / (16 * math.log(8 / delta))  # half of delta each for the theorem and for what it leaves out

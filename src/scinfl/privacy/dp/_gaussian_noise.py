@@ -17,13 +17,6 @@ def gaussian_noise(shape: int | tuple[int, ...], deviation: float) -> np.ndarray
     There is no seed: noise that can be drawn again can be subtracted. Doubles are no real numbers, and what depends on
     their last bits may reveal more than a proof about real numbers allows (Mironov 2012); a published sum of a number
     and such noise is rounded, see :func:`on_grid`.
-
-    Parameters
-    ----------
-    shape
-        Shape of the array.
-    deviation
-        Standard deviation :math:`\sigma`.
     """
     bits = np.frombuffer(os.urandom(8 * int(np.prod(shape))), np.uint64)
     size = ndtri(((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-53)  # the lower half keeps its precision

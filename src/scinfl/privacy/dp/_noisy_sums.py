@@ -25,17 +25,6 @@ def noisy_sums(
     adding or removing one cell moves all sums and numbers together by at most :math:`\Delta = C \sqrt{5} / 2`; each
     gets noise of deviation :math:`\sigma \Delta`.
 
-    Parameters
-    ----------
-    matrix
-        Cells × genes, dense or compressed sparse rows.
-    rows
-        Cells of each set; no cell in two of them.
-    max_norm
-        :math:`C`, longest cell that counts whole.
-    noise_multiplier
-        :math:`\sigma`.
-
     Returns
     -------
     Sums (sets × genes) and numbers of cells (sets), float64.

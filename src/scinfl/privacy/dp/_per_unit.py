@@ -43,17 +43,7 @@ class PoissonBatch(NamedTuple):
 
 
 def check_rows(train: Any, network: nn.Module, options: Mapping[str, Any]) -> None:
-    """Refuse what lets one row change the gradients of others.
-
-    Parameters
-    ----------
-    train
-        Rows to train on.
-    network
-        Network to train.
-    options
-        Options of its loss.
-    """
+    """Refuse what lets one row change the gradients of others."""
     if not hasattr(train, "take"):
         raise ValueError(ROWS_MIX)
     mixing = [type(m).__name__ for m in network.modules() if hasattr(m, "running_mean")]
@@ -90,17 +80,6 @@ def clipped_sum(network: nn.Module, batch: tuple[Tensor, ...], unit: np.ndarray,
     where :math:`g_u` is the gradient of the mean loss over the rows of unit :math:`u`, all parameters together. Units
     with the same number of rows go through the network side by side (:func:`torch.func.vmap`), so that any layer that
     treats rows one by one works, keyed ones included.
-
-    Parameters
-    ----------
-    network
-        Network with ``loss(batch)``.
-    batch
-        Tensors with one row a row (features, label codes).
-    unit
-        Number of the unit of each row, in any order.
-    max_norm
-        :math:`C`.
 
     Returns
     -------

@@ -173,13 +173,7 @@ def revoke(
 
 
 def read_documents(paths: Iterable[str | os.PathLike[str]]) -> list[WrappedKey | Revocation]:
-    """Read what other sites sent, revocations first, since they state which keys are refused.
-
-    Parameters
-    ----------
-    paths
-        Files that :meth:`WrappedKey.save` or :meth:`Revocation.save` wrote.
-    """
+    """Read what other sites sent, revocations first, since they state which keys are refused."""
     revocations: list[WrappedKey | Revocation] = []
     keys: list[WrappedKey | Revocation] = []
     for path in paths:

@@ -230,13 +230,6 @@ def rotate(key: Key, identity: Identity, sites: Iterable[PublicIdentity]) -> tup
 def check_successor(old: Key, new: Key, *, force: bool = False) -> None:
     """Refuse a key that does not take the place of another.
 
-    Parameters
-    ----------
-    old, new
-        Keys.
-    force
-        Take the key of another federation or an earlier version nevertheless.
-
     Raises
     ------
     ValueError
