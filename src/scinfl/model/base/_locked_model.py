@@ -263,7 +263,7 @@ class LockedModel(RegisteredModel):
         sealed
             Encrypt the weights; by default where the model was trained with a key. ``False`` writes them locked only:
             they still predict at chance as they are, but anyone with the file can attack the lock, for example by
-            fine-tuning on labelled data of his own.
+            fine-tuning on labelled data of their own.
         overwrite
             Replace a model that is there.
 
