@@ -55,6 +55,6 @@ def test_what_is_not_in_the_table_is_refused(table):
     with pytest.raises(ValueError, match="`family` to be one of"):
         pl.audit(table, "timing")
     with pytest.raises(ValueError, match="`metric` to be one of"):
-        pl.audit(table, "membership", metric="TPR at 0.1% FPR")  # nothing was told of it
+        pl.audit(table, "membership", metric="TPR at 0.1% FPR")  # there are no data for it
     with pytest.raises(ValueError, match="found no verdict"):
         pl.audit(table.drop(columns="verdict"))

@@ -15,7 +15,7 @@ Job = Callable[[], list[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Request:
-    """Arguments of an audit, with those of ``train`` filled in."""
+    """Arguments of an audit; those of ``train`` are filled in before its plan is made."""
 
     data: Any
     model: Any

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,24 +31,14 @@ _KINDS: dict[type, tuple[Callable[..., None], Callable[..., Plan]]] = {
 }
 
 
-def run_audit(
-    data: Any,
-    model: Any,
-    *,
-    held_out: Any,
-    key: Key | None,
-    train: Mapping[str, Any],
-    attributes: Sequence[str],
-    quick: bool,
-    rng: int,
-    progress: bool,
-) -> dict[str, Any]:
+def run_audit(request: Request, *, progress: bool) -> dict[str, Any]:
     """Table of findings, verdicts, parameters and limits of an audit; see :func:`scinfl.tl.audit`."""
+    model, key = request.model, request.key
     check, plan_of = _kind(model)
     check_model(model, key)
-    whole_number("rng", rng, 0)
-    check(data, model, held_out, attributes)
-    request = Request(data, model, held_out, key, training_of(model, train), attributes, quick, rng)
+    whole_number("rng", request.rng, 0)
+    check(request.data, model, request.held_out, request.attributes)
+    request = replace(request, training=training_of(model, request.training))
     with _unlocked(model, key), tqdm(total=1, disable=not progress, desc="Auditing") as bar:
         plan = plan_of(request, bar.update)
         bar.reset(total=len(plan.jobs) + plan.n_further)

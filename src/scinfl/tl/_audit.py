@@ -9,7 +9,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from scinfl import _names
-from scinfl._audit import run_audit
+from scinfl._audit import Request, run_audit
 from scinfl.model import GEARS, Classifier, SpaMosaic
 from scinfl.privacy import Key
 
@@ -99,15 +99,5 @@ def audit(
     >>> sorted(adata.uns["infl"]["audit"])
     ['not_tested', 'parameters', 'table', 'verdicts']
     """
-    found = run_audit(
-        adata,
-        model,
-        held_out=held_out,
-        key=key,
-        train=train or {},
-        attributes=attributes,
-        quick=quick,
-        rng=rng,
-        progress=progress,
-    )
-    adata.uns.setdefault(_names.UNS, {})["audit"] = found
+    request = Request(adata, model, held_out, key, train or {}, attributes, quick, rng)
+    adata.uns.setdefault(_names.UNS, {})["audit"] = run_audit(request, progress=progress)

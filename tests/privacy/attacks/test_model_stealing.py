@@ -18,7 +18,7 @@ N_STEPS = 200
 
 @pytest.fixture(scope="module")
 def stolen():
-    """Networks trained with each scheme on hard cells, and what a thief has: a few cells of each label."""
+    """Networks trained with each scheme on hard cells, and what an attacker has: a few cells of each label."""
     key = Key(bytes(range(32)), federation="test-federation")
     test = make_cells(900, 40, 6, noise=2.5, rng=1)
     train, test = test[::2].copy(), test[1::2].copy()
@@ -41,7 +41,7 @@ def stolen():
 
 @pytest.mark.parametrize("attack", [attacks.fit_scales, attacks.fine_tune, attacks.fit_key], ids=lambda a: a.__name__)
 @pytest.mark.parametrize("scheme", ["permuted", "pooled"])
-def test_the_published_forms_fall_to_a_thief_with_a_few_samples(stolen, scheme, attack):
+def test_the_published_forms_fall_to_model_stealing_with_a_few_samples(stolen, scheme, attack):
     networks, x, y, score = stolen
     right = score(networks[scheme])
     scratch = attacks.train_from_scratch(networks[scheme], x, y, score, n_steps=N_STEPS)
@@ -51,7 +51,7 @@ def test_the_published_forms_fall_to_a_thief_with_a_few_samples(stolen, scheme, 
 
 
 @pytest.mark.parametrize("attack", [attacks.fit_scales, attacks.fit_key], ids=lambda a: a.__name__)
-def test_the_coordinate_form_leaves_a_thief_with_what_his_samples_are_worth(stolen, attack):
+def test_the_coordinate_form_leaves_model_stealing_at_training_from_scratch(stolen, attack):
     networks, x, y, score = stolen
     scratch = attacks.train_from_scratch(networks["coordinate"], x, y, score, n_steps=N_STEPS)
     assert attack(networks["coordinate"], x, y, score, n_steps=N_STEPS) < scratch + 0.1
@@ -89,8 +89,8 @@ def test_statistics_undo_a_module_that_only_shifts_before_batch_normalisation(ke
             network.train()(x)
         right = network.eval()(x).argmax(1)
 
-        def agreement(thief):
-            return (thief.eval()(x).argmax(1) == right).double().mean().item()
+        def agreement(other):
+            return (other.eval()(x).argmax(1) == right).double().mean().item()
 
         assert agreement(network) == 1
         assert attacks.removed_modules(network, agreement) < 0.9
@@ -100,7 +100,7 @@ def test_statistics_undo_a_module_that_only_shifts_before_batch_normalisation(ke
         assert attacks.matched_statistics(layer_norm, x, agreement) == before
 
 
-def test_a_thief_of_a_projected_network_trains_a_first_layer_of_his_own(key):
+def test_stealing_a_projected_network_trains_a_first_layer_of_its_own(key):
     test = make_cells(900, 40, 6, noise=2.5, rng=1)
     model = fit(test, 8, key=key, share="projected", options={"dropout": 0.0, "input_dropout": 0.0})
     names, true = np.array(model.labels), test.obs["label"].astype(str).to_numpy()

@@ -122,7 +122,7 @@ def test_keyed_sums_show_no_more_than_the_mean_cell(blood, network, key):
     assert np.mean([part["pearson"].iloc[0] for part in own]) < 0.05
 
 
-def test_a_site_that_betrays_its_key_opens_the_upload_of_another(blood, network, key):
+def test_the_key_of_a_colluding_site_opens_the_upload_of_another(blood, network, key):
     """Why keyed sums count as open to a server that has a site on its side."""
     _, x, y = blood
     weight, bias = change(network, x[:1], y[:1])
@@ -178,7 +178,7 @@ def test_shapes_that_do_not_fit_are_refused():
 def test_a_lock_hides_the_order_until_it_is_known():
     generator = np.random.default_rng(0)
     loadings = generator.normal(size=(5, 30))
-    mean = 3 * generator.normal(size=30)  # of symmetric cells, a sign could not be told
+    mean = 3 * generator.normal(size=30)  # of symmetric cells, a sign could not be found
     public, x = (generator.normal(size=(n, 5)) @ loadings + 0.3 * generator.normal(size=(n, 30)) for n in (300, 3))
     public, x = public + mean, x + mean
     order, signs = generator.permutation(30), generator.choice([-1.0, 1.0], 30)

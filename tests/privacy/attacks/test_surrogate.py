@@ -1,4 +1,4 @@
-"""More thieves: what falls to them and what does not."""
+"""Further model stealing: what falls to it and what does not."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def stolen():
     return networks, torch.from_numpy(train.X[few]), y, score, torch.from_numpy(train.X)
 
 
-def thieves(public):
+def stealing(public):
     return {
         "fit_permutation": attacks.fit_permutation,
         "match_surrogate": attacks.match_surrogate,
@@ -51,12 +51,12 @@ def thieves(public):
 
 
 @pytest.mark.parametrize("name", ["fit_permutation", "match_surrogate", "distil", "average_versions"])
-def test_the_coordinate_form_leaves_a_thief_with_what_his_samples_are_worth(stolen, name):
+def test_the_coordinate_form_leaves_model_stealing_at_training_from_scratch(stolen, name):
     networks, x, y, score, public = stolen
     network = networks["coordinate"]
     before, right = copy.deepcopy(network.state_dict()), score(network)
     scratch = attacks.train_from_scratch(network, x, y, score, n_steps=N_STEPS)
-    assert thieves(public)[name](network, x, y, score, n_steps=N_STEPS) < scratch + 0.12
+    assert stealing(public)[name](network, x, y, score, n_steps=N_STEPS) < scratch + 0.12
     assert scratch < right - 0.1
     assert score(network) == right
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
@@ -67,7 +67,7 @@ def test_the_permuted_form_falls_to_them(stolen, name):
     networks, x, y, score, public = stolen
     network = networks["permuted"]
     scratch = attacks.train_from_scratch(network, x, y, score, n_steps=N_STEPS)
-    assert thieves(public)[name](network, x, y, score, n_steps=N_STEPS) > scratch + 0.1
+    assert stealing(public)[name](network, x, y, score, n_steps=N_STEPS) > scratch + 0.1
 
 
 def test_a_soft_permutation_finds_a_short_order_with_enough_samples():
@@ -83,9 +83,9 @@ def test_a_soft_permutation_finds_a_short_order_with_enough_samples():
     x = torch.randn(600, 5)
     y = network(x).argmax(1).detach()
 
-    def agreement(thief):
+    def agreement(other):
         with torch.inference_mode():
-            return (thief(x).argmax(1) == y).double().mean().item()
+            return (other(x).argmax(1) == y).double().mean().item()
 
     assert attacks.removed_modules(network, agreement) < 0.7
     assert attacks.fit_permutation(network, x[:300], y[:300], agreement, n_steps=400) > 0.85

@@ -172,7 +172,7 @@ def test_too_few_sites_for_a_sum_are_refused_before_training():
             tl.compare(cells, "label", site_key="site", methods=["majority", name], **SETTINGS)
 
 
-def test_methods_share_their_splits_and_thieves_may_be_left_out(cells):
+def test_methods_share_their_splits_and_model_stealing_can_be_left_out(cells):
     few = tl.compare(
         cells, "label", site_key="site", methods=["majority", "FedAvg"], n_seeds=1, thief_samples=(), **SETTINGS
     )

@@ -57,7 +57,7 @@ def train_from_scratch(
     x, y
         Samples (n × features) of the attacker, and their label codes or what else the loss asks for.
     score
-        Rates a network.
+        Rates a network on data that the attacker is judged by, for example its balanced accuracy.
     loss
         Loss of the network's output for samples, given ``y``.
     n_steps, lr, rng
@@ -85,16 +85,8 @@ def fine_tune(
 
     Parameters
     ----------
-    network
-        Stolen network; left as it is.
-    x, y
-        Samples (n × features) of the attacker, and their label codes or what else the loss asks for.
-    score
-        Rates a network.
-    loss
-        Loss of the network's output for samples, given ``y``.
-    n_steps, lr, rng
-        Training.
+    network, x, y, score, loss, n_steps, lr, rng
+        See :func:`train_from_scratch`.
     """
     stolen = _stripped(network, rng)
     return _train(stolen, stolen.parameters(), x, y, score, n_steps, lr, rng, loss)
@@ -117,16 +109,8 @@ def fit_scales(
 
     Parameters
     ----------
-    network
-        Stolen network; left as it is.
-    x, y
-        Samples (n × features) of the attacker, and their label codes or what else the loss asks for.
-    score
-        Rates a network.
-    loss
-        Loss of the network's output for samples, given ``y``.
-    n_steps, lr, rng
-        Training.
+    network, x, y, score, loss, n_steps, lr, rng
+        See :func:`train_from_scratch`.
     """
     stolen = _copied(network, rng)
     names = list(keyed_layers(stolen))
@@ -156,16 +140,8 @@ def fit_key(
 
     Parameters
     ----------
-    network
-        Stolen network; left as it is.
-    x, y
-        Samples (n × features) of the attacker, and their label codes or what else the loss asks for.
-    score
-        Rates a network.
-    loss
-        Loss of the network's output for samples, given ``y``.
-    n_steps, lr, rng
-        Training.
+    network, x, y, score, loss, n_steps, lr, rng
+        See :func:`train_from_scratch`.
     """
     stolen = _copied(network, rng)
     generator = torch.Generator().manual_seed(rng)

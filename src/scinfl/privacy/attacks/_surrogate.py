@@ -38,14 +38,8 @@ def fit_permutation(
 
     Parameters
     ----------
-    network
-        Stolen network; left as it is.
-    x, y
-        Samples (n × features) and label codes of the attacker.
-    score
-        Rates a network.
-    n_steps, lr, rng
-        Training.
+    network, x, y, score, n_steps, lr, rng
+        See :func:`train_from_scratch`.
     """
     stolen = _copied(network, rng)
     names = list(keyed_layers(stolen))
@@ -89,14 +83,8 @@ def match_surrogate(
 
     Parameters
     ----------
-    network
-        Stolen network; left as it is.
-    x, y
-        Samples (n × features) and label codes of the attacker.
-    score
-        Rates a network.
-    n_steps, lr, rng
-        Training of both networks.
+    network, x, y, score, n_steps, lr, rng
+        See :func:`train_from_scratch`.
     """
     stolen = _stripped(network, rng)
     name = next(name for name, module in stolen.named_modules() if isinstance(module, nn.Linear))
@@ -130,16 +118,10 @@ def distil(
 
     Parameters
     ----------
-    network
-        Stolen network; left as it is.
-    x, y
-        Samples (n × features) and label codes of the attacker.
-    score
-        Rates a network.
     public
         Unlabelled cells (n × features).
-    n_steps, lr, rng
-        Training, first as a pupil and then on labels.
+    network, x, y, score, n_steps, lr, rng
+        See :func:`train_from_scratch`; it is trained twice, as a pupil and then on labels.
     """
     teacher, pupil = _stripped(network, rng).eval(), _stripped(network, rng)
     generator = torch.Generator().manual_seed(rng)
@@ -177,12 +159,8 @@ def average_versions(
     ----------
     networks
         Stolen networks; left as they are.
-    x, y
-        Samples (n × features) and label codes of the attacker.
-    score
-        Rates a network.
-    n_steps, lr, rng
-        Training.
+    x, y, score, n_steps, lr, rng
+        See :func:`train_from_scratch`.
     """
     mean = copy.deepcopy(networks[0])
     others = [dict(network.named_parameters()) for network in networks]

@@ -132,7 +132,7 @@ def _chosen(methods: Sequence[str] | None) -> Sequence[str]:
     if methods is None:
         if find_spec("tenseal") is not None:
             return METHODS
-        logger.warning("Left out '%s', for want of TenSEAL (`pip install 'scinfl[he]'`).", NEEDS_TENSEAL)
+        logger.warning("Left out '%s': TenSEAL is not installed (`pip install 'scinfl[he]'`).", NEEDS_TENSEAL)
         return [name for name in METHODS if name != NEEDS_TENSEAL]
     unknown = [name for name in methods if name not in METHODS]
     if unknown or not methods:

@@ -60,7 +60,7 @@ class Job:
     train: dict[str, Any]
     train_private: dict[str, Any]
     delta: float
-    thief_samples: Sequence[int]
+    attacker_samples: Sequence[int]
     n_keys: int
     seed: int
     _from_scratch: dict[tuple[Any, ...], float] = field(default_factory=dict)
@@ -179,7 +179,7 @@ class Job:
         own = self.adata[self.split.attacker]
         x, y = _tensor(own, self.setup["layer"]), torch.from_numpy(self._codes(model, own))
         stealing: list[Callable[..., float]] = [attacks.fine_tune, attacks.fit_scales, attacks.fit_key]
-        for n in self.thief_samples:
+        for n in self.attacker_samples:
             some, few = x[:n], y[:n]
             shape = (n, *(tuple(parameter.shape) for parameter in network.parameters() if parameter.requires_grad))
             if shape not in self._from_scratch:  # the same for all methods with networks of the same shape
