@@ -43,7 +43,7 @@ class FedAvg:
     Parameters
     ----------
     weights
-        ``"n_obs"`` weights sites by their observations, ``"uniform"`` gives all the same weight.
+        ``"n_obs"`` weights sites by their observations, ``"uniform"`` weights all equally.
 
     Examples
     --------
