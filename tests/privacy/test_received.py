@@ -7,8 +7,9 @@ import pytest
 import torch
 from tests.conftest import make_cells
 
-from scinfl.federation import FedAdam, FedAvg
+from scinfl.federation import FedAdam, FedAvg, simulate
 from scinfl.model import Classifier
+from scinfl.model.base import RemoteContext
 from scinfl.privacy import KeyedSum, UpdateDP, attacks, check_received
 
 
@@ -26,6 +27,11 @@ class Malicious(FedAvg):
         return {name: self.crafted[name].numpy() for name in state}, memory
 
 
+def elsewhere(name="hospital_0"):
+    """The other sites are on machines of their own, and their server makes the state."""
+    return RemoteContext(name, [name], simulate)
+
+
 def model_of(adata, **options):
     Classifier.setup_anndata(adata, "label", site_key="site")
     return Classifier(adata, **{"n_hidden": 32, "key_scheme": None, **options})
@@ -36,7 +42,7 @@ def test_a_site_refuses_crafted_weights_before_it_trains_on_them(cells, after):
     model = model_of(cells)
     watcher, strategy = attacks.Watcher(), Malicious(attacks.imprint(model.module, cells.X).state, after)
     with pytest.raises(ValueError, match=r"like those of the round before, found that .*'encoder.1.weight' repeat"):
-        model.train(5, strategy=strategy, protections=[watcher], progress=False)
+        model.train(5, strategy=strategy, protections=[watcher], remote=elsewhere(), progress=False)
     assert sorted(watcher.seen) == list(range(1, after + 1))  # nothing was sent that such weights were trained to
     assert not model.is_trained_
 
@@ -46,15 +52,15 @@ def test_crafted_weights_are_noticed_through_the_noise_of_differential_privacy(c
     strategy = Malicious(attacks.imprint(model.module, cells.X).state, 2)
     noise = UpdateDP(max_norm=1.0, noise_multiplier=0.5, delta=1e-3)
     with pytest.raises(ValueError, match="repeat another"), pytest.warns(UserWarning, match="Noise"):
-        model.train(4, strategy=strategy, protections=[noise], validation_size=0, progress=False)
+        model.train(4, strategy=strategy, protections=[noise], validation_size=0, remote=elsewhere(), progress=False)
 
 
 def test_honest_rounds_pass_even_with_large_steps_and_noise(cells):
-    model_of(cells).train(6, protections=(), lr=0.1, strategy=FedAdam(lr=0.3), progress=False)
+    model_of(cells).train(6, protections=(), lr=0.1, strategy=FedAdam(lr=0.3), remote=elsewhere(), progress=False)
     noise = UpdateDP(max_norm=1.0, noise_multiplier=60.0, delta=1e-3)
     private = model_of(cells)
     with pytest.warns(UserWarning, match="Noise"):
-        private.train(3, protections=[noise], validation_size=0, progress=False)
+        private.train(3, protections=[noise], validation_size=0, remote=elsewhere(), progress=False)
     assert max(float(parameter.detach().abs().max()) for parameter in private.module.parameters()) > 10
 
 
@@ -64,9 +70,10 @@ def test_sites_that_make_the_state_themselves_have_nothing_to_look_over(cells, k
         "scinfl.model.base._local_training.check_received", lambda *args, **options: looked.append(args)
     )
     model_of(cells, key_scheme="coordinate").train(4, key=key, protections=[KeyedSum(key)], progress=False)
+    model_of(cells).train(4, protections=(), progress=False)  # in this process
     assert looked == []
-    model_of(cells).train(4, protections=(), progress=False)
-    assert len(looked) == 3  # once a round for all sites of one process; the start is agreed
+    model_of(cells).train(4, protections=(), remote=elsewhere(), progress=False)
+    assert len(looked) == 3  # once per round; the start is agreed
 
 
 def test_a_large_weight_is_looked_at_in_part_and_refused_all_the_same():
@@ -96,9 +103,28 @@ def test_the_effective_rank_is_that_of_the_singular_values():
 def test_a_trained_network_that_a_server_hands_back_is_not_refused():
     adata = make_cells(200, 12)
     model = model_of(adata)
-    model.train(2, protections=(), progress=False)
-    model.train(4, protections=(), progress=False)  # goes on from the trained state
+    model.train(2, protections=(), remote=elsewhere(), progress=False)
+    model.train(4, protections=(), remote=elsewhere(), progress=False)  # goes on from the trained state
     assert torch.isfinite(next(model.module.parameters())).all()
+
+
+def test_what_the_training_of_the_site_itself_did_is_no_craft():
+    generator = np.random.default_rng(0)
+    before = {"table": generator.normal(size=(40, 16))}
+    trained = {"table": before["table"].copy()}
+    trained["table"][:20] = trained["table"][0] * generator.uniform(0.5, 2, size=(20, 1))  # rows that decayed alike
+    with pytest.raises(ValueError, match="repeat another"):
+        check_received(trained, before)
+    check_received(trained, before, own=trained)
+
+
+def test_a_little_of_it_is_a_warning_with_the_numbers():
+    generator = np.random.default_rng(0)
+    before = {"table": generator.normal(size=(80, 16))}
+    few = {"table": before["table"].copy()}
+    few["table"][:10] = few["table"][0] * generator.uniform(0.5, 2, size=(10, 1))
+    with pytest.warns(UserWarning, match=r"unusual parameters: .*1[0-9]% of the rows of 'table' repeat another"):
+        check_received(few, before)
 
 
 def test_rows_that_decayed_to_nothing_are_no_craft():

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from scinfl._checks import first_of
+from scinfl._checks import first_of, warn
 
 _SIMILAR = 0.999  # correlation of two rows of a weight from which they count as one
 _NOTHING = 0.01  # of the size of the largest row
@@ -15,27 +15,33 @@ _MOST = 128  # rows of a weight that are looked at: all pairs of them are compar
 
 
 def check_received(
-    state: Mapping[str, np.ndarray], previous: Mapping[str, np.ndarray] | None = None, *, max_growth: float = 10.0
+    state: Mapping[str, np.ndarray],
+    previous: Mapping[str, np.ndarray] | None = None,
+    *,
+    own: Mapping[str, np.ndarray] | None = None,
+    max_growth: float = 10.0,
 ) -> None:
     r"""Refuse parameters that no honest average looks like.
 
     A server that wants cells crafts the first layer: rows that repeat one direction, biases far beyond what training
     makes, weights of low rank (Fowl et al. 2022, Boenisch et al. 2023). Honest parameters after one more round look
-    much like those before. Refused are:
+    much like those before, and like what the site itself made of them. Refused are:
 
     - other names or shapes than before, and values that are no numbers;
-    - a tenth or more of the rows of a weight, and at least 8, that repeat another (up to sign and size), where they did
-      not before;
+    - a fifth or more of the rows of a weight, and at least 8, that repeat another (up to sign and size), where they did
+      not before; a warning from a tenth on;
     - a weight, bias or scale whose largest value grew more than ``max_growth`` times (from at least 1);
-    - a weight whose effective rank :math:`(\sum_i s_i)^2 / \sum_i s_i^2` fell below a third of what it was, or below
-      a tenth of the smaller side where nothing came before.
+    - a weight whose effective rank :math:`(\sum_i s_i)^2 / \sum_i s_i^2` fell below a fifth of what it was, or below
+      a tenth of the smaller side where nothing came before; a warning below a third.
+
+    What the site's own training did to a weight as well (rows that decay alike, tables of low rank) is no craft.
 
     Of a weight with more than 128 rows, 128 are drawn from the operating system's generator, the same of both states:
     an honest run is not changed by it, and the server cannot know which. That takes a few milliseconds for any network.
 
     It catches what is crude. A server that changes little each round stays below any such rule; keyed sums with their
     tags, under which the sites make the next state themselves, take the choice from it. Sites look over what they
-    receive wherever the server makes it, that is without a protection that sums.
+    receive wherever a server makes it: across machines, without a protection that sums.
 
     Parameters
     ----------
@@ -43,6 +49,8 @@ def check_received(
         Parameters by name, as they arrived.
     previous
         Those of the round before, or of the agreed start.
+    own
+        What this site sent in the round before.
     max_growth
         How much larger than before a largest value may be; infinite where noise on updates makes honest ones large.
 
@@ -62,14 +70,20 @@ def check_received(
     ...
     ValueError: Expected parameters like those of the round before, found ...
     """
-    reasons = [] if previous is None else _other_names(state, previous)
+    reasons, doubts = [] if previous is None else _other_names(state, previous), []
     for name, value in state.items():
         array = np.asarray(value)
-        before = None if previous is None or name not in previous else np.asarray(previous[name])
+        known = [np.asarray(states[name]) for states in (previous, own) if states is not None and name in states]
         if not np.isfinite(_largest(array)):
             reasons.append(f"'{name}' holds values that are no numbers")
-        elif before is None or before.shape == array.shape:
-            reasons += _strange(name, array, before, max_growth)
+        elif all(other.shape == array.shape for other in known):
+            refused, doubtful = _strange(name, array, known, max_growth)
+            reasons, doubts = reasons + refused, doubts + doubtful
+    if doubts and not reasons:
+        warn(
+            f"Received unusual parameters: {first_of(doubts)}. Training may make such; so does a server that wants to "
+            "read cells. More of it is refused."
+        )
     if reasons:
         msg = (
             f"Expected parameters like those of the round before, found that {first_of(reasons)}. A server that wants "
@@ -88,27 +102,31 @@ def _other_names(state: Mapping[str, np.ndarray], previous: Mapping[str, np.ndar
     return found
 
 
-def _strange(name: str, array: np.ndarray, before: np.ndarray | None, max_growth: float) -> list[str]:
-    reasons = []
-    largest = _largest(array)
-    usual = 1.0 if before is None else max(1.0, _largest(before))
+def _strange(
+    name: str, array: np.ndarray, known: Sequence[np.ndarray], max_growth: float
+) -> tuple[list[str], list[str]]:
+    """Reasons to refuse a parameter and to doubt it, beside others that are known to be honest."""
+    reasons, doubts = [], []
+    largest, usual = _largest(array), max([1.0, *map(_largest, known)])
     if largest > max_growth * usual:
         reasons.append(f"the largest value of '{name}' is {largest:.3g} and was at most {usual:.3g}")
     if array.ndim != 2 or min(array.shape) < _FEWEST:
-        return reasons
+        return reasons, doubts
     rows = np.arange(len(array))
     if len(rows) > _MOST:
         rows = np.random.default_rng().choice(rows, _MOST, replace=False)
-    products = _products(array[rows])
-    products_before = None if before is None else _products(before[rows])
-    repeated, repeated_before = _repeated(products), 0.0 if products_before is None else _repeated(products_before)
-    if repeated >= max(0.1, _FEWEST / len(rows)) and repeated > 2 * repeated_before:
-        reasons.append(f"{repeated:.0%} of the rows of '{name}' repeat another")
-    rank = _effective_rank(products)
-    least = min(len(rows), array.shape[1]) / 10 if products_before is None else _effective_rank(products_before) / 3
-    if rank < least:
-        reasons.append(f"'{name}' has an effective rank of {rank:.1f}, less than {least:.1f}")
-    return reasons
+    products, others = _products(array[rows]), [_products(other[rows]) for other in known]
+    repeated, honest = _repeated(products), max([0.0, *map(_repeated, others)])
+    if repeated >= max(0.1, _FEWEST / len(rows)) and repeated > 2 * honest:
+        (reasons if repeated >= 0.2 else doubts).append(f"{repeated:.0%} of the rows of '{name}' repeat another")
+    rank, usual = (
+        _effective_rank(products),
+        min(map(_effective_rank, others), default=0.3 * min(len(rows), array.shape[1])),
+    )
+    if rank < usual / 3:
+        found = f"'{name}' has an effective rank of {rank:.1f}, less than {usual / 3:.1f}"
+        (reasons if rank < usual / 5 or not others else doubts).append(found)
+    return reasons, doubts
 
 
 def _largest(array: np.ndarray) -> float:

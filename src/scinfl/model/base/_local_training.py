@@ -97,10 +97,10 @@ class SharedNetwork:
         self._held: State | None = None
         self._received: State | None = None
 
-    def look_over(self, state: State, max_growth: float) -> None:
+    def look_over(self, state: State, own: State | None, max_growth: float) -> None:
         """Refuse a state that no honest average of what followed the last one looks like; the first one is agreed."""
         if self._received is not None and state is not self._received:
-            check_received(state, self._received, max_growth=max_growth)
+            check_received(state, self._received, own=own, max_growth=max_growth)
         self._received = state
 
     def load(self, state: State, local: Mapping[str, Tensor]) -> bool:
@@ -132,7 +132,7 @@ class SharedNetwork:
 class LocalSite:
     """Trains the plain network on its own observations; locks what it sends and unlocks what it receives.
 
-    Where the server makes the shared state, because no protection sums, the site looks it over before it trains on it
+    Where a server makes the shared state, the site looks it over before it trains on it
     (:func:`scinfl.privacy.check_received`).
 
     Sites in one process may share one network, because each round starts from the shared state.
@@ -163,6 +163,8 @@ class LocalSite:
         Passed to ``loss``, for example class weights of the site.
     describe
         Numbers that go along with every update as metrics, for a strategy that asks for them.
+    receives
+        Whether a server on another machine makes the shared state.
     """
 
     def __init__(
@@ -181,6 +183,7 @@ class LocalSite:
         key_version: int | None = None,
         loss_options: Mapping[str, Any] | None = None,
         describe: Mapping[str, float] | None = None,
+        receives: bool = False,
     ) -> None:
         self.name = name
         self.n_obs, self.n_validation = (getattr(part, "n_effective", len(part)) for part in (train, validation))
@@ -196,7 +199,8 @@ class LocalSite:
         for protection in protections:
             if isinstance(protection, SpendsPrivacy):
                 protection.check_site(name, self._network, train, self.n_validation, self._loss_options)
-        self._is_given_states = not any(protection.sums for protection in protections)
+        self._receives = receives
+        self._sent: State | None = None
         is_noisy = any(isinstance(protection, SpendsPrivacy) for protection in protections)
         self._max_growth = math.inf if is_noisy else 10.0
 
@@ -218,8 +222,8 @@ class LocalSite:
             If the state looks crafted.
         """
         network, training = self._network, self._training
-        if self._is_given_states:
-            self._shared_network.look_over(state, self._max_growth)
+        if self._receives:
+            self._shared_network.look_over(state, self._sent, self._max_growth)
         for protection in self._protections:
             protection.begin_round(self.name, round, state)
         seed = _seed(training.rng, round, self.name)
@@ -244,10 +248,13 @@ class LocalSite:
         parameters = {name: p for name, p in network.named_parameters() if name in self._shared}
         locked = self._lock(parameters)
         loss = {} if drawn is not None else {"loss": float(np.average(losses, weights=sizes))}
+        sent = {name: _own_array(tensor, parameters[name]) for name, tensor in locked.items()}
+        if self._receives:
+            self._sent = sent
         return Update(
             site=self.name,
             round=round,
-            state={name: _own_array(tensor, parameters[name]) for name, tensor in locked.items()},
+            state=sent,
             n_obs=self.n_obs,
             weight=self._strategy.weight(self.n_obs),
             metrics={**loss, **self._describe},

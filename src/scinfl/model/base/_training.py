@@ -104,6 +104,7 @@ class Training:
                 key_version=key.version if key else None,
                 loss_options=own.loss_options,
                 describe=own.metadata,
+                receives=options.remote is not None and not any(protection.sums for protection in self.protections),
             )
             for name, own in self.sites.items()
         ]
