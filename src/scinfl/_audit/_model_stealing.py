@@ -86,23 +86,7 @@ def with_samples(
     by_name: Mapping[str, Callable[..., float]] = WITH_SAMPLES,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """Attack with samples, each attack against training from scratch on the same ones.
-
-    Parameters
-    ----------
-    network
-        Keyed network.
-    draw
-        Samples of an attacker.
-    metric, setting
-        Of the findings.
-    n_seeds, rng
-        Attackers, and the seed of the first.
-    by_name
-        Attacks.
-    options
-        Passed to the attacks.
-    """
+    """Attack with samples of several attackers, each attack against training from scratch on the same ones."""
     scratch: list[float] = []
     found: dict[str, list[float]] = {name: [] for name in by_name}
     for seed in range(rng, rng + n_seeds):

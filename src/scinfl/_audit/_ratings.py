@@ -101,17 +101,7 @@ def rated(
 def rated_membership(
     score: np.ndarray, member: np.ndarray, adversary: str, attack: str, rng: int, setting: str, uploads: str = ""
 ) -> list[dict[str, Any]]:
-    """One row per score of how well members are separated from others.
-
-    Parameters
-    ----------
-    score, member
-        Higher where the attacker takes something for a member, and whether it is one.
-    adversary, attack, setting, uploads
-        Of the findings.
-    rng
-        Seed of the intervals.
-    """
+    """One row per score of how well members are separated from others."""
     rows = []
     for metric, row in attacks.membership_scores(score, member, rng=rng).iterrows():
         rows.append(

@@ -32,15 +32,7 @@ class Sent:
 
 
 class SimulatedSite:
-    """A site that trains a network and sends what came of it.
-
-    Parameters
-    ----------
-    network
-        Network as sites train it.
-    target
-        Model under attack.
-    """
+    """A site that trains a network and sends what came of it."""
 
     def __init__(self, network: nn.Module, target: AttackTarget) -> None:
         self.network, self._attacked = network, target
@@ -66,19 +58,7 @@ class SimulatedSite:
         loss_options: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> Sent:
-        """Send what one real local round makes of the network.
-
-        Parameters
-        ----------
-        train
-            What the site trains on.
-        number
-            Of the round.
-        loss_options
-            Options of the loss.
-        settings
-            Further settings of the local training.
-        """
+        """Send what one real local round makes of the network."""
         given = self._attacked.training
         size, rates = given["batch_size"] or _BATCH, (given["lr"], given["weight_decay"])
         training = LocalTraining(given["local_epochs"], size, *rates, self._attacked.rng, **settings)

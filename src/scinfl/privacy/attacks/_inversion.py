@@ -21,11 +21,6 @@ def infer_label(bias_change: np.ndarray) -> int:
     The gradient of the cross-entropy is :math:`p - e_y`: negative for the true label alone. Descent moves the other
     way, so give the negative of a change of parameters.
 
-    Parameters
-    ----------
-    bias_change
-        Gradient of the bias (labels).
-
     Examples
     --------
     >>> import numpy as np, scinfl as si
@@ -39,15 +34,6 @@ def infer_label_counts(bias_change: np.ndarray, expected: np.ndarray, n_cells: i
     r"""Labels of a batch from the gradient of the last bias, given what the network predicts on average.
 
     :math:`\nabla b = \bar p - n / N`, so :math:`n = N (\bar p - \nabla b)`, rounded to whole numbers that add up.
-
-    Parameters
-    ----------
-    bias_change
-        Gradient of the bias (labels).
-    expected
-        Mean prediction :math:`\bar p` on public cells (labels).
-    n_cells
-        Size of the batch :math:`N`.
 
     Examples
     --------

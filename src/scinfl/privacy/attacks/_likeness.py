@@ -85,13 +85,6 @@ def mean_cell(true: np.ndarray, public: np.ndarray) -> np.ndarray:
 def nearest_cell(true: np.ndarray, public: np.ndarray) -> np.ndarray:
     """Baseline that cheats: the public cell most like each true cell, the best that copying public data can give.
 
-    Parameters
-    ----------
-    true
-        True cells.
-    public
-        Public cells.
-
     Examples
     --------
     >>> import numpy as np, scinfl as si

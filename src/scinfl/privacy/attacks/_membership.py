@@ -157,13 +157,6 @@ def likelihood_ratio(target: np.ndarray, shadows: np.ndarray, inside: np.ndarray
 def by_group(scores: np.ndarray, member: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean score of each donor, and whether any of the cells was inside.
 
-    Parameters
-    ----------
-    scores, member
-        Score and truth of every cell.
-    groups
-        Donor of every cell.
-
     Examples
     --------
     >>> import numpy as np, scinfl as si

@@ -12,13 +12,6 @@ def moved_rows(before: np.ndarray, change: np.ndarray) -> np.ndarray:
     towards zero, except for small ones that cross it. Of a row that was trained about half move away. Signs and scales
     that a key gives to single values change nothing of that, nor does a secret order of rows.
 
-    Parameters
-    ----------
-    before
-        Table as the site received it (rows × columns).
-    change
-        What the site made of it.
-
     Examples
     --------
     >>> import numpy as np, scinfl as si
@@ -42,13 +35,6 @@ def undo_propagation(change: np.ndarray, graph: np.ndarray) -> np.ndarray:
     embeddings is :math:`\hat A^\top D`, where only rows of :math:`D` of perturbed genes are not zero. Least squares
     give :math:`D` back where the graph can be inverted, and the shortest solution elsewhere.
 
-    Parameters
-    ----------
-    change
-        Change of the embeddings (genes × columns) by one step of gradient descent, or their gradient.
-    graph
-        :math:`\hat A` (genes × genes).
-
     Returns
     -------
     Length of each row of :math:`D`.
@@ -67,17 +53,6 @@ def undo_propagation(change: np.ndarray, graph: np.ndarray) -> np.ndarray:
 
 def number_of_perturbed(n_moved: int, graph: np.ndarray, *, n_draws: int = 50, rng: int = 0) -> int:
     """Number of perturbed genes that moves so many rows, as random sets of genes would over a public graph.
-
-    Parameters
-    ----------
-    n_moved
-        Rows that moved.
-    graph
-        Graph that spreads embeddings (genes × genes).
-    n_draws
-        Orders of the genes that are drawn.
-    rng
-        Seed.
 
     Examples
     --------
@@ -101,13 +76,6 @@ def missed_change(gradient: np.ndarray, variance: np.ndarray | None = None) -> n
     (those whose gradient is not 0) the gradient is :math:`2 d_g / n` with :math:`d_g = \delta_g - \bar r_g` where it is
     squared. Where it is quartic it is :math:`(4 d_g^3 + 12 m_g d_g - 4 s_g) / n`, nearly :math:`12 m_g d_g / n` with
     the variance :math:`m_g` of single cells, which public cells estimate.
-
-    Parameters
-    ----------
-    gradient
-        Gradient of the bias (genes).
-    variance
-        Variance of the change of single cells (genes), where the loss is quartic.
 
     Returns
     -------

@@ -23,20 +23,7 @@ Send = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 def simulate_sites(
     codes: np.ndarray, send: Send, *, n_sites: int = 40, n_cells: int = 100, concentration: float = 1.0, rng: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Play sites of many mixtures with public cells, and keep what each would send.
-
-    Parameters
-    ----------
-    codes
-        Property of each public cell, as codes from 0 (its class, a sex, a disease).
-    send
-        Trains as a site does on rows of the public cells and gives the change of the parameters.
-    n_sites, n_cells
-        Number of sites, and cells of each, drawn with replacement.
-    concentration
-        Of the Dirichlet distribution that the mixtures are drawn from; small ones are uneven.
-    rng
-        Seed.
+    """Simulate sites of many mixtures (Dirichlet) with public cells, and keep what each would send.
 
     Returns
     -------
@@ -58,11 +45,6 @@ def simulate_sites(
 def flatten(change: Mapping[str, np.ndarray]) -> np.ndarray:
     """Changes of parameters as one vector for a meta-classifier: biases as they are, weights as means of each row.
 
-    Parameters
-    ----------
-    change
-        Changes by name.
-
     Examples
     --------
     >>> import numpy as np, scinfl as si
@@ -77,13 +59,6 @@ def infer_property(sent: np.ndarray, shares: np.ndarray, update: np.ndarray) -> 
     """Guess the shares of a site from its update, with ridge regression on simulated sites.
 
     Property inference by a meta-classifier (Ganju et al. 2018, Melis et al. 2019).
-
-    Parameters
-    ----------
-    sent, shares
-        What :func:`simulate_sites` gave.
-    update
-        The update, as :func:`flatten` gives it.
 
     Returns
     -------
@@ -188,15 +163,6 @@ def invert_class(
 def inversion_scores(found: np.ndarray, x: np.ndarray, codes: np.ndarray, label: int) -> dict[str, float]:
     """Correlate an inverted class with what it could show.
 
-    Parameters
-    ----------
-    found
-        What :func:`invert_class` gave.
-    x, codes
-        Training cells and their label codes.
-    label
-        Label code.
-
     Returns
     -------
     Correlation with the mean of its class (``own_mean``), the best with the mean of another (``other_mean``), and the
@@ -224,13 +190,6 @@ def inversion_scores(found: np.ndarray, x: np.ndarray, codes: np.ndarray, label:
 
 def outputs_of(network: nn.Module, x: Tensor) -> np.ndarray:
     """Probabilities that a network gives (cells × labels).
-
-    Parameters
-    ----------
-    network
-        Network.
-    x
-        Cells.
 
     Examples
     --------

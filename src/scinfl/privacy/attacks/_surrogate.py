@@ -201,15 +201,7 @@ def extract_pooled_key(change: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def use_pooled_key(network: nn.Module, vector: np.ndarray) -> nn.Module:
-    """Copy of a stolen network of the second published form that computes with a pooled vector.
-
-    Parameters
-    ----------
-    network
-        Stolen network; left as it is.
-    vector
-        What :func:`extract_pooled_key` found.
-    """
+    """Copy of a stolen network of the second published form that computes with a pooled vector."""
     stolen = copy.deepcopy(network)
     pooled = nn.Parameter(torch.from_numpy(np.asarray(vector, dtype=np.float32)), requires_grad=False)
     for name, layer in keyed_layers(stolen).items():

@@ -15,15 +15,6 @@ def match_signs(weights: Sequence[np.ndarray], public: np.ndarray, order: np.nda
     Columns whose features go together move together, up to the product of their signs :math:`s_j s_k`. So the signs are
     those of the leading eigenvector of the product of both similarities, all of them up to one common sign.
 
-    Parameters
-    ----------
-    weights
-        The layer's weight (units × features) after each round, as the server sees it.
-    public
-        Public samples (n × features) of the same kind.
-    order
-        What :func:`match_features` found.
-
     Examples
     --------
     >>> import numpy as np, scinfl as si
@@ -46,15 +37,6 @@ def match_signs(weights: Sequence[np.ndarray], public: np.ndarray, order: np.nda
 
 def unscramble(cells: np.ndarray, order: np.ndarray, signs: np.ndarray, public: np.ndarray) -> np.ndarray:
     """Put reconstructed cells of a locked layer into the order of the features, each with its likelier sign.
-
-    Parameters
-    ----------
-    cells
-        Cells as a locked first layer gives them (n × features).
-    order, signs
-        What :func:`match_features` and :func:`match_signs` found.
-    public
-        Public cells, one of which resembles the cell with its right sign.
 
     Examples
     --------
