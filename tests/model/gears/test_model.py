@@ -451,26 +451,38 @@ def test_a_site_without_controls_is_named(screen):
         make_model(adata).train(key=Key.generate(), **QUICK)
 
 
-def test_a_gene_that_is_nowhere_is_named(screen):
+def test_a_perturbed_gene_that_is_nowhere_is_named_and_trained_by_its_own_cells(screen):
     condition = screen.obs["condition"].astype(str).replace({screen.obs["condition"].iloc[-1]: "NOSUCH+ctrl"})
     adata = broken(screen, condition=condition, infl_split="train")
-    with pytest.raises(ValueError, match=r"1 in neither \(\d+ cells\): NOSUCH.*unknown='drop'"):
-        make_model(adata)
+    with pytest.warns(UserWarning, match=r"1 in neither \(\d+ cells\): NOSUCH.*unknown='drop'"):
+        model = make_model(adata)
+    model.train(key=Key.generate(), **QUICK)
+    measured = adata.obs["condition"] == "NOSUCH+ctrl"
+    expected = adata.X[measured.to_numpy()].mean(0) - adata.X[(adata.obs["condition"] == "ctrl").to_numpy()].mean(0)
+    found = model.predict_change(["NOSUCH"]).to_numpy()
+    assert np.corrcoef(found.ravel(), np.asarray(expected).ravel())[0, 1] > 0.9  # the prior knows what was measured
 
 
-def test_a_condition_of_one_cell_is_refused(screen):
+def test_a_condition_of_one_cell_is_named_and_left_out(screen):
     condition = screen.obs["condition"].astype(str).to_numpy().copy()
     condition[-1] = "GENE01+GENE02+GENE03"
-    with pytest.raises(ValueError, match=r"at least 2 cells of every condition, found 1 of 1: GENE01\+GENE02\+GENE03"):
-        GEARS.setup_anndata(broken(screen, condition=condition))
+    adata = broken(screen, condition=condition, infl_split="train")
+    with pytest.warns(UserWarning, match=r"at least 2 cells of every condition, found 1 of 1: GENE01\+GENE02\+GENE03"):
+        model = make_model(adata)
+    model.train(key=Key.generate(), **QUICK)
+    assert np.isfinite(model.predict_change(["GENE01+GENE02+GENE03"]).to_numpy()).all()
 
 
-def test_genes_that_are_zero_everywhere_are_refused(screen):
+def test_genes_that_are_zero_everywhere_are_named_and_stay_zero(screen):
     adata = screen.copy()
     adata.X = adata.X.toarray()
     adata.X[:, 3] = 0
-    with pytest.raises(ValueError, match=r"zero in all cells: GENE04.*filter_genes"):
-        GEARS.setup_anndata(adata)
+    with pytest.warns(UserWarning, match=r"zero in all cells: GENE04.*filter_genes"):
+        model = make_model(adata)
+    model.train(12, key=Key.generate(), loss="squared", progress=False)
+    change = model.predict_change(held_out(adata)).abs().mean()
+    assert np.isfinite(change).all()
+    assert change.iloc[3] < 0.1 * change.mean()
 
 
 def test_counts_are_warned_about(screen):
@@ -484,10 +496,25 @@ def test_genes_in_another_order_are_refused_at_prediction(keyed, screen):
         model.predict(held_out(screen), screen[:, ::-1].copy())
 
 
-def test_an_unknown_perturbation_is_refused_at_prediction(keyed):
+def test_a_gene_that_the_network_does_not_know_is_predicted_by_the_prior_with_a_warning(keyed):
     model, _ = keyed
+    with pytest.warns(UserWarning, match=r"nothing of 1 perturbed genes: NOSUCH.*perturbation_genes"):
+        found = model.predict_change(["NOSUCH", "NOSUCH+GENE01", "GENE01"]).to_numpy()
+    prior = next(iter(model._priors.values()))
+    np.testing.assert_allclose(found, prior.predict([("NOSUCH",), ("GENE01", "NOSUCH"), ("GENE01",)], leave_out=False))
+    with pytest.raises(ValueError, match="for example 'GENE01' for 'Gene01'"):
+        model.predict(["Gene01"])
+
+
+def test_an_unknown_perturbation_is_refused_without_a_prior(screen):
+    model = make_model(screen, prior=None)
+    model.train(key=Key.generate(), **QUICK)
     with pytest.raises(ValueError, match=r"1 others: NOSUCH.*perturbation_genes"):
         model.predict(["NOSUCH"])
+
+
+def test_names_that_are_none_are_refused_at_prediction(keyed):
+    model, _ = keyed
     with pytest.raises(ValueError, match="at least one perturbation"):
         model.predict([])
     with pytest.raises(ValueError, match="Rename it"):

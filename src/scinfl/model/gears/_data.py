@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from scinfl._checks import first_of, obs_column
+from scinfl._checks import first_of, obs_column, warn
 from scinfl._conditions import SEPARATOR, canonical_names, genes_of
 from scinfl.model.base._cells import Matrix, sites_of
 from scinfl.model.gears._moments import Moments
@@ -128,7 +128,7 @@ def condition_names(adata: AnnData, condition_key: str, control: str) -> pd.Seri
 
 
 def check_genes(adata: AnnData, matrix: Matrix, gene_key: str | None, *, zeros: bool = True) -> None:
-    """Refuse names of genes that occur twice, and genes that are zero in all cells (with ``zeros``)."""
+    """Refuse names of genes that occur twice; warn of genes that are zero in all cells (with ``zeros``)."""
     if gene_key is not None and gene_key not in adata.var:
         msg = f"Expected `gene_key` to name a column of adata.var, found {gene_key!r}. Columns are {list(adata.var)}."
         raise KeyError(msg)
@@ -141,16 +141,16 @@ def check_genes(adata: AnnData, matrix: Matrix, gene_key: str | None, *, zeros: 
         raise ValueError(msg)
     zero = np.asarray(abs(matrix).sum(0)).ravel() == 0
     if zeros and zero.any():
-        msg = (
+        warn(
             f"Expected genes that are expressed somewhere, found {int(zero.sum())} that are zero in all cells: "
-            f"{first_of(names[zero])}. Drop them with `sc.pp.filter_genes(adata, min_cells=1)`; perturbed ones among "
-            "them stay known through the gene ontology or `perturbation_genes`."
+            f"{first_of(names[zero])}. The network learns that they stay zero. Drop them with "
+            "`sc.pp.filter_genes(adata, min_cells=1)` to leave them out; perturbed ones among them stay known through "
+            "the gene ontology or `perturbation_genes`."
         )
-        raise ValueError(msg)
 
 
 def check_conditions(names: pd.Series, control: str, condition_key: str) -> None:
-    """Refuse data without controls, without perturbations, or with a perturbation of a single cell."""
+    """Refuse data without controls or without perturbations; warn of perturbations of a single cell."""
     counts = names.value_counts()
     if control not in counts.index:
         msg = (
@@ -162,11 +162,10 @@ def check_conditions(names: pd.Series, control: str, condition_key: str) -> None
         msg = f"Expected perturbed cells in adata.obs['{condition_key}'], found controls alone."
         raise ValueError(msg)
     if single := sorted(counts.index[counts == 1]):
-        msg = (
+        warn(
             f"Expected at least 2 cells of every condition, found 1 of {len(single)}: {first_of(single)}. A single "
-            "cell has no variance: drop these cells."
+            "cell has no variance, so training leaves them out."
         )
-        raise ValueError(msg)
 
 
 def _codes(adata: AnnData, key: str, levels: Sequence[str]) -> np.ndarray:

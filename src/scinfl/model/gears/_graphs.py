@@ -55,13 +55,7 @@ class Vocabulary:
         n_neighbours: int,
         levels: Mapping[str, Sequence[str]] | None = None,
     ) -> Vocabulary:
-        """Names of data that were set up.
-
-        Raises
-        ------
-        ValueError
-            If a perturbed gene is neither measured nor in the ontology nor named by the user.
-        """
+        """Names of data that were set up; warns of perturbed genes that are neither measured nor in the ontology."""
         genes = list(map(str, adata.var_names if setup["gene_key"] is None else adata.var[setup["gene_key"]]))
         names = condition_names(adata, setup["condition_key"], setup["control"])
         sets = {name: genes_of(name, setup["control"]) for name in names.unique()}
@@ -73,13 +67,12 @@ class Vocabulary:
         listed: set[str] = set() if table is None else {*table["source"], *table["target"]}
         if unknown := {gene for gene in perturbed if gene not in {*genes, *further, *listed}}:
             n_cells = int(names.map(lambda name: not unknown.isdisjoint(sets[name])).sum())
-            msg = (
+            warn(
                 f"Expected perturbed genes among the {len(genes)} measured genes or those of the gene ontology, found "
-                f"{len(unknown)} in neither ({n_cells} cells): {first_of(sorted(unknown))}. Correct their names, "
-                "drop their cells with `scinfl.pp.perturbations(adata, unknown='drop')`, or name them in "
-                "`perturbation_genes`."
+                f"{len(unknown)} in neither ({n_cells} cells): {first_of(sorted(unknown))}. Nothing is known of which "
+                "genes they resemble: their own cells alone train them. Correct their names, or drop their cells with "
+                "`scinfl.pp.perturbations(adata, unknown='drop')`."
             )
-            raise ValueError(msg)
         vocabulary = sorted({*perturbed, *further, *(listed or genes)})
         found = {
             key: set(adata.obs[key].astype(str)) | set((levels or {}).get(key, ())) for key in setup["covariate_keys"]

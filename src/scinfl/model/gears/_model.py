@@ -228,8 +228,7 @@ class GEARS(PriorPredictor):
         KeyError
             If a column or layer does not exist.
         ValueError
-            If controls are missing, a perturbation has a single cell, genes are zero in all cells, or values cannot be
-            used; the message names what and the cure.
+            If controls are missing, or values cannot be used; the message names what and the cure.
         """
         covariate_keys = list(covariate_keys)
         setup_args = cls._get_setup_method_args(**{k: v for k, v in locals().items() if k != "kwargs"})

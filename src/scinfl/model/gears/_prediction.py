@@ -12,7 +12,7 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
-from scinfl._checks import finite, first_of, obs_column, one_of
+from scinfl._checks import finite, first_of, obs_column, one_of, warn
 from scinfl._conditions import CONTROL, genes_of
 from scinfl.metrics import interaction
 from scinfl.model.base._cells import Matrix, sites_of, values_of
@@ -40,6 +40,7 @@ class PerturbationPredictor(FederatedModel):
     _ontology: Edges | None
     _coexpression: dict[str, Edges]
     _priors: dict[str, Prior]
+    _prior_kind: str | None
 
     def predict(
         self,
@@ -73,7 +74,7 @@ class PerturbationPredictor(FederatedModel):
         RuntimeError
             If the model is untrained or locked.
         ValueError
-            If a gene is unknown, or there are no control cells.
+            If there are no control cells, or without a prior a gene is unknown.
         """
         perturbations = _as_list(perturbations)
         change, spread = self._predict(perturbations, covariates, site)
@@ -161,13 +162,7 @@ class PerturbationPredictor(FederatedModel):
         """Change, and log variance where it was trained (perturbations × genes)."""
         self._check_ready()
         sets = [genes_of(name, self._setup_args()["control"]) for name in perturbations]
-        if unknown := sorted({gene for genes in sets for gene in genes if gene not in self._rows}):
-            msg = (
-                f"Expected perturbed genes that the model knows, found {len(unknown)} others: {first_of(unknown)}. It "
-                f"knows {len(self._vocabulary)} (`model.perturbation_genes`); name further ones with "
-                "`GEARS(perturbation_genes=)` before training."
-            )
-            raise ValueError(msg)
+        self._check_known(sets)
         codes = self._covariate_codes(covariates)
         prior = self._priors.get(site or EVERYWHERE, self._priors.get(EVERYWHERE))
         with self._as_site(site), torch.inference_mode():
@@ -175,14 +170,38 @@ class PerturbationPredictor(FederatedModel):
             change, spread = self._network_change(sets, codes)
         if prior is None:
             return change, spread
-        part = [0.0 if prior.is_measured(genes) else prior.shrinkage[order_of(genes)] for genes in sets]
-        part = [0.0 if prior.kind and not genes else share for genes, share in zip(sets, part, strict=True)]
+        part = [self._share_of_network(prior, genes) for genes in sets]
         return prior.predict(sets, leave_out=False) + np.array(part)[:, None] * change, spread
+
+    def _share_of_network(self, prior: Prior, genes: Sequence[str]) -> float:
+        """Share of the network's change that is added; none where the prior measured it or the network knows too little."""
+        if prior.is_measured(genes) or (prior.kind and not genes) or not all(gene in self._rows for gene in genes):
+            return 0.0
+        return prior.shrinkage[order_of(genes)]
+
+    def _check_known(self, sets: Sequence[Sequence[str]]) -> None:
+        """Warn of genes that the network does not know, for which the prior alone answers; refuse them without one."""
+        unknown = sorted({gene for genes in sets for gene in genes if gene not in self._rows})
+        spelled = {gene.upper(): gene for gene in self._vocabulary}
+        meant = [f"{spelled[gene.upper()]!r} for {gene!r}" for gene in unknown if gene.upper() in spelled]
+        if meant or (unknown and self._prior_kind is None):
+            msg = (
+                f"Expected perturbed genes that the model knows, found {len(unknown)} others: {first_of(unknown)}. It "
+                f"knows {len(self._vocabulary)} (`model.perturbation_genes`){', for example ' if meant else ''}"
+                f"{first_of(meant)}; name further ones with `GEARS(perturbation_genes=)` before training."
+            )
+            raise ValueError(msg)
+        if unknown:
+            warn(
+                f"The network knows nothing of {len(unknown)} perturbed genes: {first_of(unknown)}. They are predicted "
+                "as the mean of the perturbations in training. Check their names, or name them with "
+                "`GEARS(perturbation_genes=)` before training."
+            )
 
     def _network_change(
         self, sets: Sequence[tuple[str, ...]], codes: list[int]
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        members = [[self._rows[gene] for gene in genes] for genes in sets]
+        members = [[self._rows[gene] for gene in genes if gene in self._rows] for genes in sets]
         device = self.device
         if not self.module.compat:
             conditions = Conditions.of(members, covariates=[codes] * len(members), device=device)

@@ -32,7 +32,6 @@ from scinfl.privacy import Key, Seal
 class PriorPredictor(PerturbationPredictor):
     """What a model of perturbations knows beside its network, how sites agree on it, and how it is kept and sealed."""
 
-    _prior_kind: str | None
     _edges_of: Callable[[State], Edges]
     _sealed_priors: bytes | None
     _statistics_stored: bool
