@@ -174,7 +174,7 @@ class PerturbationPredictor(FederatedModel):
         return prior.predict(sets, leave_out=False) + np.array(part)[:, None] * change, spread
 
     def _share_of_network(self, prior: Prior, genes: Sequence[str]) -> float:
-        """Share of the network's change that is added; none where the prior measured it or the network knows too little."""
+        """Share of the network's change that is added; none where the prior measured it or a gene is unknown."""
         if prior.is_measured(genes) or (prior.kind and not genes) or not all(gene in self._rows for gene in genes):
             return 0.0
         return prior.shrinkage[order_of(genes)]
