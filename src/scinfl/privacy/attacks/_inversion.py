@@ -194,7 +194,7 @@ def invert_update(
     change
         Change of some or all parameters by name.
     y
-        Label codes of the cells to find, for example of :func:`infer_label`.
+        Label codes of the cells to find.
     prior
         What is known of cells; without, they start from normal noise.
     strength

@@ -81,7 +81,7 @@ def invert_jointly(
     strength
         Weight of the prior.
     order, signs
-        What :func:`match_features` and :func:`match_signs` found for the first layer, to start from.
+        What :func:`match_features` found for the first layer, and signs of its features, to start from.
     n_iterations, lr, key_lr
         Search; ``key_lr`` is that of the key.
     local

@@ -125,8 +125,8 @@ def invert_class(
 ) -> np.ndarray:
     """Search for the cell that the network takes most surely for a label (model inversion, Fredrikson et al. 2015).
 
-    It shows what the class is like on average, which the label's name promises anyway; rate it with
-    :func:`inversion_scores` to see whether it shows more.
+    It shows what the class is like on average, which the label's name promises anyway; compare it with single cells of
+    the class to see whether it shows more.
 
     Parameters
     ----------
