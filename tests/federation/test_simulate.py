@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from typing import ClassVar
 
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 
 from scinfl.federation import FedAvg, Journal, Protection, Update, mean_of, simulate
+from scinfl.federation.rounds import write_atomically
 from scinfl.privacy import KeyedSum
 
 START = {"w": np.array([0.0])}
@@ -347,3 +351,43 @@ def test_sites_that_know_different_things_have_no_mean():
     first, *others = known()
     with pytest.raises(ValueError, match="Expected"):
         mean_of([replace(first, state={"mean": np.zeros(5)}), *others])
+
+
+def test_two_processes_cannot_write_one_journal_and_any_may_read_it(tmp_path):
+    journal = Journal(tmp_path)
+    journal.log("start")
+    code = (
+        "import sys\nfrom scinfl.federation import Journal\njournal = Journal(sys.argv[1])\n"
+        "assert [event['event'] for event in journal.events()] == ['start']\n"
+        "try:\n    journal.log('intruder')\nexcept RuntimeError as error:\n    sys.exit(str(error))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert "Expected no other process to write the journal" in result.stderr
+    Journal(tmp_path).log("end")  # the same process may have several
+    assert [event["event"] for event in journal.events()] == ["start", "end"]
+    del journal
+    gc.collect()
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code.replace("['start']", "['start', 'end']"), str(tmp_path)],
+            capture_output=True,
+            check=False,
+        ).returncode
+        == 0
+    )
+
+
+def test_a_folder_that_cannot_be_locked_is_refused(tmp_path, monkeypatch):
+    def no_locks(*args):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("scinfl.federation._journal.fcntl.flock", no_locks)
+    with pytest.raises(RuntimeError, match="can lock the journal .*No locks available.*local disk"):
+        Journal(tmp_path).log("start")
+
+
+def test_files_get_the_permissions_that_the_umask_leaves_without_changing_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.umask", lambda mask: pytest.fail("the umask belongs to the whole process"))
+    write_atomically(tmp_path / "file", b"content")
+    (tmp_path / "usual").write_bytes(b"content")
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "usual").stat().st_mode

@@ -58,3 +58,10 @@ def test_a_view_is_annotated_and_a_locked_model_refused(cells, key):
         with pytest.raises(RuntimeError, match="unlock"):
             tool(cells, model)
     assert "infl_label" not in cells.obs
+
+
+def test_names_of_data_format_nothing_in_a_report_as_markdown():
+    from scinfl.tl._audit_report import _plain
+
+    assert _plain("a|b\n# title") == r"a\|b # title"
+    assert _plain("![x](http://example.org) <b>") == r"\!\[x\](http://example.org) \<b\>"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
+from weakref import WeakValueDictionary, finalize
 
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
@@ -39,6 +40,8 @@ class Journal:
     resumes from its last finished round. The log gains one JSON line an event; each line holds the hash of the line
     before, so that a changed, dropped or inserted line shows in :meth:`verify` (a log cut at its end does not).
 
+    One process at a time writes: the first write locks the folder for as long as the journal is in use. Any may read.
+
     Parameters
     ----------
     path
@@ -63,6 +66,7 @@ class Journal:
             msg = f"Expected `journal` to be a folder, found a file at '{self.path}'. Name another path."
             raise NotADirectoryError(msg)
         self.path.mkdir(parents=True, exist_ok=True)
+        self._lock: _FolderLock | None = None
 
     def save(self, groups: Mapping[str, State], record: Mapping[str, Any]) -> None:
         """Replace the checkpoint.
@@ -73,7 +77,13 @@ class Journal:
             Arrays by group and name.
         record
             Anything that json can hold.
+
+        Raises
+        ------
+        RuntimeError
+            If another process writes this journal, or its folder cannot be locked.
         """
+        self._lock = self._lock or _FolderLock.of(self.path)
         arrays = {f"{group}/{name}": array for group, state in groups.items() for name, array in state.items()}
         names = {group: list(state) for group, state in groups.items()}
         metadata = {"record": json.dumps(record), "groups": json.dumps(names)}
@@ -112,7 +122,8 @@ class Journal:
             raise ValueError(msg) from error
 
     def log(self, event: str, **fields: Any) -> None:
-        """Append one event to the audit log."""
+        """Append one event to the audit log; only the process that has the lock of the folder may, see :meth:`save`."""
+        self._lock = self._lock or _FolderLock.of(self.path)
         path = self.path / _LOG
         lines = self._lines()
         previous = _digest(lines[-1]) if lines else ""
@@ -143,6 +154,39 @@ class Journal:
         return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
 
 
+class _FolderLock:
+    """A lock on a folder, held by this process until its last journal there is gone."""
+
+    _held: ClassVar[WeakValueDictionary[Path, _FolderLock]] = WeakValueDictionary()
+
+    def __init__(self, folder: Path) -> None:
+        self._descriptor = os.open(folder, os.O_RDONLY)
+        finalize(self, os.close, self._descriptor)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            msg = (
+                f"Expected no other process to write the journal in '{folder}', found one at work. Wait for it, or "
+                "name another folder: two would lose each other's entries."
+            )
+            raise RuntimeError(msg) from None
+        except OSError as error:
+            msg = (
+                f"Expected a file system that can lock the journal in '{folder}', found: {error.strerror}. Name a "
+                "folder on a local disk."
+            )
+            raise RuntimeError(msg) from error
+
+    @classmethod
+    def of(cls, folder: Path) -> _FolderLock:
+        """The lock of a folder, taken once however many journals of this process are there."""
+        folder = folder.resolve()
+        lock = cls._held.get(folder)
+        if lock is None:
+            cls._held[folder] = lock = cls(folder)
+        return lock
+
+
 def metadata_of(content: bytes) -> dict[str, str]:
     """Metadata of safetensors in memory: the file starts with the length of a json header."""
     length = int.from_bytes(content[:8], "little")
@@ -162,22 +206,15 @@ def write_atomically(path: Path, content: bytes) -> None:
     ...     path.read_bytes()
     b'all or nothing'
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:  # with the permissions that the umask leaves
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
+        temporary.replace(path)
     finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        temporary.unlink(missing_ok=True)
 
 
 def _digest(line: bytes) -> str:

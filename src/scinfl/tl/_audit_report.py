@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -93,18 +94,31 @@ def _as_html(audit: Mapping[str, Any]) -> str:
 
 
 def _as_markdown(audit: Mapping[str, Any]) -> str:
-    lines = ["# Audit of a federated model", "", _summary(audit), "", "## What each adversary learns", ""]
-    lines += [f"- **{adversary.capitalize()}**: {words}" for adversary, words in audit["verdicts"].items()]
+    lines = ["# Audit of a federated model", "", _plain(_summary(audit)), "", "## What each adversary learns", ""]
+    lines += [
+        f"- **{_plain(adversary.capitalize())}**: {_plain(words)}" for adversary, words in audit["verdicts"].items()
+    ]
     for family, own in audit["table"].groupby("family", sort=False):
         picture = base64.b64encode(_figure(own[own["metric"] == own["metric"].iloc[0]]).encode()).decode()
-        lines += ["", f"## {str(family).capitalize()}", "", f"![{family}](data:image/svg+xml;base64,{picture})", ""]
+        lines += [
+            "",
+            f"## {_plain(str(family).capitalize())}",
+            "",
+            f"![{_plain(family)}](data:image/svg+xml;base64,{picture})",
+            "",
+        ]
         columns = [name for name in own.columns if name in _SHOWN]
         lines += [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-        lines += [f"| {' | '.join(_cell(row, name) for name in columns)} |" for _, row in own.iterrows()]
+        lines += [f"| {' | '.join(_plain(_cell(row, name)) for name in columns)} |" for _, row in own.iterrows()]
     lines += ["", "## Settings", "", "| setting | value |", "|---|---|"]
-    lines += [f"| {name} | {_number(value)} |" for name, value in _settings(audit).items()]
-    lines += ["", "## Not tested", "", *(f"- {words}" for words in audit["not_tested"]), ""]
+    lines += [f"| {_plain(name)} | {_plain(_number(value))} |" for name, value in _settings(audit).items()]
+    lines += ["", "## Not tested", "", *(f"- {_plain(words)}" for words in audit["not_tested"]), ""]
     return "\n".join(lines)
+
+
+def _plain(text: object) -> str:
+    """Text of data as Markdown shows it, in one line: names of columns and sites format nothing and link nowhere."""
+    return re.sub(r"([\\`*\[\]<>|!])", r"\\\1", " ".join(str(text).split()))
 
 
 def _summary(audit: Mapping[str, Any]) -> str:

@@ -140,6 +140,7 @@ def test_saved_files_hold_no_row_no_site_and_no_running_statistics(cells, key, s
     text = b"".join(file.read_bytes() for file in path.iterdir())
     assert not any(word in text for word in (b"cell_1", b"hospital_1", b"donor_1"))
     assert cells.X[0].tobytes() not in text
+    assert b"n_cells" not in text  # nor how many there were
 
 
 def test_an_existing_folder_is_not_lost(cells, key, saved, tmp_path):

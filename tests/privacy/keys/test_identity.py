@@ -165,3 +165,12 @@ def test_text_shows_no_secret():
 def test_an_identity_can_be_neither_pickled_nor_copied(attempt):
     with pytest.raises(TypeError, match="cannot be pickled or copied"):
         attempt(Identity.generate("a"))
+
+
+def test_sites_whose_names_look_alike_in_ascii_have_files_of_their_own():
+    from scinfl.privacy.keys._signed_document import as_file_name
+
+    names = ["uni/köln", "uni_k_ln", "uni k ln", ".hidden", "%2Ehidden", "../up", "a%2Fb", "a/b"]
+    files = [as_file_name(name) for name in names]
+    assert len(set(files)) == len(names)
+    assert not any(file.startswith(".") or "/" in file for file in files)

@@ -25,7 +25,7 @@ from scinfl.model.base._files import parse_weights, read_document, read_weights,
 from scinfl.model.base._keyed_network import KeyedNetwork, check_key
 from scinfl.model.base._local_training import as_tensors
 from scinfl.model.base._registered_model import RegisteredModel
-from scinfl.model.base._registry import setup_of, with_arrays
+from scinfl.model.base._registry import setup_of, with_arrays, without_counts
 from scinfl.model.base._shared_parameters import Share
 from scinfl.model.base._training import resolve_device
 from scinfl.privacy import Key, Seal
@@ -281,7 +281,7 @@ class LockedModel(RegisteredModel):
             "class": type(self).__name__,
             "scinfl_version": __version__,
             "init_params": self.init_params_,
-            "registry": self.registry_,
+            "registry": without_counts(self.registry_),
             "key": self._keyed.locked_with,
             "share": self._share,
             "history": {

@@ -7,7 +7,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scvi.data._constants import _FIELD_REGISTRIES_KEY, _SETUP_ARGS_KEY, _STATE_REGISTRY_KEY
+from scvi.data._constants import (
+    _FIELD_REGISTRIES_KEY,
+    _SETUP_ARGS_KEY,
+    _STATE_REGISTRY_KEY,
+    _SUMMARY_STATS_KEY,
+)
 from scvi.data._manager import AnnDataManagerValidationCheck
 
 UNPAIRED = AnnDataManagerValidationCheck(check_fully_paired_mudata=False)
@@ -37,6 +42,15 @@ def categories_of(registry: Mapping[str, Any] | None, field: str) -> list[str] |
     if registry is None:
         return None
     return list(map(str, state_of(registry, field)["categorical_mapping"]))
+
+
+def without_counts(registry: Mapping[str, Any]) -> dict[str, Any]:
+    """Registry as it is saved: without how many cells there were to train on."""
+    fields = {
+        name: {**field, _SUMMARY_STATS_KEY: {k: v for k, v in field[_SUMMARY_STATS_KEY].items() if k != "n_cells"}}
+        for name, field in registry[_FIELD_REGISTRIES_KEY].items()
+    }
+    return {**registry, _FIELD_REGISTRIES_KEY: fields}
 
 
 def with_arrays(registry: Any) -> Any:

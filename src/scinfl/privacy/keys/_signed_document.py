@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from cryptography.exceptions import InvalidSignature
 
@@ -65,5 +65,6 @@ def read_document(path: str | os.PathLike[str], kind: str, what: str) -> Mapping
 
 
 def as_file_name(site: str) -> str:
-    """Name of a site with nothing in it that a file name must not have."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", site).lstrip(".")
+    """Name of a site with nothing in it that a file name must not have; different sites have different ones."""
+    name = quote(site, safe=" ")
+    return f"%2E{name[1:]}" if name.startswith(".") else name
