@@ -382,7 +382,7 @@ def test_a_folder_that_cannot_be_locked_is_refused(tmp_path, monkeypatch):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr("scinfl.federation._journal.fcntl.flock", no_locks)
-    with pytest.raises(RuntimeError, match="can lock the journal .*No locks available.*local disk"):
+    with pytest.raises(RuntimeError, match=r"can lock the journal .*No locks available.*local disk"):
         Journal(tmp_path).log("start")
 
 
