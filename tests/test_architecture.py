@@ -37,7 +37,6 @@ PRIVATE_OF_OTHERS = {  # `x._name` of something that the file does not define it
     "model/base/_locked_model.py": ({"_adata"}, "`load` completes the model that it makes"),
     "model/gears/_model.py": ({"_put_graphs"}, "`from_cell_gears` completes the model that it makes"),
     "privacy/aggregation/_keyed_sum.py": ({"_derive"}, "masks are derived from the bytes of the key"),
-    "privacy/aggregation/_pairwise_sum.py": ({"_rounds"}, "pairwise sums void an attempt of their keyed sum"),
     "privacy/keys/_rotation.py": ({"_secret"}, "a key is wrapped and unwrapped as bytes"),
     "flower/_flwr.py": (None, "the one file that knows private names of Flower"),
     "flower/server/_superlink_process.py": ({"_exit"}, "os._exit is public, despite its name"),

@@ -451,7 +451,7 @@ def test_with_a_wrong_key_or_none_it_computes_something_else(key):
     right = module(conditions).detach()
     assert correlation(twin(conditions).detach(), right) > 0.9999
     for number in range(5):
-        set_key(twin, Key(bytes([number] * 32), federation="guess").coordinates)
+        set_key(twin, Key(bytes(range(100 + number, 132 + number)), federation="guess").coordinates)
         twin.refresh()
         wrong = twin(conditions).detach()
         assert abs(correlation(wrong, right)) < 0.3

@@ -200,7 +200,7 @@ def test_without_a_key_something_else_is_read_that_has_nothing_to_do_with_it(key
     genes = [f"gene_{i}" for i in range(500)]
     table = make_table(key, genes, 12)
     right = table().detach().numpy().ravel()
-    table.set_coordinates(Key(bytes(32), federation="guess").coordinates, "table")
+    table.set_coordinates(Key(bytes(range(100, 132)), federation="guess").coordinates, "table")
     guessed = table().detach().numpy().ravel()
     table.clear_coordinates()
     stripped = table().detach().numpy().ravel()

@@ -98,7 +98,7 @@ def test_a_wrong_key_explains_something_else(cells, model, key):
     tl.explain(right, model, n_draws=1)
     found = []
     for number in range(3):
-        model.unlock(Key(bytes([number + 1]) * 32, federation="test-federation"), force=True)
+        model.unlock(Key(bytes(range(100 + number, 132 + number)), federation="test-federation"), force=True)
         tl.explain(wrong, model, n_draws=1)
         found.append(np.corrcoef(right.obsm["infl_shap"].ravel(), wrong.obsm["infl_shap"].ravel())[0, 1])
     assert np.abs(found).max() < 0.3

@@ -110,7 +110,7 @@ def test_without_the_right_key_it_is_no_better_than_without_training(mosaic, tru
     chance = scores(measured, si.tl.impute(twin, untrained, modality="adt").X)["pcc_feature"]
     wrong = []
     for number in range(5):
-        model.unlock(Key(bytes([number] * 32), federation="mosaic"), force=True)
+        model.unlock(Key(bytes(range(100 + number, 132 + number)), federation="mosaic"), force=True)
         wrong.append(scores(measured, si.tl.impute(mdata, model, modality="adt").X)["pcc_feature"])
     model.unlock(KEY)
     assert abs(np.mean(wrong)) < abs(chance) + 0.06

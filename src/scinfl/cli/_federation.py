@@ -115,7 +115,7 @@ def _add(options: argparse.Namespace) -> None:
     path = add_site(options.kit, options.site)
     options.report(
         f"Wrote '{path}'. Send it to the site and delete your copy. Name '{options.site}' in `sites` of the job, and "
-        f"send the job to all sites; under pairwise sums with '{options.kit / 'identities' / options.site}.json'."
+        f"send the job to all sites, with '{options.kit / 'identities' / options.site}.json'."
     )
 
 

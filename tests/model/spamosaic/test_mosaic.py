@@ -248,7 +248,7 @@ def test_a_wrong_key_is_no_better_than_no_training(two):
     right = agreement(model.get_latent_representation(), mdata.obs["domain"])
     wrong = []
     for number in range(5):
-        model.unlock(Key(bytes([number] * 32), federation="mosaic"), force=True)
+        model.unlock(Key(bytes(range(100 + number, 132 + number)), federation="mosaic"), force=True)
         wrong.append(agreement(model.get_latent_representation(), mdata.obs["domain"]))
     model.unlock(KEY)
     assert np.mean(wrong) < chance + 0.05

@@ -55,7 +55,7 @@ def test_keyed_sums_give_nothing_away(hospitals, key):
 class WithoutMasks(KeyedSum):
     """Packs and adds as a keyed sum does, with masks of zeros."""
 
-    def _stream(self, update, site, nonce, n, dtype):
+    def _stream(self, context, update, site, nonce, n, dtype):
         return np.zeros(n, dtype), 0
 
 

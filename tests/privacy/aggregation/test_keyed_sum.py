@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
 import struct
 from contextlib import suppress
@@ -100,12 +102,24 @@ def test_a_lost_site_costs_nothing(key):
     np.testing.assert_allclose(mean.state["b"], FedAvg().reduce(updates[:2]).state["b"], atol=1e-12)
 
 
+def naive_digest(label, content):
+    parts = [label.encode(), json.dumps(content, sort_keys=True, separators=(",", ":")).encode()]
+    return hashlib.sha256(b"".join(len(part).to_bytes(4, "big") + part for part in parts)).digest()
+
+
 def test_known_answer_of_the_key_stream_and_the_tag():
     protection = KeyedSum(Key(SECRET, federation="lung", version=3), run="r1")
     upload = make_updates(round=7)[0]
+    protection.learn(upload)
     nonce = bytes(range(16))
-    stream, mask = protection._stream(upload, "a", nonce, 20, np.dtype(np.uint64))
-    labels = ["training", "r1", "7", "a", nonce.hex()]
+    context = protection._context_of(upload).digest
+    stream, mask = protection._stream(context, upload, "a", nonce, 20, np.dtype(np.uint64))
+    run = {"federation": "lung", "key_version": 3, "run": "r1", "job_digest": "", "facts_digest": ""}
+    run = naive_digest("scinfl run context", {**run, "identities_digest": "", "protocol": 2})
+    own = {"purpose": "training", "round": 7, "bound_log2": 16, "bits": 64, "n_values": 203}
+    step = {"run": run.hex(), "step": 0, "attempt": 0, "sums": [own], "advertisements": ""}
+    assert context == naive_digest("scinfl step context", step)
+    labels = [context.hex(), "training", "a", nonce.hex()]
     derived = naive_hkdf(SECRET, ["scinfl stream", "lung", "3", "keyed sum", *labels])
     assert stream.tobytes() == naive_chacha20(derived, 160)
     assert mask == int.from_bytes(naive_hkdf(SECRET, ["scinfl", "lung", "3", "keyed sum tag", *labels]), "big") % PRIME
@@ -162,7 +176,9 @@ def test_one_flipped_bit_of_the_key_gives_an_unrelated_stream():
     flipped = bytes([SECRET[0] ^ 1]) + SECRET[1:]
     update = make_updates()[0]
     streams = [
-        KeyedSum(Key(secret, federation="lung"), run="r")._stream(update, "a", bytes(16), 4000, np.dtype(np.uint64))[0]
+        KeyedSum(Key(secret, federation="lung"), run="r")._stream(
+            bytes(32), update, "a", bytes(16), 4000, np.dtype(np.uint64)
+        )[0]
         for secret in (SECRET, flipped)
     ]
     bits = [np.unpackbits(stream.view(np.uint8)) for stream in streams]
@@ -173,9 +189,10 @@ def test_purpose_run_round_site_and_nonce_separate_streams(key):
     update = make_updates()[0]
 
     def stream(run="r", site="a", nonce=bytes(16), **change):
-        return (
-            KeyedSum(key, run=run)._stream(replace(update, **change), site, nonce, 8, np.dtype(np.uint64))[0].tobytes()
-        )
+        protection, changed = KeyedSum(key, run=run), replace(update, **change)
+        protection.learn(changed)
+        context = protection._context_of(changed).digest
+        return protection._stream(context, changed, site, nonce, 8, np.dtype(np.uint64))[0].tobytes()
 
     variants = [
         stream(),
@@ -194,7 +211,7 @@ def test_the_server_sees_masked_integers_and_public_headers_only(key):
         sent = protection.encode(update)
         assert set(sent.state) == {"masked"}
         assert (sent.n_obs, sent.weight, dict(sent.metrics)) == (0, 0.0, {})
-        assert set(sent.header) == {"nonce", "tag", "bound", "signature"}
+        assert set(sent.header) == {"nonce", "tag", "bound", "attempt", "context", "signature"}
     server = Aggregator(protection._public())
     assert not any(isinstance(value, Key | KeyedSum) for value in vars(server).values())
 

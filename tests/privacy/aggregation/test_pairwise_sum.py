@@ -113,7 +113,9 @@ def test_a_number_beyond_the_bound_repeats_the_round_under_fresh_masks(maybe_key
     protection, sent = PairwiseSum(maybe_key, bits=32), []
     mask = PairwiseParticipant.mask
     monkeypatch.setattr(
-        PairwiseParticipant, "mask", lambda self, *arguments: sent.append(result := mask(self, *arguments)) or result
+        PairwiseParticipant,
+        "mask",
+        lambda self, *arguments, **named: sent.append(result := mask(self, *arguments, **named)) or result,
     )
     updates = [*make_updates()[:2], make_updates(scale=20.0)[2]]  # the last site alone exceeds it
     mean = mean_of(updates, [protection])
@@ -129,10 +131,10 @@ def test_a_number_beyond_the_bound_repeats_the_round_under_fresh_masks(maybe_key
 def open_with_key(sent, protection, key, bits=64):
     """What a site that has the key takes off an upload."""
     keyed = protection if isinstance(protection, KeyedSum) else protection._keyed
-    masked = sent.state["masked"]
-    stream, tag_mask = keyed._stream(sent, sent.site, sent.header["nonce"], len(masked), masked.dtype)
+    masked, context = sent.state["masked"], sent.header["context"]
+    stream, tag_mask = keyed._stream(context, sent, sent.site, sent.header["nonce"], len(masked), masked.dtype)
     coefficients = np.frombuffer(
-        key.stream("keyed sum projection", "training", "run", 1, n_bytes=8 * len(masked)), "<u8"
+        key.stream("keyed sum projection", context.hex(), "training", n_bytes=8 * len(masked)), "<u8"
     )
     return masked - stream, (int.from_bytes(sent.header["tag"], "big") - tag_mask) % PRIME, coefficients >> np.uint64(3)
 
@@ -142,9 +144,9 @@ def spied_secrets(monkeypatch):
     secrets = {}
     derived = PairwiseParticipant._secrets
 
-    def spy(self, exchange, ephemeral):
+    def spy(self, exchange, *arguments):
         others = [ad.site for ad in exchange.peers if ad.site != exchange.own.site]
-        for other, (added, secret) in zip(others, derived(self, exchange, ephemeral), strict=True):
+        for other, (added, secret) in zip(others, derived(self, exchange, *arguments), strict=True):
             secrets[exchange.own.site, other] = (added, secret)
             yield added, secret
 
@@ -199,7 +201,9 @@ def test_weights_are_hidden_from_a_site_that_helps_the_server(key, monkeypatch):
     assert protection.agree("training", WEIGHTS) == pytest.approx(60)
     keyed = KeyedSum(key, run="run")
     for upload, weight in zip(sent, WEIGHTS.values(), strict=True):
-        stream, _ = keyed._stream(upload, upload.site, upload.header["nonce"], 1, np.dtype(np.uint64))
+        stream, _ = keyed._stream(
+            upload.header["context"], upload, upload.site, upload.header["nonce"], 1, np.dtype(np.uint64)
+        )
         found = FixedPoint(64, 2.0**40).decode(upload.state["masked"] - stream)[0]
         assert found != pytest.approx(weight, abs=1)
 
@@ -223,7 +227,9 @@ def test_uploads_show_public_headers_only_and_differ_each_time(maybe_key):
     sent = first.encode(update)
     assert set(sent.state) == {"masked"}
     assert (sent.n_obs, sent.weight, dict(sent.metrics)) == (0, 0.0, {})
-    expected = {"bound", "exchange", "commitment", "signature"} | ({"nonce", "tag"} if maybe_key else set())
+    expected = {"bound", "attempt", "context", "exchange", "commitment", "signature"} | (
+        {"nonce", "tag"} if maybe_key else set()
+    )
     assert set(sent.header) == expected
     first.exchange(*PLACE, list(SITES))
     assert not np.any(first.encode(update).state["masked"] == sent.state["masked"])
@@ -253,19 +259,21 @@ def test_known_answer_of_the_masks(monkeypatch):
     for site in sites:
         site.receive(ads)
     integers = np.arange(5, dtype=np.uint64)
-    masked, tag, header = sites[1].mask("training", 7, integers, 100)
+    context = bytes(range(32))
+    masked, tag, header = sites[1].mask("training", 7, integers, 100, context=context)
 
     def mask(secret):
         stream = naive_chacha20(naive_hkdf(secret, ["scinfl mask"]), 40)
         tag_mask = int.from_bytes(naive_hkdf(secret, ["scinfl mask of the tag"]), "big") % PRIME
         return np.frombuffer(stream, "<u8"), tag_mask
 
-    digest = header["exchange"]
+    content = [b"".join(len(p).to_bytes(4, "big") + p for p in (ad.content(),)) for ad in ads]
+    assert header["exchange"] == hashlib.sha256(b"".join(content)).digest()
     own = X25519PrivateKey.from_private_bytes(bytes([2]) * 32)
     shared = [own.exchange(X25519PublicKey.from_public_bytes(ads[i].public)) for i in (0, 2)]
-    with_a = mask(naive_hkdf(shared[0], ["scinfl pairwise mask", digest, "a", "b"]))
-    with_c = mask(naive_hkdf(shared[1], ["scinfl pairwise mask", digest, "b", "c"]))
-    self_mask = mask(SECRET)
+    with_a = mask(naive_hkdf(shared[0], ["scinfl pairwise mask", context, "training", "a", "b"]))
+    with_c = mask(naive_hkdf(shared[1], ["scinfl pairwise mask", context, "training", "b", "c"]))
+    self_mask = mask(naive_hkdf(SECRET, ["scinfl self mask", context, "training"]))
     np.testing.assert_array_equal(masked, integers - with_a[0] + with_c[0] + self_mask[0])
     assert tag == (100 - with_a[1] + with_c[1] + self_mask[1]) % PRIME
 
@@ -442,7 +450,7 @@ def test_a_site_with_a_weak_public_key_is_refused(monkeypatch):
     weak = replace(bare, signature=network.identities["b"].sign(bare.content()))
     network.sites["a"].receive([ads[0], weak, ads[2]])
     with pytest.raises(TamperedSumError, match="site 'b', found a weak one"):
-        network.sites["a"].site("a").mask(*PLACE, np.zeros(3, np.uint64))
+        network.sites["a"].site("a").mask(*PLACE, np.zeros(3, np.uint64), context=bytes(32))
 
 
 # ---- what the server and the sites refuse in a sum
@@ -525,7 +533,7 @@ def test_sites_refuse_a_sum_of_other_sites_also_without_a_key():
     odd = replace(members[0], header={**members[0].header, "exchange": bytes(32)})
     with pytest.raises(TamperedSumError, match="one exchange"):
         protection.decode(combined, [odd, *members[1:]])
-    with pytest.raises(TamperedSumError, match="exchanged for, found round 2 of 'training'"):
+    with pytest.raises(TamperedSumError, match=r"sites that believe the same.*differ in .*round"):
         protection.decode(replace(combined, round=2), members)
     with pytest.raises(TamperedSumError, match="sum of uint64, found uint32"):
         protection.decode(replace(combined, state={"masked": combined.state["masked"].astype("u4")}), members)

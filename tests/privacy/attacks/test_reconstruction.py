@@ -130,7 +130,8 @@ def test_the_key_of_a_colluding_site_opens_the_upload_of_another(blood, network,
     sums.agree("training", {"a": 1.0, "b": 1.0})
     upload = sums.encode(Update("a", 1, {f"{LAYER}.weight": weight, f"{LAYER}.bias": bias}, 1))
     integers = upload.state["masked"].copy()
-    integers -= sums._stream(upload, "a", upload.header["nonce"], len(integers), integers.dtype)[0]
+    nonce, context = upload.header["nonce"], upload.header["context"]
+    integers -= sums._stream(context, upload, "a", nonce, len(integers), integers.dtype)[0]
     values = sums._numbers.decode(integers)
     found = attacks.recover_input(*in_order(values, weight, bias))[None]
     assert attacks.reconstruction_scores(x[:1], found)["pearson"][0] > 0.999

@@ -70,6 +70,15 @@ def test_coordinates_are_uniform_reproducible_and_differ_by_label():
     assert key.coordinates("x", (0,)).shape == (0,)
 
 
+@pytest.mark.parametrize(
+    "secret",
+    [bytes(32), b"\x07" * 32, bytes(range(15)) * 2 + bytes(2), b"correct horse battery staple 123", b"0a" * 16],
+)
+def test_a_secret_that_anyone_can_guess_is_refused(secret):
+    with pytest.raises(ValueError, match=r"random bytes, found a pattern.*`Key.generate\(\)`"):
+        Key(secret, federation="lung")
+
+
 GENES = [f"gene_{i}" for i in range(2000)]
 
 

@@ -1,16 +1,16 @@
-"""The terms of one step, as they come in at the server."""
+"""The terms of one step, as they arrive at the server."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from math import frexp
 from typing import Any
 
+from scinfl._checks import first_of
 from scinfl.federation import Journal, Update
 from scinfl.flower.protocol._message import Message
-from scinfl.privacy import Aggregator
-from scinfl.privacy.aggregation._aggregator import MASKED
-from scinfl.privacy.aggregation._masked_sum import MAX_BOUND
+from scinfl.privacy.aggregation import BELIEFS, MASKED, MAX_BOUND, Aggregator
 
 Summed = list[tuple[Update, list[Update]]]
 """Sums, and the terms in each."""
@@ -29,7 +29,7 @@ class Aggregation:
         Bounds on numbers that all sites know of, by purpose; grows.
     min_sites, deadline
         See :class:`scinfl.flower.Job`.
-    journal, tell
+    journal, report
         Where to note what is refused.
     step
         Number of the step.
@@ -44,15 +44,16 @@ class Aggregation:
         min_sites: int,
         deadline: float,
         journal: Journal,
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
         step: int,
     ) -> None:
         self._server, self._used, self._bounds = server, used, bounds
         self._min_sites, self._deadline = min_sites, deadline
-        self._journal, self._tell, self._step = journal, tell, step
+        self._journal, self._report, self._step = journal, report, step
         self._attempt = 0
         self._answers: dict[str, list[Update]] = {}
         self._enough: float | None = None  # when enough sites had answered
+        self._is_odd_reported = False
         self.n_bytes = 0
 
     @property
@@ -66,14 +67,14 @@ class Aggregation:
         return set(self._answers)
 
     def asks(self, site: str) -> Mapping[str, Any] | None:
-        """What a site is asked for besides; ``None`` where nothing of it is missing.
+        """What else a site is asked for; ``None`` where nothing of it is missing.
 
         Parameters
         ----------
         site
             Name of the site.
         """
-        return None if site in self._answers else {"bounds": self._bounds}
+        return None if site in self._answers else {"attempt": self._attempt, "bounds": self._bounds}
 
     def take(self, site: str, message: Message) -> None:
         """Take an answer.
@@ -109,14 +110,17 @@ class Aggregation:
         slow
             Sites that let a deadline pass: nobody waits twice for them.
         """
-        usual = usual_of({site: _purposes(updates) for site, updates in self._answers.items()}, self._min_sites)
+        found = {site: _beliefs(updates) for site, updates in self._answers.items()}
+        usual = usual_of(found, self._min_sites)
         if usual is None:
             self._enough = None
+            self._report_odd(found)
             return None
         if self._must_wait(now, set(coming) - self.sites - set(slow)):
             return None
-        for site in [site for site, updates in self._answers.items() if _purposes(updates) != usual]:
-            self._leave_out(site, _purposes(self._answers.pop(site)), usual)
+        for site in [site for site, own in found.items() if own != usual]:
+            del self._answers[site]
+            self._leave_out(site, found[site], usual)
         return self._sums()
 
     def _must_wait(self, now: float, missing: Collection[str]) -> bool:
@@ -130,16 +134,29 @@ class Aggregation:
 
     def _leave_out(self, site: str, found: Any, usual: Any) -> None:
         self._journal.log("refused", site=site, kind="step", reason=f"it sent {found} where others sent {usual}")
-        self._tell(f"left out site '{site}', which is at another step than the others")
+        self._report(
+            f"left out site '{site}', which is at another step than the others, or believes other things than they do: "
+            f"{BELIEFS}"
+        )
+
+    def _report_odd(self, found: Mapping[str, Any]) -> None:
+        """Name, once, who keeps the others from a sum."""
+        if len(found) < self._min_sites or self._is_odd_reported:
+            return
+        self._is_odd_reported = True
+        usual = usual_of(found, 1)
+        odd = first_of(sorted(site for site, own in found.items() if own != usual))
+        self._journal.log("differ", step=self._step, sites=found)
+        self._report(f"no sum of step {self._step}: what site {odd} believes differs from the others in {BELIEFS}")
 
     def _repeat(self, message: Message) -> None:
         """A number exceeds the bound: all sites send the step again, with a wider one."""
-        bounds = {str(purpose): float(bound) for purpose, bound in dict(message.fields["bounds"]).items()}
-        if not bounds or not all(0 < bound <= MAX_BOUND for bound in bounds.values()):
-            msg = f"Expected bounds of up to {MAX_BOUND:g}, found {bounds}. Nothing of it was used."
+        bounds = dict(message.fields["bounds"])
+        if not bounds or not all(0 < bound <= MAX_BOUND and frexp(bound)[0] == 0.5 for bound in bounds.values()):
+            msg = f"Expected powers of two up to {MAX_BOUND:g} as bounds, found others. Nothing of it was used."
             raise ValueError(msg)
         for purpose, bound in bounds.items():
-            self._bounds[purpose] = max(self._bounds.get(purpose, 0.0), bound)
+            self._bounds[str(purpose)] = max(self._bounds.get(str(purpose), 0.0), float(bound))
         self._journal.log("repeat", step=self._step, bounds=self._bounds)
         self._start_again()
 
@@ -162,7 +179,7 @@ class Aggregation:
                 )
                 raise ValueError(msg)
         if not updates or len({update.purpose for update in updates}) < len(updates):
-            msg = f"Expected one term a purpose, found {_purposes(updates)}. Nothing of them was used."
+            msg = f"Expected one term per purpose, found {_purposes(updates)}. Nothing of them was used."
             raise ValueError(msg)
 
 
@@ -176,3 +193,8 @@ def usual_of(found: Mapping[str, Any], least: int) -> Any:
 
 def _purposes(updates: Sequence[Update]) -> list[tuple[str, int]]:
     return sorted((update.purpose, update.round) for update in updates)
+
+
+def _beliefs(updates: Sequence[Update]) -> list[tuple[str, int, str]]:
+    """What a site sent terms of, and the digest of what it believes."""
+    return sorted((own.purpose, own.round, own.header.get("context", b"").hex()) for own in updates)

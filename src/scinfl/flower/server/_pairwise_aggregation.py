@@ -1,4 +1,4 @@
-"""The terms of one step under pairwise masks, as they come in at the server: advertise, send, reveal."""
+"""The terms of one step under pairwise masks, as they arrive at the server: advertise, send, reveal."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from typing import Any, Literal
 
 from scinfl.flower.protocol._message import Message
 from scinfl.flower.server._aggregation import Aggregation, Summed, usual_of
-from scinfl.privacy.aggregation._advertisement import Advertisement
-from scinfl.privacy.aggregation._pairwise_sum import PairwiseServer
+from scinfl.privacy.aggregation import Advertisement, PairwiseServer
 
 
 class PairwiseAggregation(Aggregation):
     """Relays what sites advertise, collects their terms, and opens the sum with the seeds that they reveal.
 
-    If a site is lost after it advertised, the masks of the others do not cancel: they exchange anew without it. Once
-    all terms are here, the sum can only be opened with the seeds of all of them, so a site that is lost then is waited
-    for; the terms are kept in a file, and each site keeps its seed.
+    If a site is lost after it advertised, the masks of the others do not cancel: they repeat the exchange without it.
+    Once all terms are here, the sum can only be opened with the seeds of all of them, so a site that is lost then is
+    waited for; the terms are kept in a file, and each site keeps its seed.
 
     Parameters
     ----------
@@ -67,8 +66,8 @@ class PairwiseAggregation(Aggregation):
         if site not in self._members:
             return None
         if self._phase == "terms":
-            ads = [said for name in sorted(self._members) for said in self._ads[name]]
-            return None if site in self._answers else {**asked, "ads": [said.to_json() for said in ads]}
+            ads = [ad for name in sorted(self._members) for ad in self._ads[name]]
+            return None if site in self._answers else {**asked, "ads": [ad.to_json() for ad in ads]}
         return None if site in self._seeds else {**asked, "sites": sorted(self._members)}
 
     def take(self, site: str, message: Message) -> None:
@@ -82,8 +81,8 @@ class PairwiseAggregation(Aggregation):
             Advertisements, terms, seeds, or the wish for wider bounds.
         """
         if message.kind == "advertise" and self._phase == "advertise":
-            ads = [Advertisement.from_json(said) for said in message.fields["ads"]]
-            if not ads or any(said.site != site or said.attempt != self._attempt for said in ads):
+            ads = [Advertisement.from_json(ad) for ad in message.fields["ads"]]
+            if not ads or any(ad.site != site or ad.attempt != self._attempt for ad in ads):
                 msg = f"Expected what site '{site}' advertises for attempt {self._attempt}, found something else."
                 raise ValueError(msg)
             self._ads[site] = ads
@@ -115,10 +114,11 @@ class PairwiseAggregation(Aggregation):
 
     def _relay(self, now: float, missing: Collection[str]) -> None:
         """Settle whose masks belong together."""
-        found = {site: sorted((said.purpose, said.round) for said in own) for site, own in self._ads.items()}
+        found = {site: sorted((ad.purpose, ad.round, ad.step, ad.run) for ad in own) for site, own in self._ads.items()}
         usual = usual_of(found, self._min_sites)
         if usual is None:
             self._enough = None
+            self._report_odd(found)
             return
         if self._must_wait(now, missing):
             return

@@ -7,28 +7,38 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scinfl._errors import RepeatRoundError
+from scinfl._errors import RepeatRoundError, TamperedSumError
 from scinfl.federation import Update
 from scinfl.federation.rounds import write_atomically
 from scinfl.flower.protocol._message import Message
+from scinfl.flower.protocol._round_history import Sum
+from scinfl.flower.site._upload_log import Upload, UploadLog
 from scinfl.privacy import PairwiseSum, Seal
-from scinfl.privacy.aggregation import Advertisement, MaskedSum, purpose_of
-
-Place = tuple[str, int]
-"""Purpose and round of a sum."""
+from scinfl.privacy.aggregation import Advertisement, MaskedSum, Place, names_of, purpose_of
 
 
 class Masking:
-    """Masks the terms of a site under the bounds that all sites know of, or asks for wider ones.
+    """Masks the terms of a site for one step, under the bounds that all sites know of, or asks for wider ones.
+
+    What a sum in this step must hold of this site is kept, also for after a restart: an old upload in a sum is noticed.
 
     Parameters
     ----------
     protection
         Makes the masks.
+    site
+        Name of this site.
+    uploads
+        Where to keep what left the site.
     """
 
-    def __init__(self, protection: MaskedSum) -> None:
+    def __init__(self, protection: MaskedSum, site: str, uploads: UploadLog) -> None:
         self.protection = protection
+        self._site, self._uploads = site, uploads
+        self._last: tuple[object, Message] | None = None  # the same question gets the same answer
+        self._masked: int | None = None  # step that this process masked last
+
+    # ---- terms that leave
 
     def answer(
         self, asked: Mapping[str, Any], position: int, places: Sequence[Place], encode: Callable[[], Sequence[Update]]
@@ -44,21 +54,122 @@ class Masking:
         places
             What is summed in it.
         encode
-            Masks the terms.
+            Masks the terms, whose layouts the protection knows.
         """
-        del position
+        wider = self._widen(asked, places)
+        if wider:
+            return Message("repeat", {"bounds": wider})
+        attempt = _attempt(asked)
+        question = (position, attempt, {purpose: self.protection.bound_of(purpose) for purpose, _ in places})
+        if self._last is None or self._last[0] != question:
+            self._last = question, self._terms(position, attempt, places, encode)
+        return self._last[1]
+
+    def _terms(
+        self, position: int, attempt: int, places: Sequence[Place], encode: Callable[[], Sequence[Update]]
+    ) -> Message:
+        exchanges = self._exchanges(places)
+        self.protection.open_step(position, places, attempt=attempt, exchanges=list(exchanges.values()))
+        try:
+            terms = tuple(encode())
+        except RepeatRoundError:
+            return Message("repeat", {"bounds": {purpose: self.protection.bound_of(purpose) for purpose, _ in places}})
+        self._masked = position
+        headers = {term.purpose: term.header for term in terms}
+        bounds = {name: int.from_bytes(header["bound"], "big", signed=True) for name, header in headers.items()}
+        nonces = {name: header["nonce"].hex() for name, header in headers.items()}
+        kept = {purpose: exchange.hex() for (purpose, _), exchange in exchanges.items()}
+        self._uploads.add(Upload(position, attempt, bounds, nonces, kept))
+        return Message("step", {}, terms)
+
+    def _widen(self, asked: Mapping[str, Any], places: Sequence[Place]) -> dict[str, float]:
+        """Take over the bounds of the server; returns those of this site that are wider."""
         protection, bounds = self.protection, asked.get("bounds", {})
-        purposes, at_first = [purpose for purpose, _ in places], protection.bound_of("")
-        for purpose in purposes:
-            if bounds.get(purpose, at_first) > protection.bound_of(purpose):
-                protection.widen(purpose, float(bounds[purpose]))
-        wider = {p: protection.bound_of(p) for p in purposes if protection.bound_of(p) > bounds.get(p, at_first)}
-        if not wider:
-            try:
-                return Message("step", {}, tuple(encode()))
-            except RepeatRoundError:
-                wider = {purpose: protection.bound_of(purpose) for purpose in purposes}
-        return Message("repeat", {"bounds": wider})
+        if not isinstance(bounds, Mapping):
+            msg = f"Expected bounds by purpose, found {bounds!r}. Nothing was sent; do not trust this server."
+            raise TamperedSumError(msg)
+        at_first, wider = protection.bound_of(""), {}
+        for purpose in [purpose for purpose, _ in places if purpose_of(purpose) is None]:
+            bound, own = bounds.get(purpose, at_first), protection.bound_of(purpose)
+            if isinstance(bound, int | float) and at_first <= bound < own:
+                wider[purpose] = own
+            else:
+                protection.widen(purpose, bound)
+        return wider
+
+    def _exchanges(self, places: Sequence[Place]) -> dict[Place, bytes]:
+        del places
+        return {}
+
+    # ---- sums that come back
+
+    def open_sums(self, position: int, places: Sequence[Place], sums: Sequence[Sum]) -> bool:
+        """Make ready to read the sums of a step, and refuse those of another one.
+
+        Parameters
+        ----------
+        position
+            Number of the step.
+        places
+            What is summed in it; the protection knows the layouts.
+        sums
+            What the server brought.
+
+        Returns
+        -------
+        Whether this site has a term in them.
+
+        Raises
+        ------
+        TamperedSumError
+            If they are sums of another step, or hold what this site did not send last.
+        """
+        self._last = None
+        found = [(combined.purpose, combined.round) for combined, _ in sums]
+        if sorted(found) != sorted(places):
+            msg = (
+                f"Expected the sums of step {position} ({names_of(places)}), found {names_of(found)}: the server "
+                "brings those of another step. Nothing was used; do not trust this server."
+            )
+            raise TamperedSumError(msg)
+        members = [sorted(member.site for member in own) for _, own in sums]
+        if any(own != members[0] for own in members):
+            msg = "Expected the same sites in all sums of a step, found others. Do not trust this server."
+            raise TamperedSumError(msg)
+        if self._site in members[0]:
+            upload = self._own_upload(position, sums)
+            exchanges = [bytes.fromhex(upload.exchanges[name]) for name, _ in sorted(places) if upload.exchanges]
+            if self._masked != position:
+                self.protection.forget()  # it sent its terms before it started again
+            self.protection.open_step(
+                position, places, attempt=upload.attempt, bounds=upload.bounds, exchanges=exchanges
+            )
+            return True
+        self.protection.forget()  # what was masked here is not what is in the sums
+        bounds = {own.purpose: self.protection.bound_in(own) for own, _ in sums if purpose_of(own.purpose) is None}
+        headers = [own.header for own, _ in sorted(sums, key=_place)]
+        exchanges = [header["exchange"] for header in headers if "exchange" in header]
+        attempt = int.from_bytes(headers[0].get("attempt", b"")[:8], "big")
+        self.protection.open_step(position, places, attempt=attempt, bounds=bounds, exchanges=exchanges)
+        return False
+
+    def _own_upload(self, position: int, sums: Sequence[Sum]) -> Upload:
+        """What this site sent in a step, which must be what is in its sums."""
+        upload = self._uploads.of(position)
+        for combined, members in sums:
+            own = next(member for member in members if member.site == self._site)
+            name = combined.purpose
+            if upload is None or own.header.get("nonce", b"").hex() != upload.nonces.get(name):
+                msg = (
+                    f"Expected the sum of '{name}' in step {position} with what site '{self._site}' sent last, found "
+                    "an old upload of it, or one that it never sent. Do not trust this server."
+                )
+                raise TamperedSumError(msg)
+            exchanges = {member.header.get("exchange", b"").hex() for member in members}
+            if exchanges != {upload.exchanges.get(name, "")}:
+                msg = f"Expected uploads of one exchange for '{name}', found others. Do not trust this server."
+                raise TamperedSumError(msg)
+        return upload  # type: ignore[return-value]
 
 
 class PairwiseMasking(Masking):
@@ -68,10 +179,8 @@ class PairwiseMasking(Masking):
 
     Parameters
     ----------
-    protection
-        Makes the masks.
-    site
-        Name of this site.
+    protection, site, uploads
+        See :class:`Masking`.
     file
         Where to keep it.
     seal
@@ -80,9 +189,9 @@ class PairwiseMasking(Masking):
 
     protection: PairwiseSum
 
-    def __init__(self, protection: PairwiseSum, site: str, file: Path, seal: Seal) -> None:
-        super().__init__(protection)
-        self._site, self._file, self._seal = site, file, seal
+    def __init__(self, protection: PairwiseSum, site: str, uploads: UploadLog, *, file: Path, seal: Seal) -> None:
+        super().__init__(protection, site, uploads)
+        self._file, self._seal = file, seal
         self._position: int | None = None
         self._answers: dict[tuple[str, int], Message] = {}  # answers, by phase and attempt
         if file.exists():
@@ -105,7 +214,7 @@ class PairwiseMasking(Masking):
         """
         if position != self._position:
             self._begin(position, places)
-        turn = str(asked["phase"]), int(asked["attempt"])
+        turn = str(asked["phase"]), _attempt(asked)
         if turn not in self._answers:
             act = {"advertise": self._advertise, "terms": self._mask, "reveal": self._reveal}[turn[0]]
             self._answers[turn] = act(asked, places, encode)
@@ -119,8 +228,8 @@ class PairwiseMasking(Masking):
 
     def _advertise(self, asked: Mapping[str, Any], places: Sequence[Place], encode: Any) -> Message:
         del encode
-        site = self.protection.site(self._site)
-        ads = [site.advertise(purpose, number, int(asked["attempt"])) for purpose, number in places]
+        site, attempt, step = self.protection.site(self._site), _attempt(asked), self._position or 0
+        ads = [site.advertise(purpose, number, attempt, step) for purpose, number in places]
         return Message("advertise", {"ads": [ad.to_json() for ad in ads]})
 
     def _mask(
@@ -129,7 +238,7 @@ class PairwiseMasking(Masking):
         ads = [Advertisement.from_json(ad) for ad in asked["ads"]]
         for place in places:
             self.protection.receive([ad for ad in ads if (ad.purpose, ad.round) == place])
-        message = super().answer(asked, 0, places, encode)
+        message = super().answer(asked, self._position or 0, places, encode)
         self._keep(None)
         return message
 
@@ -137,11 +246,26 @@ class PairwiseMasking(Masking):
         del encode
         site = self.protection.site(self._site)
         seeds = {purpose: site.reveal(purpose, number, asked["sites"]).hex() for purpose, number in places}
-        self._keep((int(asked["attempt"]), seeds))
+        self._keep((_attempt(asked), seeds))
         return Message("reveal", {"seeds": seeds})
+
+    def _exchanges(self, places: Sequence[Place]) -> dict[Place, bytes]:
+        return {place: self.protection.exchange_of(place) for place in sorted(places)}
 
     def _keep(self, revealed: tuple[int, Mapping[str, str]] | None) -> None:
         memory = self.protection.site(self._site).memory()
         content = json.dumps({"position": self._position, "memory": memory, "revealed": revealed}).encode()
         self._file.parent.mkdir(parents=True, exist_ok=True)  # sums before training come before the journal
         write_atomically(self._file, self._seal.seal(content, what="pairwise masks", site=self._site))
+
+
+def _attempt(asked: Mapping[str, Any]) -> int:
+    attempt = asked.get("attempt", 0)
+    if not isinstance(attempt, int) or attempt < 0:
+        msg = f"Expected the number of an attempt, found {attempt!r}. Nothing was sent; do not trust this server."
+        raise TamperedSumError(msg)
+    return attempt
+
+
+def _place(own: Sum) -> Place:
+    return own[0].purpose, own[0].round

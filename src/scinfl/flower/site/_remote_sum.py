@@ -12,9 +12,10 @@ import numpy as np
 from scinfl.federation import Protection, Update
 from scinfl.flower.protocol._message import Message
 from scinfl.flower.protocol._round_history import Sum, Summing
-from scinfl.flower.site._masking import Masking, Place
+from scinfl.flower.site._masking import Masking
+from scinfl.flower.site._upload_log import UploadLog
 from scinfl.privacy import Identity, Key
-from scinfl.privacy.aggregation import MASKED, Aggregator, MaskedSum, UnsentSum, total_of
+from scinfl.privacy.aggregation import MASKED, Aggregator, MaskedSum, Place, UnsentSum, total_of
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +41,9 @@ class RemoteSum(Protection):
     travels: ClassVar[bool] = True
 
     def __init__(self, masking: Masking, steps: Summing, site: str) -> None:
-        self.masking, self._steps, self._site = masking, steps, site
-        self._totals: dict[str, float] = {}
+        self.masking, self._steps = masking, steps
         self._members: list[Update] = []
         self._update = Update(site, 0, {}, 0)
-        self._has_sent = False
         self.min_sites = masking.protection.min_sites
 
     @property
@@ -78,8 +77,7 @@ class RemoteSum(Protection):
             return [self.protection.encode_weight(purpose, site, weight)]
 
         combined, members = self._sum((total_of(purpose), 0), hidden)
-        self._totals[purpose] = self.protection.decode_weights(purpose, combined, members)
-        return self._totals[purpose]
+        return self.protection.decode_weights(purpose, combined, members)
 
     def encode(self, update: Update) -> Update:
         """Give the form of this site's term; it is masked when the server asks for it.
@@ -104,14 +102,12 @@ class RemoteSum(Protection):
         """
         del encoded
         own = self._update
+        self.protection.learn(own)
 
         def masked() -> list[Update]:
             return [self.protection.encode(own)]
 
         combined, self._members = self._sum((own.purpose, own.round), masked)
-        if not self._has_sent:
-            self.protection.expect(self._totals[own.purpose], own)  # how to read it
-        self.protection.follow(combined)
         return combined
 
     def decode(self, combined: Update, members: Sequence[Update]) -> Update:
@@ -128,20 +124,11 @@ class RemoteSum(Protection):
         return self.protection.decode(combined, self._members)
 
     def _sum(self, place: Place, encode: Callable[[], Sequence[Update]]) -> Sum:
-        self._has_sent = False
-
-        def make(asked: Mapping[str, Any]) -> Message:
-            message = self.masking.answer(asked, self._steps.position, [place], encode)
-            self._has_sent |= message.kind == "step"
-            return message
-
-        ((combined, members),) = self._steps.sums(make, keep=True)
-        counted = self._site in {member.site for member in members}
-        if not self._has_sent or not counted:
-            self.protection.forget()  # what was masked here is not what is in the sum
-        if not counted:
+        position = self._steps.position
+        found = self._steps.sums(lambda asked: self.masking.answer(asked, position, [place], encode), keep=True)
+        if not self.masking.open_sums(position, [place], found):
             logger.warning("The sum of '%s' went on without this site.", place[0])
-        return combined, members
+        return found[0]
 
     def __repr__(self) -> str:
         return repr(self.protection)
@@ -176,4 +163,4 @@ def rehearsed_sum(key: Key, identity: Identity, bits: Any) -> RemoteSum:
         Bits of the numbers.
     """
     alone = UnsentSum(key, run="dry run", bits=bits, identities={identity.site: identity})
-    return RemoteSum(Masking(alone), _NoSteps(identity), identity.site)
+    return RemoteSum(Masking(alone, identity.site, UploadLog()), _NoSteps(identity), identity.site)

@@ -10,9 +10,9 @@ from typing import Any
 from scinfl.federation import Journal, Payload, Protection, Run, Site, State, Strategy, Update, rounds
 from scinfl.federation.rounds import encode
 from scinfl.flower.protocol._message import Message
-from scinfl.flower.protocol._round_history import RoundHistory
+from scinfl.flower.protocol._round_history import RoundHistory, Sum
 from scinfl.flower.site._remote_sum import RemoteSum
-from scinfl.privacy.aggregation import purpose_of, total_of
+from scinfl.privacy.aggregation import Place, purpose_of, total_of
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class SiteTraining:
         self._local: State = {}  # what stayed here in that round
         self._metrics: dict[str, list[str]] = {}  # names, by purpose
         self._totals: dict[str, float] = {}
-        self._made: tuple[int, list[Update]] | None = None
+        self._made: list[Update] | None = None  # for the next step
         self._started = time.perf_counter()
         self._worked = 0.0
 
@@ -76,8 +76,11 @@ class SiteTraining:
         if self._spending is not None:
             self._spending.open_account(n_sites=1, n_rounds=self._rules.n_rounds, journal=self._journal)
         while not self._is_done:
-            for combined, members in self._steps.sums(self._answer):
-                self._take_sum(combined, members)
+            position, places = self._steps.position, self._places()
+            sums = self._steps.sums(self._answer)
+            counted = self._open_sums(position, places, sums)
+            for combined, members in sums:
+                self._take_sum(combined, members, counted=counted)
                 if self._is_done:
                     break
             self._made = None
@@ -96,10 +99,20 @@ class SiteTraining:
 
     # ---- sums that come back
 
-    def _take_sum(self, combined: Update, members: Sequence[Update]) -> None:
-        counted = self._site.name in {member.site for member in members}
-        if not counted:
-            self._was_left_out(combined)
+    def _open_sums(self, position: int, places: Sequence[Place], sums: Sequence[Sum]) -> bool:
+        """Make ready to read sums; returns whether this site has a term in them."""
+        if self._made is None:  # it was away, or started again
+            for purpose, _ in places:
+                if purpose_of(purpose) is None:
+                    self._expect(purpose)
+        counted = self._masking.open_sums(position, places, sums)
+        for purpose, number in () if counted else places:
+            logger.warning("%s of round %d went on without this site.", purpose.capitalize(), number)
+            if self._journal is not None:
+                self._journal.log("left out", purpose=purpose, round=number)
+        return counted
+
+    def _take_sum(self, combined: Update, members: Sequence[Update], *, counted: bool) -> None:
         purpose = combined.purpose
         if (of := purpose_of(purpose)) is not None:
             self._totals[of] = self._protection.decode_weights(of, combined, members)
@@ -136,7 +149,7 @@ class SiteTraining:
         )
         self._started, self._local = now, self._site.local_state()
         if counted and self._made is not None:
-            own = next(update for update in self._made[1] if update.purpose == "training")
+            own = next(update for update in self._made if update.purpose == "training")
             run.site_history.append(rounds.site_record(number, own, self._spending))
         if not self._validates:
             self._finish_round(None)
@@ -151,18 +164,8 @@ class SiteTraining:
         self._is_done = self._rules.is_finished(run)
         self._report(run.history[-1])
 
-    def _was_left_out(self, combined: Update) -> None:
-        """Read a sum without a term of this site, which was away or late."""
-        self._protection.forget()
-        logger.warning("%s of round %d went on without this site.", combined.purpose.capitalize(), combined.round)
-        if self._journal is not None:
-            self._journal.log("left out", purpose=combined.purpose, round=combined.round)
-        if purpose_of(combined.purpose) is None:
-            self._expect(combined.purpose)
-            self._protection.follow(combined)
-
     def _expect(self, purpose: str) -> None:
-        """Tell the protection what a sum holds that this process has sent nothing for."""
+        """Let the protection know what a sum holds that this process has sent nothing for."""
         state = self._run.state if purpose == "training" else {}
         metrics = dict.fromkeys(self._names_of(purpose), 0.0)
         self._protection.expect(
@@ -187,18 +190,24 @@ class SiteTraining:
 
     # ---- terms that leave
 
+    def _places(self) -> list[Place]:
+        """What is summed in the next step: metrics of the last round and parameters of the next."""
+        if self._step == 0:
+            return [(total_of(purpose), 0) for purpose in _TOTALS]
+        places = [] if self._record is None else [("evaluation", int(self._record["round"]))]
+        return [*places, *([("training", self._step)] if self._step <= self._rules.n_rounds else [])]
+
     def _answer(self, asked: Mapping[str, Any]) -> Message:
         """What this site sends for the next step."""
+        position, places = self._steps.position, self._places()
         if self._step == 0:
-            places = [(total_of(purpose), 0) for purpose in _TOTALS]
-            return self._masking.answer(asked, self._steps.position, places, self._weights)
-        if self._made is None or self._made[0] != self._step:
-            self._made = (self._step, self._work())
-        places = [(update.purpose, update.round) for update in self._made[1]]
-        return self._masking.answer(asked, self._steps.position, places, self._encode)
+            return self._masking.answer(asked, position, places, self._weights)
+        if self._made is None:
+            self._made = self._work()
+        return self._masking.answer(asked, position, places, self._encode)
 
     def _encode(self) -> list[Update]:
-        updates = self._made[1]  # type: ignore[index]
+        updates = self._made or []
         self._payload.check(updates)
         opened = [encode(self._opened, update) for update in updates]
         encoded = [self._protection.encode(update) for update in opened]
@@ -222,7 +231,9 @@ class SiteTraining:
         if self._step <= self._rules.n_rounds:
             updates.append(self._site.fit(self._step, self._run.state))
         for update in updates:
-            self._metrics[update.purpose] = sorted(encode(self._opened, update).metrics)
+            opened = encode(self._opened, update)
+            self._metrics[update.purpose] = sorted(opened.metrics)
+            self._protection.learn(opened)
         self._worked = time.perf_counter() - started
         return updates
 

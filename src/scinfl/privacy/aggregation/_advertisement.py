@@ -21,8 +21,8 @@ class Advertisement:
     ----------
     site
         Name of the site.
-    purpose, run, round, attempt
-        What the key is for.
+    purpose, run, step, round, attempt
+        What the key is for; the run is the digest of what the site believes of it (:class:`RunContext`).
     fingerprint
         Fingerprint of the shared key that the site also masks with; empty without.
     public
@@ -34,6 +34,7 @@ class Advertisement:
     site: str
     purpose: str
     run: str
+    step: int
     round: int
     attempt: int
     fingerprint: str
@@ -42,7 +43,7 @@ class Advertisement:
 
     def content(self) -> bytes:
         """What is signed."""
-        where = (self.site, self.purpose, self.run, self.round, self.attempt, self.fingerprint)
+        where = (self.site, self.purpose, self.run, self.step, self.round, self.attempt, self.fingerprint)
         return joined("scinfl advertisement", *where, self.public)
 
     def to_json(self) -> dict[str, Any]:
@@ -59,12 +60,12 @@ class Advertisement:
             If it is something else.
         """
         try:
-            names, numbers = ("site", "purpose", "run", "fingerprint"), ("round", "attempt")
+            names, numbers = ("site", "purpose", "run", "fingerprint"), ("step", "round", "attempt")
             fields: dict[str, Any] = {name: str(content[name]) for name in names}
             fields |= {name: int(content[name]) for name in numbers}
             fields |= {name: bytes.fromhex(content[name]) for name in ("public", "signature")}
             return cls(**fields)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             msg = f"Expected an advertisement of pairwise masks, found something else ({error}). Send it again."
             raise ValueError(msg) from error
 
@@ -88,17 +89,18 @@ class Advertisement:
 
     def compare(self, own: Advertisement) -> None:
         """Refuse an advertisement of another sum, attempt or key than one's own."""
-        where = ("purpose", "run", "round", "attempt")
-        if odd := [name for name in where if getattr(self, name) != getattr(own, name)]:
-            found = ", ".join(f"{name} {getattr(self, name)!r} instead of {getattr(own, name)!r}" for name in odd)
-            msg = (
-                f"Expected a fresh advertisement of site '{self.site}' for this attempt, found one of {found}: an old "
-                "one was sent again, or the sites are not at the same round. Advertise again at all sites."
-            )
-            raise TamperedSumError(msg)
         if self.fingerprint != own.fingerprint:
             msg = (
                 f"Expected site '{self.site}' to mask with the shared key of fingerprint {own.fingerprint or 'none'}, "
                 f"found {self.fingerprint or 'none'}. Give all sites the same version of the key."
             )
             raise ValueError(msg)
+        where = ("purpose", "run", "step", "round", "attempt")
+        if odd := [name for name in where if getattr(self, name) != getattr(own, name)]:
+            found = ", ".join(f"{name} {getattr(self, name)!r} instead of {getattr(own, name)!r}" for name in odd)
+            msg = (
+                f"Expected a fresh advertisement of site '{self.site}' for this attempt, found one of {found}: an old "
+                "one was sent again, the sites are not at the same step, or they believe different things of the run "
+                "(its name, job, facts, key version or identities). Advertise again at all sites."
+            )
+            raise TamperedSumError(msg)

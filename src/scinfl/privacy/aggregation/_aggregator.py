@@ -8,14 +8,20 @@ from dataclasses import replace
 
 from cryptography.exceptions import InvalidSignature
 
+from scinfl._checks import first_of
 from scinfl._errors import TamperedSumError
 from scinfl.federation import Update
+from scinfl.privacy.aggregation._context import BELIEFS
 from scinfl.privacy.aggregation._linear_tag import PRIME
 from scinfl.privacy.keys._derivation import joined
 from scinfl.privacy.keys._identity import PublicIdentity
 
 MASKED = "masked"
 """Name of the array of masked integers in an upload."""
+
+
+_COMMON = ("bound", "attempt", "context", "exchange")
+"""What all uploads of a sum have in common in their headers."""
 
 
 class Aggregator:
@@ -42,7 +48,7 @@ class Aggregator:
         total = first.state[MASKED].copy()
         for update in encoded[1:]:
             total += update.state[MASKED]
-        header = {name: first.header[name] for name in ("bound", "exchange") if name in first.header}
+        header = {name: first.header[name] for name in _COMMON if name in first.header}
         if "tag" in first.header:
             tag = sum(int.from_bytes(update.header["tag"], "big") for update in encoded) % PRIME
             header["tag"] = tag.to_bytes(8, "big")
@@ -66,6 +72,12 @@ class Aggregator:
             msg = (
                 f"Expected uploads masked for one another, found one of site '{update.site}' that was not: it comes "
                 "from another exchange or another protection. Relay the same advertisements to all sites."
+            )
+            raise ValueError(msg)
+        if odd := [name for name in _COMMON if update.header.get(name) != first.header.get(name)]:
+            msg = (
+                f"Expected uploads of sites that believe the same, found one of site '{update.site}' of another "
+                f"{first_of(odd)}: it differs in {BELIEFS}. Compare job, facts and identities of that site."
             )
             raise ValueError(msg)
 

@@ -13,6 +13,7 @@ from scinfl._checks import first_of
 from scinfl._errors import TamperedSumError
 from scinfl.federation import Update
 from scinfl.privacy.aggregation._aggregator import MASKED
+from scinfl.privacy.aggregation._context import BELIEFS, RunContext
 from scinfl.privacy.aggregation._linear_tag import PRIME, linear_tag
 from scinfl.privacy.aggregation._masked_sum import MaskedSum
 from scinfl.privacy.keys._derivation import key_stream
@@ -24,6 +25,7 @@ from scinfl.privacy.keys._key import Key
 class _Round:
     """What the sites of this process remember of one purpose and round."""
 
+    context: bytes = b""
     nonces: dict[str, bytes] = field(default_factory=dict)
     coefficients: np.ndarray | None = None
 
@@ -34,10 +36,11 @@ class KeyedSum(MaskedSum):
     Site :math:`k` turns its contribution into fixed-point integers :math:`q_k` (see :class:`FixedPoint`) and sends
 
     .. math::
-        q_k + \mathrm{ChaCha20}(\mathrm{HKDF}(\text{key; federation, version, purpose, run, round, site, nonce}_k))
+        q_k + \mathrm{ChaCha20}(\mathrm{HKDF}(\text{key; federation, version, context, purpose, site, nonce}_k))
         \bmod 2^b
 
-    with a fresh 128-bit nonce from the operating system. The server adds what it cannot read; the sites derive the same
+    with a fresh 128-bit nonce from the operating system, and the digest of what the site believes of run, step, round,
+    bounds and shapes as context. The server adds what it cannot read; the sites derive the same
     streams from the list of (site, nonce), subtract them and read the sum. A repeated or resumed round draws new
     nonces, so no stream is ever used twice, and a lost site is simply not in the list.
 
@@ -101,21 +104,22 @@ class KeyedSum(MaskedSum):
         self._rounds: dict[tuple[str, int], _Round] = {}
         self._seen: set[bytes] = set()
 
-    def _hide(self, upload: Update) -> Update:
+    def _hide(self, upload: Update, context: bytes) -> Update:
         """Mask integers and their tag with the key stream of a fresh nonce."""
-        memory = self._rounds.setdefault((upload.purpose, upload.round), _Round())
+        memory = self._memory(upload, context)
         integers, nonce = upload.state[MASKED], os.urandom(16)
         tag = linear_tag(integers, self._coefficients(memory, upload, len(integers)))
-        stream, tag_mask = self._stream(upload, upload.site, nonce, len(integers), integers.dtype)
+        stream, tag_mask = self._stream(context, upload, upload.site, nonce, len(integers), integers.dtype)
         integers += stream  # in place: at millions of numbers, fresh memory costs more than the masks
         memory.nonces[upload.site] = nonce
         header = {**upload.header, "nonce": nonce, "tag": ((tag + tag_mask) % PRIME).to_bytes(8, "big")}
         return replace(upload, key_version=self._key.version, header=header)
 
-    def _unmask(self, combined: Update, members: Sequence[Update], unsigned: type[np.unsignedinteger]) -> np.ndarray:
+    def _unmask(self, combined: Update, members: Sequence[Update], context: bytes) -> np.ndarray:
         """Subtract the streams of the members and check the tag."""
-        memory = self._rounds.pop((combined.purpose, combined.round), _Round())
-        nonces = {member.site: member.header["nonce"] for member in members}
+        memory = self._memory(combined, context)
+        del self._rounds[combined.purpose, combined.round]
+        nonces = {member.site: member.header.get("nonce", b"") for member in members}
         if len(nonces) < len(members) or len(set(nonces.values())) < len(members):
             msg = "Expected every site once and every nonce once in a sum, found one twice. Do not trust this server."
             raise TamperedSumError(msg)
@@ -126,36 +130,45 @@ class KeyedSum(MaskedSum):
             msg = f"Expected a sum that holds the contribution of site {first_of(lost)}, found one without."
             raise TamperedSumError(msg)
         integers = combined.state[MASKED].copy()
-        tag = int.from_bytes(combined.header["tag"], "big")
+        tag = int.from_bytes(combined.header.get("tag", b""), "big")
         for site, nonce in nonces.items():
-            stream, tag_mask = self._stream(combined, site, nonce, len(integers), integers.dtype)
+            stream, tag_mask = self._stream(context, combined, site, nonce, len(integers), integers.dtype)
             integers -= stream
             tag -= tag_mask
-        if (
-            integers.dtype != unsigned
-            or linear_tag(integers, self._coefficients(memory, combined, len(integers))) != tag % PRIME
-        ):
+        if linear_tag(integers, self._coefficients(memory, combined, len(integers))) != tag % PRIME:
             msg = (
                 "Expected the sum of what the sites sent, found another: a term was changed, dropped, repeated or "
-                "invented on its way. Nothing of it was used."
+                f"invented on its way, or the sites believe different things ({BELIEFS}). Nothing of it was used."
             )
             raise TamperedSumError(msg)
         self._seen.update(nonces.values())
         return integers
 
-    def _stream(self, update: Update, site: str, nonce: bytes, n: int, dtype: np.dtype[Any]) -> tuple[np.ndarray, int]:
+    def _memory(self, update: Update, context: bytes) -> _Round:
+        """What was sent under a context; what was sent under another one for the same round is void."""
+        place = update.purpose, update.round
+        if place not in self._rounds or self._rounds[place].context != context:
+            self._rounds[place] = _Round(context)
+        return self._rounds[place]
+
+    def _stream(
+        self, context: bytes, update: Update, site: str, nonce: bytes, n: int, dtype: np.dtype[Any]
+    ) -> tuple[np.ndarray, int]:
         """Key stream of one upload, and the mask of its tag."""
-        labels = (update.purpose, self._run, update.round, site, nonce.hex())
+        labels = (context.hex(), update.purpose, site, nonce.hex())
         mask = int.from_bytes(self._key.derive("keyed sum tag", *labels), "big") % PRIME
         return self._key_stream("keyed sum", *labels, n=n, dtype=dtype), mask
 
     def _coefficients(self, memory: _Round, update: Update, n: int) -> np.ndarray:
-        """Secret projection of one round, the same for all sites, so that tags add up."""
+        """Secret projection of one sum, the same for all sites, so that tags add up."""
         if memory.coefficients is None or len(memory.coefficients) != n:
-            labels = (update.purpose, self._run, update.round)
+            labels = (memory.context.hex(), update.purpose)
             words = self._key_stream("keyed sum projection", *labels, n=n, dtype=np.dtype(np.uint64))
             memory.coefficients = words >> np.uint64(3)
         return memory.coefficients
+
+    def _default_context(self) -> RunContext:
+        return RunContext(self._key.federation, self._key.version, self._run)
 
     def _key_stream(self, *labels: str | int, n: int, dtype: np.dtype[Any]) -> np.ndarray:
         """What `Key.stream` gives under these labels, made in place: most of its time goes into fresh memory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -11,21 +12,25 @@ from typing import Literal
 import numpy as np
 
 from scinfl._checks import one_of
-from scinfl._errors import RepeatRoundError
+from scinfl._errors import RepeatRoundError, TamperedSumError
 from scinfl.federation import Update
 from scinfl.privacy.aggregation._aggregator import MASKED, Aggregator, signed_content
+from scinfl.privacy.aggregation._context import BELIEFS, Place, RunContext, StepContext, SumContext, digest_of
 from scinfl.privacy.aggregation._fixed_point import FixedPoint
-from scinfl.privacy.aggregation._secure_sum import SecureSum
+from scinfl.privacy.aggregation._secure_sum import SecureSum, purpose_of
 from scinfl.privacy.keys._identity import Identity, PublicIdentity
 
 _TOTALS_BOUND = 2.0**40
 MAX_BOUND = 2.0**40
+_LARGEST_NUMBER = 2**63
 
 
 class MaskedSum(SecureSum):
     r"""Fixed-point integers modulo :math:`2^b` behind masks, signed by their site; subclasses make the masks.
 
-    A number beyond the bound repeats the round with four times the bound: nothing is clipped.
+    All masks derive from a :class:`StepContext`: what the site believes of the run, the step and its sums. Sites that
+    believe different things make a sum that none of them can read. A number beyond the bound repeats the round with
+    four times the bound: nothing is clipped.
 
     Parameters
     ----------
@@ -65,21 +70,32 @@ class MaskedSum(SecureSum):
         self._widened: dict[str, FixedPoint] = {}  # by purpose: large sums before training leave its precision alone
         self._identities = dict(identities or {})
         self._makes_identities = identities is None
+        self._run_context: RunContext | None = None
+        self._step: StepContext | None = None  # that an engine opened
+        self._n_steps = 0
+        self._positions: dict[Place, tuple[int, int]] = {}  # step and attempt, counted where no engine does
 
     def encode(self, update: Update) -> Update:
         """Mask an update: what it returns may be read by anybody."""
         share, contents = self._share(update), self._pack(update)
+        context = self._context_of(update)
+        own = _sum_of(context, update)
         try:
-            integers = self._numbers_of(update.purpose).encode(contents, share)
+            integers = _numbers(own).encode(contents, share)
         except RepeatRoundError as error:
             self._widen(update.purpose, update.site, error)
-        return self._mask(update, integers, self._numbers_of(update.purpose).bound)
+        return self._mask(update, integers, context)
 
     def decode(self, combined: Update, members: Sequence[Update]) -> Update:
-        """Read the sum at a site, once it is known to be the sum of what the sites sent."""
+        """Read the sum at a site, once it is known to be the sum of what the sites sent.
+
+        Raises
+        ------
+        TamperedSumError
+            If it is something else, or the sites believed different things.
+        """
         self._check_members(len(members))
-        integers = self._unmask(combined, members, self._numbers.unsigned)
-        return self._unpack(combined, self._numbers_of(combined.purpose).decode(integers))
+        return self._unpack(combined, self._read(combined, members))
 
     def bytes_of(self, n_values: int) -> int:
         """Bytes that a site sends for so many numbers; a total of weights, one number, always takes 8.
@@ -91,7 +107,69 @@ class MaskedSum(SecureSum):
         """
         return max(n_values * self._numbers.bits // 8, 8)
 
+    def exchange(self, purpose: str, round: int, sites: Sequence[str]) -> None:
+        """Count the steps and attempts of one process: an upload of an earlier attempt is not added to a later one.
+
+        Parameters
+        ----------
+        purpose, round
+            What will be summed.
+        sites
+            Names of the sites that take part.
+        """
+        del sites
+        if (purpose, round) not in self._positions:
+            self._n_steps += 1
+        step, attempt = self._positions.get((purpose, round), (self._n_steps, 0))
+        self._positions[purpose, round] = step, attempt + 1
+
     # ---- for engines that carry updates over a network
+
+    def open_run(self, context: RunContext) -> None:
+        """Begin a run: nothing that was masked before is read any more.
+
+        Parameters
+        ----------
+        context
+            What this site believes of the run.
+        """
+        self._run_context, self._step = context, None
+        self._forget()
+
+    def open_step(
+        self,
+        step: int,
+        places: Sequence[Place],
+        *,
+        attempt: int = 0,
+        bounds: Mapping[str, int] | None = None,
+        exchanges: Sequence[bytes] = (),
+    ) -> None:
+        """Begin a step: until the next one, its sums are masked and read, and no others.
+
+        Parameters
+        ----------
+        step, attempt
+            Number of the step in the run, and of the attempt at it.
+        places
+            Purpose and round of its sums, whose layouts are known (:meth:`learn`).
+        bounds
+            Logarithm of the bound of each purpose; the present ones by default.
+        exchanges
+            Digest of the exchange of each sum, in the order of purpose and round; none without pairwise masks.
+        """
+        if not 0 <= attempt < _LARGEST_NUMBER:
+            msg = f"Expected the number of an attempt, found {attempt}. Nothing was sent; do not trust this server."
+            raise TamperedSumError(msg)
+        sums = tuple(self._sum_context(place, (bounds or {}).get(place[0])) for place in sorted(places))
+        self._step = StepContext(self.run_context.digest, step, attempt, sums, digest_of(list(exchanges)))
+
+    @property
+    def run_context(self) -> RunContext:
+        """What this site believes of the run; in one process its name and key alone."""
+        if self._run_context is None:
+            self._run_context = self._default_context()
+        return self._run_context
 
     def bound_of(self, purpose: str) -> float:
         """Bound on the numbers of a purpose.
@@ -111,19 +189,41 @@ class MaskedSum(SecureSum):
         purpose
             What the numbers are for.
         bound
-            A power of two.
-        """
-        self._widened[purpose] = replace(self._numbers, bound=bound)
+            A power of two, not below the present bound.
 
-    def follow(self, combined: Update) -> None:
-        """Take over the bound that a sum was made with, to read it where this process sent no term of it.
+        Raises
+        ------
+        TamperedSumError
+            If it is something else.
+        """
+        present = self.bound_of(purpose)
+        if not (isinstance(bound, int | float) and present <= bound <= MAX_BOUND and math.frexp(bound)[0] == 0.5):
+            msg = (
+                f"Expected the server to repeat '{purpose}' with a bound that is a power of two from {present:g} to "
+                f"{MAX_BOUND:g}, found {bound!r}: another bound at each site would show one of them. Nothing was sent; "
+                "do not trust this server."
+            )
+            raise TamperedSumError(msg)
+        self._widened[purpose] = replace(self._numbers, bound=float(bound))
+
+    def bound_in(self, combined: Update) -> int:
+        """Logarithm of the bound that a sum was made with, to read it where this process sent no term of it.
 
         Parameters
         ----------
         combined
             What the server added.
+
+        Raises
+        ------
+        TamperedSumError
+            If it is none that a sum is made with.
         """
-        self.widen(combined.purpose, 2.0 ** int.from_bytes(combined.header["bound"], "big", signed=True))
+        bound = int.from_bytes(combined.header.get("bound", b"\x7f")[:1], "big", signed=True)
+        if not self._numbers.bound <= 2.0**bound <= MAX_BOUND:
+            msg = f"Expected a sum with a bound up to {MAX_BOUND:g}, found 2^{bound}. Do not trust this server."
+            raise TamperedSumError(msg)
+        return bound
 
     def forget(self) -> None:
         """Forget what was sent and is not in a sum, so that sums without it can be read."""
@@ -132,12 +232,20 @@ class MaskedSum(SecureSum):
     # ---- what the masks are, in subclasses
 
     @abstractmethod
-    def _hide(self, upload: Update) -> Update:
+    def _hide(self, upload: Update, context: bytes) -> Update:
         """Mask the integers of an upload, and add to its header what is needed to take the masks off."""
 
     @abstractmethod
-    def _unmask(self, combined: Update, members: Sequence[Update], unsigned: type[np.unsignedinteger]) -> np.ndarray:
+    def _unmask(self, combined: Update, members: Sequence[Update], context: bytes) -> np.ndarray:
         """Take the masks off a sum and refuse one that is not of these members."""
+
+    @abstractmethod
+    def _default_context(self) -> RunContext:
+        """What is known of a run in one process."""
+
+    def _position(self, place: Place) -> tuple[int, int, Sequence[bytes]]:
+        """Step, attempt and exchange of a sum that no engine opened."""
+        return *self._positions.get(place, (0, 0)), ()
 
     @abstractmethod
     def _forget(self) -> None:
@@ -145,22 +253,68 @@ class MaskedSum(SecureSum):
 
     # ---- masking
 
-    def _mask(self, update: Update, integers: np.ndarray, bound: float) -> Update:
+    def _mask(self, update: Update, integers: np.ndarray, context: StepContext) -> Update:
         """Mask integers and sign them."""
-        header = {"bound": int(np.log2(bound)).to_bytes(1, "big", signed=True)}
+        header = {
+            "bound": _sum_of(context, update).bound_log2.to_bytes(1, "big", signed=True),
+            "attempt": context.attempt.to_bytes(8, "big"),
+            "context": context.digest,
+        }
         bare = replace(update, state={MASKED: integers}, n_obs=0, weight=0.0, metrics={}, header=header)
-        masked = self._hide(bare)
+        masked = self._hide(bare, context.digest)
         signature = self._identity(update.site).sign(signed_content(masked))
         return replace(masked, header={**masked.header, "signature": signature})
+
+    def _read(self, combined: Update, members: Sequence[Update]) -> np.ndarray:
+        """Numbers of a sum of these members."""
+        context = self._context_of(combined)
+        own, integers = _sum_of(context, combined), combined.state.get(MASKED, np.empty(0))
+        numbers = _numbers(own)
+        if integers.dtype != numbers.unsigned or integers.shape != (own.n_values,):
+            msg = (
+                f"Expected {own.n_values} integers as a sum of {np.dtype(numbers.unsigned)}, found {integers.dtype} of "
+                f"shape {integers.shape}. Nothing was used."
+            )
+            raise TamperedSumError(msg)
+        if combined.header.get("context", context.digest) != context.digest:
+            msg = f"Expected a sum of sites that believe the same, found one of others: they differ in {BELIEFS}."
+            raise TamperedSumError(msg)
+        return numbers.decode(self._unmask(combined, members, context.digest))
 
     def _add(self, encoded: Sequence[Update]) -> Update:
         return Aggregator(self._public()).combine(encoded)
 
     def _hide_weight(self, upload: Update, weight: np.ndarray) -> Update:
-        return self._mask(upload, FixedPoint(64, _TOTALS_BOUND).encode(weight), _TOTALS_BOUND)
+        context = self._context_of(upload)
+        return self._mask(upload, _numbers(_sum_of(context, upload)).encode(weight), context)
 
     def _read_weights(self, combined: Update, members: Sequence[Update]) -> np.ndarray:
-        return FixedPoint(64, _TOTALS_BOUND).decode(self._unmask(combined, members, np.uint64))
+        return self._read(combined, members)
+
+    # ---- what masks are bound to
+
+    def _context_of(self, update: Update) -> StepContext:
+        """What this site believes of the step that a term or a sum belongs to."""
+        place = update.purpose, update.round
+        if self._step is None:
+            step, attempt, exchanges = self._position(place)
+            sums = (self._sum_context(place),)
+            return StepContext(self.run_context.digest, step, attempt, sums, digest_of(list(exchanges)))
+        if place not in self._step.places:
+            msg = (
+                f"Expected a sum that step {self._step.step} asks for ({names_of(self._step.places)}), found "
+                f"{names_of([place])}: it belongs to another step. Nothing was used; do not trust this server."
+            )
+            raise TamperedSumError(msg)
+        return self._step
+
+    def _sum_context(self, place: Place, bound_log2: int | None = None) -> SumContext:
+        purpose, number = place
+        if purpose_of(purpose) is not None:
+            return SumContext(purpose, number, int(math.log2(_TOTALS_BOUND)), 64, 1)
+        present = int(math.log2(self.bound_of(purpose)))
+        bound = present if bound_log2 is None else bound_log2
+        return SumContext(purpose, number, bound, self._numbers.bits, self._n_values(purpose))
 
     def _numbers_of(self, purpose: str) -> FixedPoint:
         return self._widened.get(purpose, self._numbers)
@@ -197,3 +351,16 @@ class MaskedSum(SecureSum):
     def __getstate__(self) -> None:
         msg = f"A `{type(self).__name__}` cannot be pickled or copied, because it holds the keys of sites."
         raise TypeError(msg)
+
+
+def names_of(places: Sequence[Place]) -> str:
+    """Sums as text for a message."""
+    return ", ".join(f"round {number} of '{purpose}'" for purpose, number in sorted(places)) or "none"
+
+
+def _sum_of(context: StepContext, update: Update) -> SumContext:
+    return context.sums[context.places.index((update.purpose, update.round))]
+
+
+def _numbers(context: SumContext) -> FixedPoint:
+    return FixedPoint(context.bits, 2.0**context.bound_log2)

@@ -48,7 +48,7 @@ class PairwiseParticipant:
     pinned
         Public identities of all sites by name, looked up at each exchange.
     run
-        Name of the run, the same at all sites.
+        Digest of what the site believes of the run (:class:`RunContext`), as text.
     min_sites
         Least number of sites in a sum, 3 or more.
     fingerprint
@@ -68,8 +68,15 @@ class PairwiseParticipant:
         self._run, self._min_sites, self._fingerprint = run, max(min_sites, LEAST), fingerprint
         self._exchanges: dict[tuple[str, int], _Exchange] = {}
 
-    def advertise(self, purpose: str, round: int, attempt: int = 1) -> Advertisement:
+    def advertise(self, purpose: str, round: int, attempt: int = 1, step: int = 0) -> Advertisement:
         """Draw a fresh key pair and sign its public half.
+
+        Parameters
+        ----------
+        purpose, round
+            What will be summed.
+        attempt, step
+            Number of the attempt, and of the step in the run.
 
         Raises
         ------
@@ -87,7 +94,7 @@ class PairwiseParticipant:
             raise TamperedSumError(msg)
         ephemeral = X25519PrivateKey.generate()
         public = ephemeral.public_key().public_bytes_raw()
-        bare = Advertisement(self._identity.site, purpose, self._run, round, attempt, self._fingerprint, public)
+        bare = Advertisement(self._identity.site, purpose, self._run, step, round, attempt, self._fingerprint, public)
         own = replace(bare, signature=self._identity.sign(bare.content()))
         self._exchanges[purpose, round] = _Exchange(own, ephemeral, os.urandom(32))
         return own
@@ -136,7 +143,7 @@ class PairwiseParticipant:
         exchange.peers = peers
 
     def mask(
-        self, purpose: str, round: int, integers: np.ndarray, tag: int = 0
+        self, purpose: str, round: int, integers: np.ndarray, tag: int = 0, *, context: bytes
     ) -> tuple[np.ndarray, int, dict[str, bytes]]:
         r"""Mask integers and their tag, once.
 
@@ -144,6 +151,16 @@ class PairwiseParticipant:
             q_k + s_k + \sum_{j > k} m_{kj} - \sum_{j < k} m_{jk} \bmod 2^b
 
         with the self mask :math:`s_k` and a mask :math:`m_{kj}` for each pair of sites in the order of their names.
+        Both derive from the context too: the masks of sites that believe different things do not cancel.
+
+        Parameters
+        ----------
+        purpose, round
+            What is summed.
+        integers, tag
+            What is masked.
+        context
+            Digest of what the site believes of the step (:class:`StepContext`).
 
         Returns
         -------
@@ -164,20 +181,23 @@ class PairwiseParticipant:
             )
             raise RuntimeError(msg)
         masked = integers.copy()
-        for added, secret in self._secrets(exchange, exchange.ephemeral):
+        for added, secret in self._secrets(exchange, exchange.ephemeral, context):
             stream, tag_mask = masks(secret, len(integers), integers.dtype)
             if added:
                 masked += stream
             else:
                 masked -= stream
             tag += tag_mask if added else -tag_mask
+        exchange.seed = derive(exchange.seed, "scinfl self mask", context, purpose)
         stream, tag_mask = masks(exchange.seed, len(integers), integers.dtype)
         masked += stream
         exchange.masked, exchange.ephemeral = True, None
         header = {"exchange": exchange.digest, "commitment": hashlib.sha256(exchange.seed).digest()}
         return masked, (tag + tag_mask) % PRIME, header
 
-    def _secrets(self, exchange: _Exchange, ephemeral: X25519PrivateKey) -> Iterator[tuple[bool, bytes]]:
+    def _secrets(
+        self, exchange: _Exchange, ephemeral: X25519PrivateKey, context: bytes
+    ) -> Iterator[tuple[bool, bytes]]:
         """Whether this site adds or subtracts, and the secret of each pair."""
         own = exchange.own
         for ad in exchange.peers:
@@ -189,7 +209,7 @@ class PairwiseParticipant:
                 msg = f"Expected a proper public key of site '{ad.site}', found a weak one. Do not trust that site."
                 raise TamperedSumError(msg) from None
             pair = sorted((own.site, ad.site))
-            yield own.site < ad.site, derive(shared, "scinfl pairwise mask", exchange.digest, *pair)
+            yield own.site < ad.site, derive(shared, "scinfl pairwise mask", context, own.purpose, *pair)
 
     def reveal(self, purpose: str, round: int, sites: Iterable[str]) -> bytes:
         """Give the seed of the self mask to the server, once all uploads are there.
@@ -218,6 +238,10 @@ class PairwiseParticipant:
             )
             raise TamperedSumError(msg)
         return exchange.digest
+
+    def exchange_of(self, purpose: str, round: int) -> bytes:
+        """Digest of what all sites advertised for a sum."""
+        return self._exchange(purpose, round).digest
 
     def peers(self) -> dict[tuple[str, int], tuple[Advertisement, ...]]:
         """What was relayed, by purpose and round."""

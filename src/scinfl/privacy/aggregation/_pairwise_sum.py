@@ -13,6 +13,7 @@ from scinfl._checks import first_of
 from scinfl._errors import RepeatRoundError, TamperedSumError
 from scinfl.federation import Update
 from scinfl.privacy.aggregation._aggregator import MASKED, Aggregator
+from scinfl.privacy.aggregation._context import Place, RunContext, digest_of
 from scinfl.privacy.aggregation._keyed_sum import KeyedSum
 from scinfl.privacy.aggregation._linear_tag import PRIME
 from scinfl.privacy.aggregation._masked_sum import MaskedSum
@@ -137,11 +138,12 @@ class PairwiseSum(MaskedSum):
         super().__init__(run=run, bits=bits, bound=bound, min_sites=min_sites, least=LEAST, identities=identities)
         self._keyed = None if key is None else KeyedSum(key, run=self._run, bits=bits)
         self._fingerprint = "" if key is None else key.fingerprint
+        self._of_key = ("", 0) if key is None else (key.federation, key.version)
         if pinned is not None and identities is None:
             msg = "Expected the identities of one's own sites beside `pinned`, found none. Pass `identities` too."
             raise ValueError(msg)
         own = {name: identity.public for name, identity in self._identities.items()}
-        self._pinned = own if pinned is None else dict(pinned)
+        self._pinned, self._is_pinned = own if pinned is None else dict(pinned), pinned is not None
         for name, public in [*own.items(), *self._pinned.items()]:
             if name != public.site:
                 msg = f"Expected the identity of site '{name}' under its name, found that of '{public.site}'."
@@ -163,9 +165,9 @@ class PairwiseSum(MaskedSum):
             Names of the sites that take part.
         """
         self._check_number(len(sites), ValueError)
-        before = self._relayed.get((purpose, round))
-        attempt = before[0].attempt + 1 if before else 1
-        self.receive([self.site(name).advertise(purpose, round, attempt) for name in sites])
+        super().exchange(purpose, round, sites)
+        step, attempt = self._positions[purpose, round]
+        self.receive([self.site(name).advertise(purpose, round, attempt, step) for name in sites])
 
     def site(self, name: str) -> PairwiseParticipant:
         """One site's half: advertise, receive, mask, reveal.
@@ -179,7 +181,7 @@ class PairwiseSum(MaskedSum):
             self._sites[name] = PairwiseParticipant(
                 self._identity(name),
                 self._pinned,
-                run=self._run,
+                run=self.run_context.digest.hex(),
                 min_sites=self.min_sites,
                 fingerprint=self._fingerprint,
             )
@@ -200,8 +202,6 @@ class PairwiseSum(MaskedSum):
             self.site(name).receive(advertisements)
         place = advertisements[0].purpose, advertisements[0].round
         self._relayed[place], self._was_away = list(advertisements), False
-        if self._keyed is not None:
-            self._keyed._rounds.pop(place, None)  # what was sent in an earlier attempt is void
 
     def agree(self, purpose: str, weights: Mapping[str, float]) -> float:
         """Sum the weights of all sites without showing one, so that each can send its share.
@@ -230,6 +230,29 @@ class PairwiseSum(MaskedSum):
             for name in purposes:
                 site.forget(name)
         self._relayed = {place: ads for place, ads in self._relayed.items() if place[0] not in purposes}
+        self._positions = {place: own for place, own in self._positions.items() if place[0] not in purposes}
+
+    def open_run(self, context: RunContext) -> None:
+        """Begin a run: nothing that was masked or exchanged before is read any more.
+
+        Parameters
+        ----------
+        context
+            What this site believes of the run.
+        """
+        super().open_run(context)
+        self._sites, self._relayed = {}, {}
+
+    def exchange_of(self, place: Place) -> bytes:
+        """Digest of what was relayed for a sum, at the first site of this process that is in it.
+
+        Parameters
+        ----------
+        place
+            Purpose and round of the sum.
+        """
+        own = self._own(self._relayed.get(place, []))
+        return self.site(own[0]).exchange_of(*place) if own else b""
 
     def remember(self, name: str, memory: Sequence[Mapping[str, Any]]) -> None:
         """Take up what a site of this process knew before it started again, see :meth:`PairwiseParticipant.memory`.
@@ -247,12 +270,12 @@ class PairwiseSum(MaskedSum):
 
     # ---- the sum
 
-    def _hide(self, upload: Update) -> Update:
+    def _hide(self, upload: Update, context: bytes) -> Update:
         if self._keyed is not None:
-            upload = self._keyed._hide(upload)
+            upload = self._keyed._hide(upload, context)
         tag = int.from_bytes(upload.header.get("tag", b""), "big")
         site = self.site(upload.site)
-        integers, tag, header = site.mask(upload.purpose, upload.round, upload.state[MASKED], tag)
+        integers, tag, header = site.mask(upload.purpose, upload.round, upload.state[MASKED], tag, context=context)
         if "tag" in upload.header:
             header["tag"] = tag.to_bytes(8, "big")
         return replace(upload, state={MASKED: integers}, header={**upload.header, **header})
@@ -266,11 +289,11 @@ class PairwiseSum(MaskedSum):
         seeds = {name: self.site(name).reveal(combined.purpose, combined.round, sites) for name in sites}
         return server.open(combined, encoded, seeds)
 
-    def _unmask(self, combined: Update, members: Sequence[Update], unsigned: type[np.unsignedinteger]) -> np.ndarray:
+    def _unmask(self, combined: Update, members: Sequence[Update], context: bytes) -> np.ndarray:
         place = combined.purpose, combined.round
         own = self._own(self._relayed.get(place, []))
         if not own and self._was_away and self._keyed is not None:
-            return self._keyed._unmask(combined, members, unsigned)
+            return self._keyed._unmask(combined, members, context)
         if not own:
             msg = f"Expected a sum that was exchanged for, found round {place[1]} of '{place[0]}'. Nothing was used."
             raise TamperedSumError(msg)
@@ -279,12 +302,15 @@ class PairwiseSum(MaskedSum):
             if any(member.header.get("exchange") != digest for member in members):
                 msg = "Expected uploads of one exchange, found one of another. Do not trust this server."
                 raise TamperedSumError(msg)
-        if self._keyed is not None:
-            return self._keyed._unmask(combined, members, unsigned)
-        if combined.state[MASKED].dtype != unsigned:
-            msg = f"Expected a sum of {np.dtype(unsigned)}, found {combined.state[MASKED].dtype}. Nothing was used."
-            raise TamperedSumError(msg)
-        return combined.state[MASKED]
+        return combined.state[MASKED] if self._keyed is None else self._keyed._unmask(combined, members, context)
+
+    def _position(self, place: Place) -> tuple[int, int, Sequence[bytes]]:
+        relayed = self._relayed.get(place)
+        return (relayed[0].step, relayed[0].attempt, (self.exchange_of(place),)) if relayed else (0, 0, ())
+
+    def _default_context(self) -> RunContext:
+        texts = [self._pinned[site].to_text() for site in sorted(self._pinned)] if self._is_pinned else []
+        return RunContext(*self._of_key, self._run, identities_digest=digest_of(texts).hex())
 
     def _forget(self) -> None:
         if self._keyed is not None:

@@ -97,7 +97,18 @@ class SecureSum(Protection, ABC):
             Arrays and metrics like those of the other sites; their values do not matter.
         """
         self._totals[update.purpose] = total
-        self._pack(update)
+        self.learn(update)
+
+    def learn(self, update: Update) -> None:
+        """Learn the layout of the sums of a purpose.
+
+        Parameters
+        ----------
+        update
+            Arrays and metrics like those of the other sites; their values do not matter.
+        """
+        layout = tuple((name, update.state[name].shape, update.state[name].dtype) for name in sorted(update.state))
+        self._layouts[update.purpose] = (layout, tuple(sorted(update.metrics)))
 
     def combine(self, encoded: Sequence[Update]) -> Update:
         """Add at the server, which needs no secret."""
@@ -122,12 +133,9 @@ class SecureSum(Protection, ABC):
 
     def _pack(self, update: Update) -> np.ndarray:
         """Parameters, a one and metrics as one vector; the one becomes the sum of the shares."""
-        names, metrics = tuple(sorted(update.state)), tuple(sorted(update.metrics))
-        self._layouts[update.purpose] = (
-            tuple((name, update.state[name].shape, update.state[name].dtype) for name in names),
-            metrics,
-        )
-        parts = [np.ravel(update.state[name]) for name in names]
+        self.learn(update)
+        layout, metrics = self._layouts[update.purpose]
+        parts = [np.ravel(update.state[name]) for name, _, _ in layout]
         contents = np.concatenate([*parts, [1.0], [update.metrics[name] for name in metrics]], dtype=np.float64)
         if not np.isfinite(contents).all():
             msg = (
@@ -140,7 +148,7 @@ class SecureSum(Protection, ABC):
     def _unpack(self, combined: Update, values: np.ndarray) -> Update:
         """Mean update of the summed vectors."""
         layout, metrics = self._layouts[combined.purpose]
-        sizes = [int(np.prod(shape, dtype=np.int64)) for _, shape, _ in layout]
+        sizes = _sizes(layout)
         weight = values[sum(sizes)]
         if not weight > self._least_weight:
             msg = "Expected a sum with a positive total weight, found 0: every site of the round is empty."
@@ -154,6 +162,14 @@ class SecureSum(Protection, ABC):
         total = float(weight * self._totals[combined.purpose])
         return replace(combined, state=state, weight=total, metrics=measured, header={})
 
+    def _n_values(self, purpose: str) -> int:
+        """How many numbers a sum of a purpose holds, parameters, weight and metrics."""
+        if purpose not in self._layouts:
+            msg = f"Expected to know what a sum of '{purpose}' holds, found nothing. Call `expect` first."
+            raise RuntimeError(msg)
+        layout, metrics = self._layouts[purpose]
+        return sum(_sizes(layout)) + 1 + len(metrics)
+
     def _check_members(self, n_sites: int) -> None:
         self._check_number(n_sites, TamperedSumError)
 
@@ -164,6 +180,10 @@ class SecureSum(Protection, ABC):
                 f"to each other. Let more sites take part{self._cure}."
             )
             raise error(msg)
+
+
+def _sizes(layout: Layout) -> list[int]:
+    return [int(np.prod(shape, dtype=np.int64)) for _, shape, _ in layout]
 
 
 def total_of(purpose: str) -> str:

@@ -18,6 +18,7 @@ from scinfl.privacy.keys._secret_file import damaged, read_secret_file, write_se
 
 _FORMAT = "scinfl-key-1"
 _N_BYTES = 32
+_LEAST_VALUES = 16  # random bytes hold fewer different values with a probability of 3e-17, and are text with 2e-14
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -53,6 +54,12 @@ class Key:
         if not isinstance(secret, bytes) or len(secret) != _N_BYTES:
             found = f"{len(secret)} bytes" if isinstance(secret, bytes) else type(secret).__name__
             msg = f"Expected `secret` to be {_N_BYTES} random bytes, found {found}. Use `Key.generate()`."
+            raise ValueError(msg)
+        if len(set(secret)) < _LEAST_VALUES or all(32 <= byte < 127 for byte in secret):
+            msg = (
+                f"Expected `secret` to be {_N_BYTES} random bytes, found a pattern: few different bytes, or text. Anyone "
+                "can guess such a key. Use `Key.generate()`."
+            )
             raise ValueError(msg)
         if not isinstance(federation, str) or not _IDENTIFIER.fullmatch(federation):
             msg = (

@@ -1,0 +1,324 @@
+"""A server without the key that asks sites for different things: no sum of that can be read, and no site hangs.
+
+Attacks of the threat model on unmodified sites: other bounds, sums of another step, other facts, jobs and identities.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tests.flower.conftest import SITES, LocalFederation, job_text, make_cells, same, trained_in_process
+
+from scinfl._errors import TamperedSumError
+from scinfl.flower.protocol._message import Message, sums_message
+from scinfl.flower.protocol._preflight import seal_facts
+from scinfl.flower.setup._job import Job
+from scinfl.flower.setup._kit import pinned_identities
+from scinfl.flower.site._upload_log import Upload, UploadLog
+from scinfl.privacy import Identity, Key
+from scinfl.privacy.aggregation import MASKED, PairwiseServer
+from scinfl.privacy.aggregation._linear_tag import PRIME
+
+KEY = Key(bytes(range(32)), federation="test-federation")
+SECONDS = 60  # within which a site answers or refuses, on a busy machine
+BELIEFS = "bounds, shapes, step, round, run, job, facts, key version or identities"
+
+
+def add(terms):
+    """Plain modular addition, which compares nothing."""
+    total = terms[0].state[MASKED].copy()
+    for term in terms[1:]:
+        total += term.state[MASKED]
+    tag = sum(int.from_bytes(term.header["tag"], "big") for term in terms) % PRIME
+    header = {**terms[0].header, "tag": tag.to_bytes(8, "big")}
+    return replace(terms[0], site="", state={MASKED: total}, header=header)
+
+
+def name(term):
+    return term.site, term.header["nonce"].hex(), term.header.get("exchange", b"").hex()
+
+
+class Evil:
+    """A server without the key, over unmodified sites."""
+
+    def __init__(self, folder, job=None, **options):
+        folder.mkdir(exist_ok=True)
+        job = job or job_text(n_rounds=6, more="validation_size = 0")
+        self.federation = LocalFederation(folder, make_cells(), KEY, job, **options)
+        self.sites = list(self.federation.sites)
+        self.runs = dict.fromkeys(self.sites, "r0")
+        self.is_pairwise = self.federation.job.sum == "pairwise"
+        self.server = PairwiseServer(pinned_identities(folder / "kit" / "server"))
+        self.seen = []
+
+    def handle(self, site, message):
+        """What a site answers; fails if it does not within a bound."""
+        answers = []
+        thread = threading.Thread(
+            target=lambda: answers.append(self.federation.mailboxes[site].handle(message)), daemon=True
+        )
+        thread.start()
+        thread.join(SECONDS)
+        assert answers, f"'{site}' hangs on '{message.kind}'"
+        return answers[0]
+
+    def start(self, facts_for=lambda site, facts: facts):
+        self.federation.start()
+        facts = {}
+        for site, run in self.runs.items():
+            hello = self.handle(site, Message("hello", {"run": run, "job": self.federation.job.text}))
+            facts[site] = hello.fields["facts"]
+        self.ready = {
+            site: self.handle(site, Message("agree", {"run": run, "facts": facts_for(site, facts)}))
+            for site, run in self.runs.items()
+        }
+        return self
+
+    def ask(self, site, step, sums=(), **fields):
+        heads = [{"step": own.fields["step"], "members": own.fields["members"]} for own in sums]
+        updates = tuple(update for own in sums for update in own.updates)
+        asked = {"run": self.runs[site], "step": step, "sums": heads, "bounds": {}, **fields}
+        return self.handle(site, Message("step", asked, updates))
+
+    def sums_of(self, step, answers, seeds=None):
+        by = {}
+        for answer in answers:
+            for update in answer.updates:
+                by.setdefault(update.purpose, []).append(update)
+        sums = []
+        for purpose, terms in sorted(by.items()):
+            combined = add(terms)
+            if seeds is not None:
+                combined = self.server.open(
+                    combined, terms, {s: bytes.fromhex(own[purpose]) for s, own in seeds.items()}
+                )
+            sums.append((combined, [name(term) for term in terms]))
+        return sums_message(step, sums)
+
+    def step(self, step, before=(), bounds=lambda site: {}):
+        """Ask all sites for a step, and add what they send."""
+        if not self.is_pairwise:
+            answers = [self.ask(site, step, before, bounds=bounds(site)) for site in self.sites]
+            self.seen.append(answers)
+            return self.sums_of(step, answers) if all(own.kind == "step" for own in answers) else answers
+        phase = {"attempt": 1}
+        ads = [self.ask(site, step, before, phase="advertise", bounds=bounds(site), **phase) for site in self.sites]
+        if any(own.kind != "advertise" for own in ads):
+            return ads
+        ads = [ad for own in ads for ad in own.fields["ads"]]
+        answers = [self.ask(s, step, phase="terms", ads=ads, bounds=bounds(s), **phase) for s in self.sites]
+        if any(own.kind != "step" for own in answers):
+            return answers
+        seeds = {s: self.ask(s, step, phase="reveal", sites=self.sites, **phase).fields["seeds"] for s in self.sites}
+        return self.sums_of(step, answers, seeds)
+
+    def refusals(self, match, *, sites=None):
+        """All sites stopped, for the reason given, and wrote no model."""
+        for site, thread in zip(self.federation.sites, self.federation._threads, strict=True):
+            if site in (sites or self.sites):
+                thread.join(SECONDS)
+                assert not thread.is_alive(), f"'{site}' hangs"
+                error = self.federation.errors[site]
+                assert isinstance(error, TamperedSumError)
+                assert match in str(error)
+                assert not (self.federation.kit(site) / "model").exists()
+
+
+def job_of(sum_, **options):
+    job = job_text(n_rounds=6, more="validation_size = 0", **options)
+    return job.replace("deadline", 'sum = "pairwise"\ndeadline') if sum_ == "pairwise" else job
+
+
+@pytest.fixture(params=["keyed", "pairwise"])
+def job(request):
+    return job_of(request.param)
+
+
+# ---- bounds
+
+
+@pytest.mark.parametrize("bound", [2.0**127, 2.0**41, 3e5, 2.0**10, -4.0, float("nan"), 10**400, "4", None])
+def test_bounds_that_no_site_needs_are_refused_before_anything_is_sent(tmp_path, bound):
+    evil = Evil(tmp_path / "evil").start()
+    first = evil.step(0)
+    answer = evil.ask("hospital_1", 1, [first], bounds={"training": bound})
+    assert answer.kind == "failed"
+    evil.refusals("power of two", sites=["hospital_1"])
+
+
+def test_a_victim_that_is_asked_under_another_bound_is_not_read(tmp_path, job):
+    """The others mask numbers that all but vanish under the widest bound; the sum would be the victim's update."""
+    evil = Evil(tmp_path / "evil", job.replace("deadline", "bits = 32\ndeadline")).start()
+    first = evil.step(0)
+    wide = evil.step(1, [first], bounds=lambda site: {} if site == "hospital_0" else {"training": 2.0**40})
+    assert isinstance(wide, Message)  # all sites sent a term
+    for site in SITES:
+        assert evil.ask(site, 2, [wide], phase="advertise", attempt=1).kind == "failed"
+    evil.refusals(BELIEFS)
+
+
+def test_a_run_beside_an_attack_goes_on(tmp_path, fresh_key):
+    honest = LocalFederation(tmp_path, make_cells(), fresh_key, job_text(n_rounds=2))
+    honest.run_until_crash(SITES[1], 1)
+    evil = Evil(tmp_path / "evil").start()
+    evil.ask("hospital_1", 1, [evil.step(0)], bounds={"training": 2.0**127})
+    evil.refusals("power of two", sites=["hospital_1"])
+    honest.server(resume=True).run(honest.transport)
+    assert same(honest.model(SITES[0]), trained_in_process(make_cells(), fresh_key, n_rounds=2))
+
+
+# ---- steps
+
+
+def test_an_old_sum_is_not_taken_for_that_of_a_later_step(tmp_path, job):
+    evil = Evil(tmp_path / "evil", job).start()
+    before, stale = evil.step(0), None
+    for step in range(1, 3):
+        before = evil.step(step, [before])
+        stale = stale or before
+    late = replace(stale, fields={**stale.fields, "step": 3})
+    evil.step(3, [before])
+    for site in SITES:
+        assert evil.ask(site, 4, [late], phase="advertise", attempt=1).kind == "failed"
+    evil.refusals("Expected the sums of step 3 (round 3 of 'training'), found round 1 of 'training'")
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_an_old_sum_under_another_round_is_not_taken_either(tmp_path, counted):
+    sites = [*SITES, "hospital_3"]
+    job = job_text(sites, n_rounds=6, more="validation_size = 0")
+    data = {"hospital_3": make_cells(n_sites=4)}
+    evil = Evil(tmp_path / "evil", job, sites=sites, data=data).start()
+    before = evil.step(0)
+    first = evil.step(1, [before])
+    left = evil.sums_of(1, [own for own in evil.seen[1] if own.updates[0].site != "hospital_0"])
+    evil.step(2, [first])
+    stale = first if counted else left
+    forged = replace(stale, fields={**stale.fields, "step": 2}, updates=(replace(stale.updates[0], round=2),))
+    assert evil.ask("hospital_0", 3, [forged]).kind == "failed"
+    evil.refusals("an old upload" if counted else "believe", sites=["hospital_0"])
+
+
+def test_the_same_question_gets_the_same_answer_and_another_one_other_masks(tmp_path):
+    evil = Evil(tmp_path / "evil").start()
+    first = evil.step(0)
+    one, again, other = (evil.ask(SITES[0], 1, [first], **more) for more in ({}, {}, {"attempt": 1}))
+    masked = [answer.updates[0].state[MASKED] for answer in (one, again, other)]
+    assert np.array_equal(masked[0], masked[1])
+    assert not np.any(masked[0] == masked[2])
+
+
+def test_attempts_that_differ_between_sites_are_not_summed(tmp_path):
+    evil = Evil(tmp_path / "evil").start()
+    first = evil.step(0)
+    answers = [evil.ask(site, 1, [first], attempt=int(site == "hospital_0")) for site in SITES]
+    for site in SITES:
+        assert evil.ask(site, 2, [evil.sums_of(1, answers)]).kind == "failed"
+    evil.refusals(BELIEFS)
+
+
+def test_an_old_upload_is_noticed_after_a_restart_too(tmp_path):
+    evil = Evil(tmp_path / "evil").start()
+    first = evil.step(0)
+    old = [evil.ask(site, 1, [first]) for site in SITES]
+    again = Evil(tmp_path / "evil").start()  # all sites lost power; what they keep is on disk
+    fresh = [again.ask(site, 1, [first]) for site in SITES]
+    mixed = again.sums_of(1, [old[0], *fresh[1:]])
+    assert again.ask("hospital_0", 2, [mixed]).kind == "failed"
+    again.refusals("sent last, found an old upload", sites=["hospital_0"])
+    last = again.sums_of(1, fresh)
+    assert again.ask("hospital_1", 2, [last]).kind == "step"
+
+
+def test_a_site_that_sent_its_term_and_started_again_reads_the_sum(tmp_path, job):
+    evil = Evil(tmp_path / "evil", job).start()
+    first = evil.step(0)
+    wide = evil.step(1, [first], bounds=lambda site: {"training": 2.0**20})  # which only the upload can tell it
+    again = Evil(tmp_path / "evil", job).start()
+    assert again.ask("hospital_0", 2, [wide], phase="advertise", attempt=1).kind in ("step", "advertise")
+    assert not again.federation.errors
+
+
+# ---- what sites agreed on
+
+
+def test_facts_of_too_few_sites_are_refused(tmp_path, job):
+    evil = Evil(tmp_path / "evil", job).start(lambda site, facts: {site: facts[site]})
+    assert {answer.kind for answer in evil.ready.values()} == {"failed"}
+    evil.refusals("facts of at least 3 sites")
+
+
+def test_facts_for_another_run_or_job_are_refused(tmp_path, fresh_key):
+    evil = Evil(tmp_path / "evil")
+    other = LocalFederation(tmp_path, make_cells(), fresh_key, job_text(n_rounds=7)).sites["hospital_2"]
+    wrong = other._greet(Message("hello", {"run": "r0", "job": other._job.text})).fields["facts"]
+    evil.start(lambda site, facts: {**facts, "hospital_2": wrong})
+    assert {answer.kind for answer in evil.ready.values()} == {"failed"}
+    assert all("file sealed with context" in str(error) for error in evil.federation.errors.values())
+
+
+def test_facts_of_strangers_are_refused(tmp_path):
+    evil = Evil(tmp_path / "evil").start(lambda site, facts: {**facts, "nobody": facts[site]})
+    evil.refusals("of the job, found some of nobody")
+
+
+@pytest.mark.parametrize("differ", ["facts", "job", "identities", "run"])
+def test_sites_that_believe_different_things_read_no_sum(tmp_path, differ):
+    """Even with the help of a site, which holds the key and can seal facts for each belief."""
+    sites = [*SITES, "hospital_3"]
+    text = job_text(sites, n_rounds=6, more="validation_size = 0")
+    evil = Evil(tmp_path / "evil", text, sites=sites, data={"hospital_3": make_cells(n_sites=4)})
+    victim = evil.federation.sites["hospital_0"]
+    if differ == "job":
+        victim._job = Job.parse(text.replace("n_rounds = 6", "n_rounds = 7"))
+    elif differ == "identities":
+        path = evil.federation.kit("hospital_0") / "identities" / "hospital_3.json"
+        path.write_text(Identity.generate("hospital_3").public.to_text())
+    elif differ == "run":
+        evil.runs["hospital_0"] = "r1"
+
+    def facts_for(site, facts):
+        at = evil.federation.sites[site]
+        beliefs = {"job": at._job, "run": evil.runs[site], "identities": at._identities()}
+        seen = SITES if differ == "facts" and at is victim else sites
+        tasks = {name: evil.federation.sites[name]._task for name in seen}
+        return {name: seal_facts(own.facts(), KEY, name, **beliefs).hex() for name, own in tasks.items()}
+
+    evil.start(facts_for)
+    assert not evil.federation.errors
+    sums = evil.step(0)
+    for site in sites:
+        assert evil.ask(site, 1, [sums]).kind == "failed"
+    evil.refusals(BELIEFS)
+
+
+def test_an_honest_server_names_the_site_that_believes_something_else(tmp_path, fresh_key):
+    federation = LocalFederation(tmp_path, make_cells(), fresh_key, job_text())
+    path = federation.kit(SITES[1]) / "identities" / f"{SITES[2]}.json"
+    path.write_text(Identity.generate(SITES[2]).public.to_text())
+    with pytest.raises(ValueError, match=f"identities of site '{SITES[1]}' differs from the others.*by telephone"):
+        federation.run()
+
+
+def test_a_missing_identity_is_named_with_the_cure(tmp_path, fresh_key):
+    federation = LocalFederation(tmp_path, make_cells(), fresh_key, job_text())
+    (federation.kit(SITES[1]) / "identities" / f"{SITES[2]}.json").unlink()
+    with pytest.raises(FileNotFoundError, match=rf"found none of {SITES[2]}\. Get 'identities/{SITES[2]}.json'"):
+        federation.sites[SITES[1]]._greet(Message("hello", {"run": "r", "job": federation.job.text}))
+
+
+def test_a_file_of_uploads_that_a_crash_cut_off_is_read_as_far_as_it_goes(tmp_path):
+    log = UploadLog(tmp_path / "run" / "uploads.jsonl")
+    uploads = [Upload(step, 1, {"training": 16}, {"training": f"{step:02x}"}, {}) for step in (1, 2)]
+    for upload in uploads:
+        log.add(upload)
+    log.add(again := replace(uploads[1], attempt=2))
+    with (tmp_path / "run" / "uploads.jsonl").open("ab") as file:
+        file.write(b'\n{"step": 3, "att')
+    read = UploadLog(tmp_path / "run" / "uploads.jsonl")
+    assert [read.of(step) for step in (1, 2, 3)] == [uploads[0], again, None]
+    read.add(replace(again, step=3))
+    assert UploadLog(tmp_path / "run" / "uploads.jsonl").of(3) == replace(again, step=3)
