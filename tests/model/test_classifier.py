@@ -499,3 +499,8 @@ def test_the_proximal_gradient_is_that_of_the_term_in_the_loss(cells):
         results.append(site.fit(1, state).state)
     for name, array in results[0].items():
         np.testing.assert_allclose(array, results[1][name], atol=1e-5)
+
+
+def test_a_protection_that_is_none_is_refused_before_training(cells, key):
+    with pytest.raises(TypeError, match=r"inherit from `scinfl.federation.Protection`, found a str"):
+        fit(cells, 2, key=key, protections=["keyed"])

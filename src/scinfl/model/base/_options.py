@@ -107,6 +107,13 @@ class TrainOptions:
         if self.early_stopping is not None:
             whole_number("early_stopping", self.early_stopping, 1)
         whole_number("rng", self.rng, 0)
+        for protection in () if self.protections == "default" else self.protections:
+            if not isinstance(protection, Protection):
+                msg = (
+                    f"Expected protections that inherit from `scinfl.federation.Protection`, found a "
+                    f"{type(protection).__name__}. Pass `protections=(…,)` of those in `scinfl.privacy`, or subclass it."
+                )
+                raise TypeError(msg)
         one_of("monitor", self.monitor, [f"validation_{name}" for name in self.monitors])
 
     @property
