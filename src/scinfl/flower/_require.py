@@ -9,7 +9,7 @@ TESTED = "1.41"
 
 
 def require_flower() -> None:
-    """Refuse to go on without the Flower that this was tested with; see that it calls nobody.
+    """Refuse to go on without the Flower that this was tested with; turn its telemetry off.
 
     Raises
     ------
@@ -25,3 +25,10 @@ def require_flower() -> None:
         raise ImportError(msg)
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
     os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+
+
+def quiet_flower() -> None:
+    """Let Flower, which must be there, log errors only."""
+    from scinfl.flower._flwr import quiet_logs
+
+    quiet_logs()

@@ -6,12 +6,13 @@ from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MessageType, RecordDict
 from flwr.app import Message as FlowerMessage
-from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+
+from scinfl.flower._flwr import (
     make_confirm_message_received_fn_protobuf,
     make_pull_object_fn_protobuf,
+    pull_and_inflate_object_from_tree,
+    set_message_id,
 )
-from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree
-
 from scinfl.flower.protocol._message import Message
 
 _TYPES = {"step": MessageType.TRAIN}
@@ -65,5 +66,5 @@ def fetch(client: Any, node: Any, head: Any, tree: Any, *, seconds: float) -> Fl
         initial_backoff=0.05,
         backoff_cap=1.0,
     )
-    carrier.metadata.__dict__["_message_id"] = tree.object_id
+    set_message_id(carrier, tree.object_id)
     return carrier

@@ -1,1 +1,9 @@
-"""The operator's side."""
+"""The operator's side: it holds no key, reads no number, and ends without a model.
+
+The coordinator asks sites for steps and passes their masked terms to an aggregation, which adds them. What a run leaves
+is kept in its folder. Flower's SuperLink, a process of its own, carries the messages.
+"""
+
+from scinfl.flower.server._run import revoke_site, run_server
+
+__all__ = ["revoke_site", "run_server"]

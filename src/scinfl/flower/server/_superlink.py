@@ -14,32 +14,42 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.app import Context, RecordDict
-from flwr.cli.build import build_fab_from_disk
-from flwr.common.constant import SubStatus
-from flwr.common.serde import context_from_proto, context_to_proto, fab_to_proto, run_from_proto
-from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, StartRunRequest, UnregisterNodeRequest
-from flwr.proto.runtime_pb2 import (
+from flwr.serverapp import ServerApp
+
+from scinfl.flower._flwr import (
+    ACQUIRE_TASK,
     AcquireTaskRequest,
+    ControlHttpClient,
+    ListNodesRequest,
     PullTaskInputRequest,
     PushTaskOutputRequest,
+    RegisterNodeRequest,
+    RuntimeHttpClient,
+    RuntimeVersionHttpInterceptor,
     SendTaskHeartbeatRequest,
+    StartRunRequest,
+    SubStatus,
+    SuperExecAuthHttpInterceptor,
+    TaskIdentity,
+    TaskType,
+    UnregisterNodeRequest,
+    build_bundle,
+    client_of,
+    connect_grid,
+    context_from_proto,
+    context_to_proto,
+    fab_to_proto,
+    public_key_to_bytes,
+    run_from_proto,
+    stop_retrying,
 )
-from flwr.serverapp import ServerApp
-from flwr.supercore.constant import TaskType
-from flwr.supercore.control import ControlHttpClient
-from flwr.supercore.fab import Fab
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-from flwr.supercore.runtime import RuntimeHttpClient
-from flwr.supercore.task_identity import TaskIdentity
-from flwr.superlink.grid import HttpGrid
-
+from scinfl.flower.server._closed_port import check_closed
 from scinfl.flower.server._superlink_process import PARENT
 from scinfl.flower.setup._kit import CA, SERVER_CERTIFICATE, SERVER_KEY
 
@@ -48,6 +58,7 @@ logger = logging.getLogger(__name__)
 _SECONDS_TO_START = 90.0
 _SECONDS_TO_ANSWER = 30.0
 _BEAT = 10.0
+_PROCESS = "scinfl.flower.server._superlink_process"
 _APP = """[project]
 name = "scinfl-federation"
 version = "{version}"
@@ -86,7 +97,7 @@ class SuperLink:
         secret.touch(mode=0o600)
         secret.write_bytes(self._secret)
         command = [
-            *(sys.executable, "-m", "scinfl.flower.server._superlink_process"),
+            *(sys.executable, "-m", _PROCESS),
             *("--host", host, "--port", str(port)),
             *("--ssl-ca-certfile", str(kit / CA), "--ssl-certfile", str(kit / SERVER_CERTIFICATE)),
             *("--ssl-keyfile", str(kit / SERVER_KEY), "--enable-supernode-auth"),
@@ -94,7 +105,7 @@ class SuperLink:
             *("--superexec-auth-secret-file", str(secret), "--disable-runtime-dependency-installation"),
         ]
         with (state / "superlink.log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=_quiet(state))  # noqa: S603
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=_environment(state))  # noqa: S603
 
     @property
     def pid(self) -> int:
@@ -106,7 +117,7 @@ class SuperLink:
         return f"127.0.0.1:{self._port}"
 
     def wait(self) -> None:
-        """Wait until it answers."""
+        """Wait until it answers, and make sure that it answers operators on this machine only."""
         until = time.monotonic() + _SECONDS_TO_START
         with self._control() as control:
             while time.monotonic() < until and self._process.poll() is None:
@@ -115,6 +126,7 @@ class SuperLink:
                 except httpx.HTTPError:
                     time.sleep(0.2)
                 else:
+                    check_closed(self._address, self._kit / CA)
                     return
         msg = (
             f"Expected Flower's SuperLink to start on port {self._port}, found that it did not. Is the port taken? "
@@ -140,9 +152,8 @@ class SuperLink:
         with self._control() as control:
             response = control.StartRun(StartRunRequest(fab=fab_to_proto(_bundle())))
         token = self._acquire(response.run_id)
-        grid = HttpGrid(self._address, insecure=False, root_certificates=self._authority, token=token)
-        grid._retry_invoker.max_time = _SECONDS_TO_ANSWER  # Flower would wait for a dead SuperLink without end
-        client, stop = grid._runtime_client, threading.Event()
+        grid = connect_grid(self._address, self._authority, token, seconds=_SECONDS_TO_ANSWER)
+        client, stop = client_of(grid), threading.Event()
         beat = threading.Thread(target=_beat, args=(client, stop), daemon=True)
         beat.start()
         context: Context | None = None
@@ -163,14 +174,14 @@ class SuperLink:
             raise RuntimeError(msg) from error
         finally:
             stop.set()
-            grid._retry_invoker.max_tries = 1
+            stop_retrying(grid)
             if context is not None:
                 context.state = RecordDict()
             content = None if context is None else context_to_proto(context)
             try:
                 client.PushTaskOutput(PushTaskOutputRequest(context=content, sub_status=status, details=details))
             except (httpx.HTTPError, RuntimeError) as error:
-                logger.debug("The SuperLink did not hear of the end: %s", error)
+                logger.debug("The end of the run could not be reported to the SuperLink: %s", error)
             grid.close()
 
     def _acquire(self, run: int) -> str:
@@ -181,9 +192,7 @@ class SuperLink:
             self._authority,
             interceptors=[
                 RuntimeVersionHttpInterceptor(component_name="SuperExec"),
-                SuperExecAuthHttpInterceptor(
-                    master_secret=self._secret, protected_methods=["/flwr.proto.Runtime/AcquireTask"]
-                ),
+                SuperExecAuthHttpInterceptor(master_secret=self._secret, protected_methods=[ACQUIRE_TASK]),
             ],
         )
         until = time.monotonic() + _SECONDS_TO_START
@@ -227,13 +236,14 @@ def _beat(client: RuntimeHttpClient, stop: threading.Event) -> None:
         try:
             client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
         except (httpx.HTTPError, RuntimeError) as error:
-            logger.debug("The SuperLink did not hear: %s", error)
+            logger.debug("A heartbeat to the SuperLink failed: %s", error)
 
 
-def _quiet(state: Path) -> dict[str, str]:
-    """Environment in which Flower calls nobody, and keeps its files in one folder."""
+def _environment(state: Path) -> dict[str, str]:
+    """Environment in which Flower sends no telemetry, keeps its files in one folder, and trusts proxies here alone."""
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if not name.startswith("FLWR_")},
+        "FORWARDED_ALLOW_IPS": "127.0.0.1",
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_HOME": str(state / "flwr"),
@@ -242,16 +252,13 @@ def _quiet(state: Path) -> dict[str, str]:
     }
 
 
-def _bundle() -> Fab:
+def _bundle() -> Any:
     """Bundle of a run, which carries no code: it only names what is installed."""
-    import hashlib
-
     from scinfl import __version__
 
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "pyproject.toml").write_text(_APP.format(version=__version__))
-        content = build_fab_from_disk(Path(folder))
-    return Fab(hashlib.sha256(content).hexdigest(), content, {})
+        return build_bundle(Path(folder))
 
 
 def _public_key(path: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""Flower's SuperLink as a process of its own: it lets sites fetch and send messages, and nobody else start a run."""
+"""Flower's SuperLink as a process of its own: sites fetch and send messages, only this machine starts runs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from flwr.superlink import extensions
-from flwr.superlink.cli.flower_superlink import flower_superlink
-from starlette.middleware import Middleware
+from scinfl.flower._flwr import FLEET_CALLS, run_superlink
 
-_OPEN_TO_SITES = "/v1/fleet/"
+REFUSAL = b"only from the machine of the server"
 PARENT = "SCINFL_PARENT_PID"
 
 
@@ -21,7 +19,7 @@ class LoopbackOnly:
     """Refuses everything but the sites' own calls from other machines.
 
     In Flower 1.41 sites, operators and executors share one port, and who may submit a run may run code here. So the
-    operator's calls and the executor's are answered on this machine only.
+    operator's calls and the executor's are answered on this machine only; the server checks it at its start.
 
     Parameters
     ----------
@@ -39,11 +37,11 @@ class LoopbackOnly:
             return
         if scope["type"] == "http":
             await send({"type": "http.response.start", "status": 403, "headers": []})
-            await send({"type": "http.response.body", "body": b"only from the machine of the server"})
+            await send({"type": "http.response.body", "body": REFUSAL})
 
 
 def _is_of_a_site(path: str) -> bool:
-    return path.startswith(_OPEN_TO_SITES) and ".." not in path
+    return path.startswith(FLEET_CALLS) and ".." not in path
 
 
 def _is_here(client: tuple[str, int] | None) -> bool:
@@ -63,9 +61,7 @@ def main() -> None:
     """Start the SuperLink with the arguments of ``flower-superlink``; ends when the server's process does."""
     parent = int(os.environ[PARENT])
     threading.Thread(target=_leave_with_parent, args=(parent,), daemon=True).start()
-    usual = extensions.get_middleware
-    extensions.get_middleware = lambda: (Middleware(LoopbackOnly), *usual())
-    flower_superlink()
+    run_superlink(LoopbackOnly)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,8 @@ from typing import Any
 
 import httpx
 from flwr.app import Message as FlowerMessage
-from flwr.proto.runtime_pb2 import PullAppMessagesRequest
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 
+from scinfl.flower._flwr import ObjectPullError, PullAppMessagesRequest, client_of
 from scinfl.flower.protocol._message import Message
 from scinfl.flower.protocol._records import fetch, from_flower, message_type, to_records
 
@@ -55,7 +54,7 @@ class FlowerTransport:
 
     def receive(self, tickets: Collection[str]) -> Sequence[tuple[str, Message | None]]:
         """Answers that are whole by now; others go on coming in, each by itself, so that a slow site delays nobody."""
-        client = self._grid._runtime_client
+        client = client_of(self._grid)
         waiting = [ticket for ticket in tickets if ticket not in self._coming]
         found = client.PullMessages(PullAppMessagesRequest(message_ids=waiting)) if waiting else None
         if found is not None:

@@ -1,1 +1,9 @@
-"""A site's side."""
+"""A site's side: its data and its key stay here, and the model is made here.
+
+The connection fetches messages, the mailbox passes them to the training, and the training answers with masked terms and
+applies the sums that come back.
+"""
+
+from scinfl.flower.site._run import list_payload, run_site
+
+__all__ = ["list_payload", "run_site"]

@@ -1,4 +1,4 @@
-"""A site's link to Flower's SuperLink: it fetches messages and sends answers, and never runs what others ship."""
+"""Connection of a site to Flower's SuperLink: fetches messages and sends answers, never runs what others ship."""
 
 from __future__ import annotations
 
@@ -15,29 +15,31 @@ import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Context, Message, RecordDict
-from flwr.app.message import remove_content_from_message
 from flwr.clientapp import ClientApp
-from flwr.common.serde import message_to_proto
-from flwr.proto.fleet_pb2 import (
+
+from scinfl.flower._flwr import (
     ActivateNodeRequest,
+    ApiErrorCode,
     DeactivateNodeRequest,
+    FleetHttpClient,
+    FlowerError,
+    Node,
+    NodeAuthHttpInterceptor,
+    ObjectPullError,
     PullMessagesRequest,
     PushMessagesRequest,
-)
-from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.node_pb2 import Node
-from flwr.supercore.error import ApiErrorCode, FlowerError
-from flwr.supercore.inflatable.inflatable_object import (
+    RuntimeVersionHttpInterceptor,
+    SendNodeHeartbeatRequest,
     get_all_nested_objects,
     get_object_tree,
+    make_push_object_fn_protobuf,
+    message_to_proto,
     no_object_id_recompute,
+    public_key_to_bytes,
+    push_objects,
+    remove_content_from_message,
+    set_message_id,
 )
-from flwr.supercore.inflatable.inflatable_protobuf_utils import make_push_object_fn_protobuf
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, push_objects
-from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
-from flwr.supernode.fleet_http_client import FleetHttpClient
-from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
-
 from scinfl.flower.protocol._records import fetch
 
 logger = logging.getLogger(__name__)
@@ -58,8 +60,8 @@ class RefusedError(RuntimeError):
 class FleetConnection:
     """Speaks Flower's Fleet protocol (1.41) from the process of the site.
 
-    A SuperNode would fetch the bundle that a run came with and run what it names. This link does not fetch bundles:
-    all it can do is hand a message to the app that is installed here.
+    A SuperNode would fetch the bundle that a run came with and run what it names. This connection fetches no bundles:
+    all it can do is pass a message to the app that is installed here.
 
     Parameters
     ----------
@@ -81,7 +83,7 @@ class FleetConnection:
         if not isinstance(private, ec.EllipticCurvePrivateKey):
             msg = f"Expected an elliptic-curve key in '{key}', found another. Use the one of the kit."
             raise TypeError(msg)
-        self._public = _public_bytes(private)
+        self._public = public_key_to_bytes(private.public_key())
         self._client = FleetHttpClient.from_server_address(
             address,
             False,
@@ -128,7 +130,8 @@ class FleetConnection:
 
     def _leave(self) -> None:
         if self._node is not None:
-            time.sleep(max(0.0, self._sent + _SECONDS_TO_LINGER - time.monotonic()))  # an answer of who left is dropped
+            # Flower drops the last answer of a site that is gone before the answer was fetched
+            time.sleep(max(0.0, self._sent + _SECONDS_TO_LINGER - time.monotonic()))
             self._try(partial(self._client.DeactivateNode, DeactivateNodeRequest(node_id=self._node.node_id)))
         self._client.close()
 
@@ -155,7 +158,7 @@ class FleetConnection:
         try:
             call()
         except (httpx.HTTPError, RuntimeError) as error:
-            logger.debug("The server did not hear: %s", error)
+            logger.debug("A call to the server failed: %s", error)
 
     def _handle_one(self, app: ClientApp, node: Node) -> bool:
         """Fetch one message, let the app answer it, and send the answer; whether there was one."""
@@ -176,7 +179,7 @@ class FleetConnection:
         return True
 
     def _send(self, answer: Message, node: Node, run: int, seconds: float) -> None:
-        answer.metadata.__dict__["_message_id"] = answer.object_id
+        set_message_id(answer, answer.object_id)
         head = message_to_proto(remove_content_from_message(answer))
         with no_object_id_recompute():
             response = self._client.PushMessages(
@@ -195,7 +198,7 @@ class FleetConnection:
         self._sent = time.monotonic()
 
     def _refuse_or_note(self, error: httpx.HTTPError) -> None:
-        """Say in plain words why the server does not let the site in, or go on trying."""
+        """Raise an error that explains why the server refuses this site, or note that it does not answer."""
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
             cause = cause.__cause__ or cause.__context__
@@ -228,9 +231,3 @@ def _is_refusal(error: httpx.HTTPStatusError) -> bool:
     found = FlowerError.from_json(error.response.text)
     known = found is not None and found.code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED
     return known or error.response.status_code in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}
-
-
-def _public_bytes(key: ec.EllipticCurvePrivateKey) -> bytes:
-    from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-
-    return public_key_to_bytes(key.public_key())

@@ -1,1 +1,1 @@
-"""What a site contributes, one file a model class."""
+"""What a site contributes to each class of model, one file per class: checks of its data, facts to share, the model."""
