@@ -1,6 +1,6 @@
 """A federation of real processes on one machine, from the first command to the model.
 
-Server and three sites train over Flower with TLS on loopback: proteins of The Cancer Genome Atlas, one region a site
+Server and three sites train over Flower with TLS on loopback: proteins of The Cancer Genome Atlas, one region per site
 (or bundled blood cells where the table is absent), keyed sums. Prints the seconds of every round, how many of them were
 local training, whether the model is that of the same training in one process to the last bit, whether a site that is
 not registered is refused, and whether database, logs and memory of the server hold the key, a coordinate or a
@@ -25,10 +25,10 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import torch
+from _secret_scan import find_in_files, find_in_memory, secret_bytes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 import scinfl as si
-from scinfl.flower._search import needles_of, search_files, search_memory
 from scinfl.flower.setup._kit import LINK_KEY, _openssh
 
 JOB = """[federation]
@@ -56,7 +56,7 @@ def hospitals(path: Path) -> tuple[ad.AnnData, str, str]:
         adata = adata[adata.obs["region"].isin(["Northeast", "Europe", "South"])].copy()
         adata.obs["site"] = adata.obs["region"].astype(str).str.lower()
         adata.obs["cancer"] = adata.obs["cancer"].cat.remove_unused_categories()
-        return adata, "cancer", "TCGA proteins, one region a site"
+        return adata, "cancer", "TCGA proteins, one region per site"
     adata = si.datasets.pbmc()
     si.pp.split_sites(adata, n_sites=3, by="bulk_labels", rng=0)
     adata.obs["site"] = adata.obs["site"].astype(str)
@@ -88,7 +88,7 @@ def follow(path: Path, process: subprocess.Popen, until: str, shown: int) -> int
         time.sleep(0.1)
 
 
-def search(server: subprocess.Popen, kit: Path, needles: dict[str, bytes]) -> list[str]:
+def search(server: subprocess.Popen, kit: Path, secrets: dict[str, bytes]) -> list[str]:
     """Stop the server's processes, look into them, and let them go on."""
     pids = [server.pid]
     for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -99,17 +99,17 @@ def search(server: subprocess.Popen, kit: Path, needles: dict[str, bytes]) -> li
             continue
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
-    found = [hit for pid in pids for hit in search_memory(pid, needles)] + search_files(kit, needles)
+    found = [hit for pid in pids for hit in find_in_memory(pid, secrets)] + find_in_files(kit, secrets)
     n_bytes = sum(path.stat().st_size for path in kit.rglob("*") if path.is_file())
     for pid in reversed(pids):
         os.kill(pid, signal.SIGCONT)
     print(f"searched the memory of {len(pids)} processes and {n_bytes / 1e6:.1f} MB of files of the server for")
-    print(f"  {len(needles)} secrets (key, coordinates, parameters): found {found or 'none'}", flush=True)
+    print(f"  {len(secrets)} secrets (key, coordinates, parameters): found {found or 'none'}", flush=True)
     return found
 
 
 def overhead(out: Path, sites: list[str], n_rounds: int) -> str:
-    """Seconds a round that no site spent training."""
+    """Seconds per round that no site spent training."""
     local = {}
     for site in sites:
         (journal,) = (out / "kit" / f"site_{site}" / "runs").iterdir()
@@ -121,7 +121,7 @@ def overhead(out: Path, sites: list[str], n_rounds: int) -> str:
     beside = seconds - slowest
     return (
         f"{n_rounds} rounds × {seconds.mean():.2f} s = {seconds.sum():.1f} s; the slowest site trained "
-        f"{slowest.mean():.2f} s of a round; {np.median(beside):.2f} s a round (median) went into everything else"
+        f"{slowest.mean():.2f} s per round; {np.median(beside):.2f} s per round (median) went into everything else"
     )
 
 
@@ -179,9 +179,9 @@ def main() -> int:  # noqa: PLR0915 (a story from the first command to the last)
         parameters, means = (
             {name: tensor.numpy() for name, tensor in own.module.state_dict().items()} for own in (model, sent)
         )
-        needles = needles_of(key, parameters, COORDINATES)
-        needles |= {f"a mean's {what}": own for what, own in needles_of(key, means).items() if "parameters" in what}
-        clean = search(running["server"], kit, needles) == []
+        secrets = secret_bytes(key, parameters, COORDINATES)
+        secrets |= {f"a mean's {what}": own for what, own in secret_bytes(key, means).items() if "parameters" in what}
+        clean = search(running["server"], kit, secrets) == []
         follow(out / "server.log", running["server"], "is finished", shown)
         total = time.perf_counter() - begin
         for process in running.values():
@@ -196,20 +196,20 @@ def main() -> int:  # noqa: PLR0915 (a story from the first command to the last)
                 process.wait()
 
     print()
-    alike = True
+    equal = True
     for site in sites:
         own = si.model.Classifier.load(out / "kit" / f"site_{site}" / "model")
         own.unlock(key)
         state = {name: tensor.numpy() for name, tensor in own.module.state_dict().items()}
-        alike &= all(np.array_equal(state[name], array) for name, array in parameters.items())
+        equal &= all(np.array_equal(state[name], array) for name, array in parameters.items())
     last = (out / "stranger.log").read_text().strip().splitlines()[-1]
     refused = "it was never registered" in last
     print(f"a site that is not registered: {last}")
-    print(f"models of {len(sites)} sites equal to that of one process, to the last bit: {alike}")
-    print(f"key, coordinates and parameters nowhere at the server: {clean}")
+    print(f"models of {len(sites)} sites equal to that of one process, to the last bit: {equal}")
+    print(f"no key, coordinate or parameter found at the server: {clean}")
     print(overhead(out, sites, options.rounds))
     print(f"{total:.0f} s from the first command to the model, starting of processes included")
-    return 0 if alike and clean and refused else 1
+    return 0 if equal and clean and refused else 1
 
 
 if __name__ == "__main__":

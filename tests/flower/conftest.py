@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import re
 import signal
@@ -40,6 +41,18 @@ labels_key = "label"
 [train]
 n_rounds = {n_rounds}
 """
+
+
+def load_benchmark(name):
+    """A file of the benchmarks, which are no package."""
+    path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+secret_scan = load_benchmark("_secret_scan")
 
 
 def make_cells(n_cells=360, n_genes=30, n_sites=3):
@@ -88,12 +101,12 @@ def load(path, key):
     return model
 
 
-class Hand:
-    """Carries messages by hand, one after the other: torch has one generator for all threads."""
+class LocalTransport:
+    """Carries messages one after the other: torch has one generator for all threads."""
 
-    def __init__(self, desks):
-        self.desks = dict(enumerate(desks.values()))
-        self.names = dict(enumerate(desks))
+    def __init__(self, mailboxes):
+        self.mailboxes = dict(enumerate(mailboxes.values()))
+        self.names = dict(enumerate(mailboxes))
         self.away = set()
         self.held = set()  # sites whose answers are on their way
         self.changes = []  # functions of (site, message) -> message
@@ -101,12 +114,12 @@ class Hand:
         self._answers, self._n = {}, 0
 
     def nodes(self):
-        return {number: "1" for number in self.desks if self.names[number] not in self.away}
+        return {number: "1" for number in self.mailboxes if self.names[number] not in self.away}
 
     def send(self, node, message, *, seconds):
         self._n += 1
         site = self.names[node]
-        answer = self.desks[node].handle(message)
+        answer = self.mailboxes[node].handle(message)
         for change in self.changes:
             answer = change(site, answer)
         self.log.append((site, message, answer))
@@ -130,14 +143,14 @@ class LocalFederation:
         (folder / "job.toml").write_text(job)
         if not (folder / "kit").exists():
             make_kit(folder / "kit", list(self.job.sites), job=folder / "job.toml")
-        self.told, self.errors = [], {}
+        self.lines, self.errors = [], {}
         self.sites = {}
         for site in sites:
             own = (data or {}).get(site)
             own = adata[adata.obs["site"] == site].copy() if own is None else own
-            self.sites[site] = _Site(self.kit(site), own, (keys or {}).get(site, key), self.told.append)
-        self.desks = {site: Mailbox(own._greet) for site, own in self.sites.items()}
-        self.hand = Hand(self.desks)
+            self.sites[site] = _Site(self.kit(site), own, (keys or {}).get(site, key), self.lines.append)
+        self.mailboxes = {site: Mailbox(own._greet) for site, own in self.sites.items()}
+        self.transport = LocalTransport(self.mailboxes)
         self._threads = [threading.Thread(target=self._train, args=(site,), daemon=True) for site in self.sites]
 
     def kit(self, site):
@@ -147,14 +160,14 @@ class LocalFederation:
         run = self.folder / "kit" / "server" / "run"
         run.mkdir(exist_ok=True)
         identities = pinned_identities(self.folder / "kit" / "server")
-        return Coordinator(run, self.job, identities, self.told.append, resume=resume, expected=expected, poll=0.002)
+        return Coordinator(run, self.job, identities, self.lines.append, resume=resume, expected=expected, poll=0.002)
 
     def _train(self, site):
         try:
-            self.sites[site]._train_until_done(self.desks[site])
+            self.sites[site]._train_until_done(self.mailboxes[site])
         except Exception as error:  # noqa: BLE001
             self.errors[site] = error
-            self.desks[site].fail(type(error).__name__)
+            self.mailboxes[site].fail(type(error).__name__)
 
     def start(self):
         for thread in self._threads:
@@ -162,7 +175,7 @@ class LocalFederation:
 
     def run(self, *, resume=False):
         self.start()
-        self.server(resume=resume).run(self.hand)
+        self.server(resume=resume).run(self.transport)
         for thread in self._threads:
             thread.join(10)
 
@@ -171,14 +184,14 @@ class LocalFederation:
 
         def crash(name, answer):
             if name == site and answer.kind == kind and answer.fields["step"] == step:
-                self.hand.changes.remove(crash)
+                self.transport.changes.remove(crash)
                 raise CrashError
             return answer
 
-        self.hand.changes.append(crash)
+        self.transport.changes.append(crash)
         self.start()
         with pytest.raises(CrashError):
-            self.server().run(self.hand)
+            self.server().run(self.transport)
 
     def model(self, site):
         return load(self.kit(site) / "model", self.key)
@@ -255,7 +268,7 @@ class Processes:
         log = self.folder / f"{name}.log"
         return log.read_text(errors="replace") if log.exists() else ""
 
-    def wait_for(self, name, pattern, seconds=120):
+    def wait_for(self, name, pattern, seconds=300):
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             if found := re.search(pattern, self.text(name)):
@@ -265,7 +278,7 @@ class Processes:
             time.sleep(0.05)
         pytest.fail(f"no {pattern!r} in {name}:\n" + "\n".join(f"== {n}\n{self.text(n)[-3000:]}" for n in self.running))
 
-    def wait(self, name, seconds=120):
+    def wait(self, name, seconds=300):
         try:
             return self.running[name].wait(seconds)
         except subprocess.TimeoutExpired:

@@ -13,10 +13,19 @@ from cryptography.hazmat.primitives.asymmetric import ec
 pytest.importorskip("flwr")
 
 from flwr.clientapp import ClientApp
-from tests.flower.conftest import SITES, job_text, load, make_cells, parameters, processes, same, trained_in_process
+from tests.flower.conftest import (
+    SITES,
+    job_text,
+    load,
+    make_cells,
+    parameters,
+    processes,
+    same,
+    secret_scan,
+    trained_in_process,
+)
 
 from scinfl.federation import Journal
-from scinfl.flower._search import needles_of, search_files, search_memory
 from scinfl.flower.setup._kit import CA, LINK_KEY, _openssh, make_kit
 from scinfl.flower.site._connection import FleetConnection, RefusedError
 from scinfl.privacy import Key
@@ -63,12 +72,12 @@ def test_a_federation_of_processes_from_start_to_end(tmp_path, monkeypatch):
             os.kill(pid, signal.SIGSTOP)
         expected = trained_in_process(adata, fresh_key, n_rounds=6, local_epochs=4)
         so_far = trained_in_process(adata, fresh_key, n_rounds=2, local_epochs=4, smoothing=0.0)  # a mean that was sent
-        needles = needles_of(fresh_key, parameters(so_far), COORDINATES)
-        needles |= {name: name.encode() for name in ("type_2", "gene_17")}
-        assert len(needles) > 12
-        assert [*search_memory(server, needles), *search_memory(superlink, needles)] == []
-        assert search_memory(server, {"its own job": b"n_hidden = 16"})  # the search does find what is there
-        assert search_files(tmp_path / "kit" / "server", needles) == []
+        secrets = secret_scan.secret_bytes(fresh_key, parameters(so_far), COORDINATES)
+        secrets |= {name: name.encode() for name in ("type_2", "gene_17")}
+        assert len(secrets) > 12
+        assert [*secret_scan.find_in_memory(server, secrets), *secret_scan.find_in_memory(superlink, secrets)] == []
+        assert secret_scan.find_in_memory(server, {"its own job": b"n_hidden = 16"})  # it does find what is there
+        assert secret_scan.find_in_files(tmp_path / "kit" / "server", secrets) == []
         for pid in (superlink, server):
             os.kill(pid, signal.SIGCONT)
 

@@ -1,4 +1,4 @@
-"""Look for secrets where they must not be: in files, and in the memory of processes."""
+"""Search for secrets where they must not be: in files, and in the memory of processes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _BLOCK = 2**24
 _OVERLAP = 256
 
 
-def needles_of(key: Key, state: State, coordinates: Sequence[str] = ()) -> dict[str, bytes]:
-    """Bytes that nobody but the sites may hold.
+def secret_bytes(key: Key, state: State, coordinates: Sequence[str] = ()) -> dict[str, bytes]:
+    """Bytes that only the sites are allowed to hold.
 
     Parameters
     ----------
@@ -47,21 +47,21 @@ def needles_of(key: Key, state: State, coordinates: Sequence[str] = ()) -> dict[
     return found
 
 
-def search_files(folder: Path, needles: Mapping[str, bytes]) -> list[str]:
-    """What of the needles stands in the files of a folder."""
+def find_in_files(folder: Path, secrets: Mapping[str, bytes]) -> list[str]:
+    """Which of the secrets are in the files of a folder."""
     found = []
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             content = path.read_bytes()
-            found += [f"{what} in {path.name}" for what, needle in needles.items() if needle in content]
+            found += [f"{what} in {path.name}" for what, secret in secrets.items() if secret in content]
     return found
 
 
-def search_memory(pid: int, needles: Mapping[str, bytes]) -> list[str]:
-    """What of the needles stands in the memory of a process, which should be stopped meanwhile (Linux)."""
+def find_in_memory(pid: int, secrets: Mapping[str, bytes]) -> list[str]:
+    """Which of the secrets are in the memory of a process, which should be stopped meanwhile (Linux)."""
     found = set()
     for block in _memory(pid):
-        found |= {what for what, needle in needles.items() if needle in block}
+        found |= {what for what, secret in secrets.items() if secret in block}
     return [f"{what} in process {pid}" for what in sorted(found)]
 
 
