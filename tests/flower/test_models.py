@@ -106,8 +106,8 @@ def test_perturbation_sites_that_are_apart_train_the_model_that_one_process_woul
         assert trained.loss == expected.loss
         assert trained.shrinkage == expected.shrinkage
         wanted = list(screen.uns["gene_terms"])[:2]
-        told = (one.predict(wanted, adata=screen).X for one in (trained, expected))
-        np.testing.assert_array_equal(*told)
+        predicted = (one.predict(wanted, adata=screen).X for one in (trained, expected))
+        np.testing.assert_array_equal(*predicted)
         left, right = (table.history.drop(columns=["seconds", "bytes_sent"]) for table in (trained, expected))
         pd.testing.assert_frame_equal(left, right, rtol=1e-9)
 
@@ -117,7 +117,7 @@ def test_what_the_server_keeps_of_a_screen_names_no_gene_or_perturbation(apart, 
     federation.run()
     folder = federation.folder / "kit" / "server" / "run"
     kept = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
-    sent = "".join(answer.to_parts()[0] for _, _, answer in federation.hand.log)
+    sent = "".join(answer.to_parts()[0] for _, _, answer in federation.transport.log)
     for gene in list(screen.uns["gene_terms"])[:5]:
         assert gene.encode() not in kept
         assert gene not in sent
@@ -132,7 +132,7 @@ def test_a_site_of_a_screen_that_starts_again_reads_the_first_sums_from_its_fold
     second = make_federation(SCREEN_JOB.format(loss="squared"), adata=screen)
     second.run(resume=True)
     assert not second.errors
-    steps = [message.fields["step"] for _, message, _ in second.hand.log if message.kind == "step"]
+    steps = [message.fields["step"] for _, message, _ in second.transport.log if message.kind == "step"]
     assert min(steps) >= 9  # nothing is asked for again
     expected = gears_in_process(screen, fresh_key, loss="squared")
     assert same(load(model.GEARS, second.kit(SITES[0]) / "model", fresh_key), expected)
@@ -293,7 +293,7 @@ def test_noise_is_added_at_each_site_before_its_term_is_masked(make_federation):
     trained = federation.model(SITES[0])
     assert (trained.history["epsilon"].diff().dropna() > 0).all()
     assert same(trained, federation.model(SITES[1]))
-    assert any("epsilon" in line for line in federation.told)
+    assert any("epsilon" in line for line in federation.lines)
 
 
 # ---- a hospital that comes after the end
@@ -344,8 +344,8 @@ def test_layers_that_stay_at_a_site_are_those_of_one_process(make_federation, fr
     expected = trained_in_process(adata, fresh_key, share=["encoder"])
     for site in SITES:
         trained, own = federation.model(site), adata[adata.obs["site"] == site].copy()
-        told = [trained.predict(own, soft=True), expected.predict(own, soft=True, site=site)]
-        np.testing.assert_array_equal(*told)
+        predicted = [trained.predict(own, soft=True), expected.predict(own, soft=True, site=site)]
+        np.testing.assert_array_equal(*predicted)
     heads = [federation.model(site).module.head.weight.detach() for site in SITES[:2]]
     assert not (heads[0] == heads[1]).all()
 

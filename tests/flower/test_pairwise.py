@@ -20,7 +20,7 @@ def test_pairwise_masks_give_the_model_of_one_process(make_federation, fresh_key
     expected = trained_in_process(make_cells(), fresh_key, protections=[PairwiseSum(fresh_key)])
     for site in SITES:
         assert same(federation.model(site), expected)
-    assert {message.kind for _, _, message in federation.hand.log} >= {"advertise", "step", "reveal"}
+    assert {message.kind for _, _, message in federation.transport.log} >= {"advertise", "step", "reveal"}
 
 
 def test_a_site_that_works_with_the_server_opens_no_other_upload(make_federation, fresh_key):
@@ -29,16 +29,17 @@ def test_a_site_that_works_with_the_server_opens_no_other_upload(make_federation
     federation.run()
     uploads = [
         update
-        for site, _, message in federation.hand.log
+        for site, _, message in federation.transport.log
         if site == SITES[1] and message.kind == "step"
         for update in message.updates
         if update.purpose == "training"
     ]
-    run = federation.server(resume=True)._kept.run
-    thief = KeyedSum(fresh_key, run=run, min_sites=2)
-    integers = uploads[-1].state["masked"].copy()
-    stream, _ = thief._stream(uploads[-1], SITES[1], uploads[-1].header["nonce"], len(integers), integers.dtype)
-    opened = thief._numbers.decode(integers - stream)
+    colluding, upload = KeyedSum(fresh_key, min_sites=2), uploads[-1]
+    integers = upload.state["masked"].copy()
+    stream, _ = colluding._stream(
+        upload.header["context"], upload, SITES[1], upload.header["nonce"], len(integers), integers.dtype
+    )
+    opened = colluding._numbers.decode(integers - stream)
     assert abs(opened).max() > 1e3  # parameters and shares stay far below
 
 
@@ -52,7 +53,7 @@ def test_a_lost_answer_costs_an_attempt_or_a_wait(make_federation, fresh_key, ph
             return Message("behind", {"position": 2})  # which the server refuses: nothing of it counts
         return answer
 
-    federation.hand.changes.append(lose)
+    federation.transport.changes.append(lose)
     federation.run()
     assert lost
     assert not federation.errors
@@ -67,7 +68,7 @@ def test_a_crash_in_any_phase_ends_with_the_same_model(make_federation, fresh_ke
 
     first.run_until_crash(SITES[1], 3, kind=phase)
     if who == "server":
-        first.server(resume=True).run(first.hand)
+        first.server(resume=True).run(first.transport)
         for thread in first._threads:
             thread.join(10)
         federation = first
@@ -86,15 +87,15 @@ def test_a_site_that_was_away_reads_the_sums_of_the_others(make_federation):
     def leave_and_return(site, answer):
         step = answer.fields.get("step")
         if answer.kind == "advertise" and site == "hospital_3" and step == 2:
-            federation.hand.away.add("hospital_3")
+            federation.transport.away.add("hospital_3")
         if answer.kind == "reveal" and site == SITES[0] and step == 4:
-            federation.hand.away.clear()
+            federation.transport.away.clear()
         return answer
 
-    federation.hand.changes.append(leave_and_return)
+    federation.transport.changes.append(leave_and_return)
     federation.run()
     assert not federation.errors
-    assert any("without hospital_3" in line for line in federation.told)
+    assert any("without hospital_3" in line for line in federation.lines)
     assert same(federation.model("hospital_3"), federation.model(SITES[0]))
 
 
@@ -112,28 +113,28 @@ def test_a_number_beyond_the_bound_repeats_the_step(make_federation, fresh_key):
         site._sum = narrow
     federation.run()
     assert not federation.errors
-    assert any(message.kind == "repeat" for _, _, message in federation.hand.log)
+    assert any(message.kind == "repeat" for _, _, message in federation.transport.log)
     assert same(federation.model(SITES[0]), federation.model(SITES[1]))
 
 
 def test_a_server_that_drops_a_site_from_the_exchange_is_noticed(make_federation):
     federation = make_federation(pairwise_job())
 
-    usual = federation.desks[SITES[0]].handle
+    usual = federation.mailboxes[SITES[0]].handle
 
     def forge(message):
         if message.fields.get("phase") == "terms" and message.fields["step"] == 2:
-            ads = [said for said in message.fields["ads"] if said["site"] != SITES[0]]
+            ads = [ad for ad in message.fields["ads"] if ad["site"] != SITES[0]]
             message = Message(message.kind, {**message.fields, "ads": ads}, message.updates)
         return usual(message)
 
-    federation.desks[SITES[0]].handle = forge
-    federation.hand.desks[0].handle = forge
+    federation.mailboxes[SITES[0]].handle = forge
+    federation.transport.mailboxes[0].handle = forge
     server = federation.server()
     from dataclasses import replace
 
     server._job = replace(federation.job, give_up=2.0)
     federation.start()
     with pytest.raises(RuntimeError, match="resume"):
-        server.run(federation.hand)
+        server.run(federation.transport)
     assert type(federation.errors[SITES[0]]).__name__ == "TamperedSumError"

@@ -41,6 +41,20 @@ def test_options_of_training_mean_the_same_apart(make_federation, fresh_key, tra
     assert len(federation.model(SITES[1]).history) == len(expected.history)
 
 
+@pytest.mark.parametrize(
+    ("train", "n_rounds"),
+    [("early_stopping = 1\nsmoothing = 0.0\nlr = 0.5", 12), ("", 3), ("validation_size = 0.0", 3)],
+)
+def test_the_audit_log_holds_the_rounds_that_were_run(make_federation, train, n_rounds):
+    federation = make_federation(job_text(n_rounds=n_rounds, more=train))
+    federation.run()
+    n_run = len(federation.model(SITES[0]).history)
+    assert (n_run < n_rounds) == ("early_stopping" in train)
+    logged = [event["rounds"] for event in Journal(federation.folder / "kit/server/run").events() if "rounds" in event]
+    assert logged == [n_run]
+    assert federation.server(resume=True)._kept.n_rounds == n_run  # also after a restart
+
+
 def test_strategies_with_a_memory_run_at_the_sites(make_federation, fresh_key):
     from scinfl.federation import FedAdam
 
@@ -65,14 +79,14 @@ def test_a_site_that_was_away_catches_up_from_the_sums(make_federation):
     def leave_and_return(site, answer):
         step = answer.fields.get("step")
         if answer.kind == "step" and site == "hospital_3":
-            federation.hand.away ^= {"hospital_3"} if step == 2 else set()
+            federation.transport.away ^= {"hospital_3"} if step == 2 else set()
         if answer.kind == "step" and site == SITES[0] and step == 4:
-            federation.hand.away.clear()
+            federation.transport.away.clear()
         return answer
 
-    federation.hand.changes.append(leave_and_return)
+    federation.transport.changes.append(leave_and_return)
     federation.run()
-    assert any("without hospital_3" in line for line in federation.told)
+    assert any("without hospital_3" in line for line in federation.lines)
     assert same(federation.model("hospital_3"), federation.model(SITES[0]))
 
 
@@ -81,8 +95,8 @@ def test_a_run_goes_on_without_a_revoked_site(make_federation):
     federation = make_federation(job_text(sites), adata=make_cells(n_sites=4), sites=sites)
 
     federation.run_until_crash(SITES[2], 2)
-    federation.server(resume=True, expected=SITES).run(federation.hand)
-    assert any("not in the job, or revoked" in line for line in federation.told)
+    federation.server(resume=True, expected=SITES).run(federation.transport)
+    assert any("not in the job, or revoked" in line for line in federation.lines)
     assert "not in the job, or revoked" in str(federation.errors["hospital_3"])
     assert same(federation.model(SITES[0]), federation.model(SITES[1]))
     assert not (federation.kit("hospital_3") / "model").exists()
@@ -96,10 +110,10 @@ def test_a_slow_site_is_waited_for_once_and_counted_again_when_it_answers(make_f
     def be_slow(site, answer):
         step = answer.fields.get("step")
         if answer.kind == "step" and site == SITES[0]:
-            federation.hand.held = {"hospital_3"} if step in (2, 3) else set()
+            federation.transport.held = {"hospital_3"} if step in (2, 3) else set()
         return answer
 
-    federation.hand.changes.append(be_slow)
+    federation.transport.changes.append(be_slow)
     federation.run()
     history = (federation.folder / "kit/server/run/history.csv").read_text().splitlines()[1:]
     rows = [line.split(",") for line in history]
@@ -117,7 +131,7 @@ def test_a_run_that_lost_its_server_ends_with_the_same_model(make_federation, fr
     federation = make_federation()
 
     federation.run_until_crash(SITES[2], step)
-    federation.server(resume=True).run(federation.hand)
+    federation.server(resume=True).run(federation.transport)
     for thread in federation._threads:
         thread.join(10)
     assert same(federation.model(SITES[0]), trained_in_process(make_cells(), fresh_key))
@@ -134,9 +148,9 @@ def test_a_full_disk_stops_the_server_and_leaves_what_it_had(make_federation, fr
     monkeypatch.setattr(Message, "write", full)
     federation.start()
     with pytest.raises(OSError, match="No space left"):
-        federation.server().run(federation.hand)
+        federation.server().run(federation.transport)
     monkeypatch.setattr(Message, "write", usual)
-    federation.server(resume=True).run(federation.hand)
+    federation.server(resume=True).run(federation.transport)
     for thread in federation._threads:
         thread.join(10)
     assert same(federation.model(SITES[0]), trained_in_process(make_cells(), fresh_key))
@@ -146,14 +160,14 @@ def test_a_site_that_comes_after_the_start_takes_part_from_then_on(make_federati
     sites = [*SITES, "hospital_3"]
     job = job_text(sites, n_rounds=5).replace("deadline", "wait = 0.05\ndeadline")
     federation = make_federation(job, adata=make_cells(n_sites=4), sites=sites)
-    federation.hand.away.add("hospital_3")
+    federation.transport.away.add("hospital_3")
 
     def come(site, answer):
         if answer.kind == "step" and answer.fields["step"] == 2:
-            federation.hand.away.clear()
+            federation.transport.away.clear()
         return answer
 
-    federation.hand.changes.append(come)
+    federation.transport.changes.append(come)
     federation.run()
     assert same(federation.model("hospital_3"), federation.model(SITES[0]))
     n_sites = list(federation.model(SITES[0]).history["n_sites"])
@@ -167,18 +181,18 @@ def test_a_site_with_labels_that_nobody_knew_is_refused_when_it_comes_late(make_
     adata.obs["label"] = label.where(adata.obs["site"] != "hospital_3", "type_9")
     job = job_text(sites, n_rounds=5).replace("deadline", "wait = 0.05\ndeadline")
     federation = make_federation(job, adata=adata, sites=sites)
-    federation.hand.away.add("hospital_3")
+    federation.transport.away.add("hospital_3")
 
     def come(site, answer):
         if answer.kind == "step" and answer.fields["step"] == 2:
-            federation.hand.away.clear()
+            federation.transport.away.clear()
         return answer
 
-    federation.hand.changes.append(come)
+    federation.transport.changes.append(come)
     federation.run()
     assert "labels that the run began with" in str(federation.errors["hospital_3"])
     assert same(federation.model(SITES[0]), federation.model(SITES[1]))
-    assert not any("type_9" in line for line in federation.told if line.startswith("site '"))
+    assert not any("type_9" in line for line in federation.lines if line.startswith("site '"))
 
 
 def test_sites_that_start_again_go_on_from_their_journal(make_federation, fresh_key, tmp_path):
@@ -214,7 +228,7 @@ def test_a_replayed_answer_is_refused_and_training_goes_on(make_federation, fres
                 return replace(kept[2], fields=answer.fields)
         return answer
 
-    federation.hand.changes.append(replay)
+    federation.transport.changes.append(replay)
     federation.run()
     refused = [event for event in federation.server(resume=True)._journal.events() if event["event"] == "refused"]
     assert len(refused) == 1
@@ -234,9 +248,9 @@ def test_an_answer_that_was_changed_on_its_way_is_refused(make_federation, fresh
             return replace(answer, updates=(replace(update, state={"masked": masked}), *answer.updates[1:]))
         return answer
 
-    federation.hand.changes.append(change)
+    federation.transport.changes.append(change)
     federation.run()
-    assert any("changed" in line and SITES[1] in line for line in federation.told)
+    assert any("changed" in line and SITES[1] in line for line in federation.lines)
     assert same(federation.model(SITES[1]), trained_in_process(make_cells(), fresh_key))
 
 
@@ -251,9 +265,9 @@ def test_an_answer_that_makes_no_sense_is_refused_and_training_goes_on(make_fede
             return Message(kind, fields)
         return answer
 
-    federation.hand.changes.append(change)
+    federation.transport.changes.append(change)
     federation.run()
-    assert any(f"refused an answer of site '{SITES[1]}'" in line for line in federation.told)
+    assert any(f"refused an answer of site '{SITES[1]}'" in line for line in federation.lines)
     assert same(federation.model(SITES[1]), trained_in_process(make_cells(), fresh_key))
 
 
@@ -277,7 +291,7 @@ def test_sites_refuse_a_sum_that_the_server_changed(make_federation):
         patch.setattr(server, "_job", replace(federation.job, give_up=2.0))
         federation.start()
         with pytest.raises(RuntimeError, match="resume"):
-            server.run(federation.hand)
+            server.run(federation.transport)
     assert {type(error).__name__ for error in federation.errors.values()} == {"TamperedSumError"}
     assert not any((federation.kit(site) / "model").exists() for site in SITES)
 
@@ -288,7 +302,7 @@ def test_a_number_beyond_the_bound_repeats_the_step_at_all_sites(make_federation
     for site in federation.sites.values():
         site._sum = lambda run, usual=site._sum: _narrow(usual(run))
     federation.run()
-    assert any(message.kind == "repeat" for _, _, message in federation.hand.log)
+    assert any(message.kind == "repeat" for _, _, message in federation.transport.log)
     from scinfl.privacy import KeyedSum
 
     expected = trained_in_process(adata, fresh_key, protections=[KeyedSum(fresh_key, bits=32, bound=0.25)])
@@ -315,7 +329,7 @@ def test_sites_that_differ_are_named_before_the_first_round(make_federation, wha
         "counts": "log1p",
     }[what]
     if what == "key":
-        options["keys"] = {SITES[1]: Key(bytes(32), federation="test-federation")}
+        options["keys"] = {SITES[1]: Key(bytes(range(100, 132)), federation="test-federation")}
     elif what == "order":
         options["data"] = {SITES[1]: own[:, ::-1].copy()}
     elif what == "genes":
@@ -337,12 +351,12 @@ def test_sites_that_differ_are_named_before_the_first_round(make_federation, wha
     assert not list((federation.folder / "kit" / "server" / "run" / "sums").iterdir())
 
 
-def test_what_sites_compare_tells_the_server_neither_labels_nor_genes(make_federation):
+def test_what_sites_compare_shows_the_server_neither_labels_nor_genes(make_federation):
     federation = make_federation()
     federation.run()
     folder = federation.folder / "kit" / "server" / "run"
     kept = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
-    sent = "".join(answer.to_parts()[0] for _, _, answer in federation.hand.log)
+    sent = "".join(answer.to_parts()[0] for _, _, answer in federation.transport.log)
     for secret in ("type_2", "gene_17", "cell_3"):
         assert secret.encode() not in kept
         assert secret not in sent
@@ -368,12 +382,12 @@ def test_the_server_does_not_leave_before_a_site_that_is_here_has_the_model(make
     def be_late(site, answer):
         step = answer.fields.get("step")
         if answer.kind == "step" and site == "hospital_3" and step == 2:
-            federation.hand.held = {"hospital_3"}
+            federation.transport.held = {"hospital_3"}
         if answer.kind == "finished" and site == SITES[0]:
-            threading.Timer(1.0, federation.hand.held.clear).start()
+            threading.Timer(1.0, federation.transport.held.clear).start()
         return answer
 
-    federation.hand.changes.append(be_late)
+    federation.transport.changes.append(be_late)
     federation.run()
     assert not federation.errors
     assert same(federation.model("hospital_3"), federation.model(SITES[0]))

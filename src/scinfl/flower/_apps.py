@@ -1,4 +1,4 @@
-"""What a bundle of this federation names: apps that say how a site is started, and do nothing else."""
+"""Apps that a bundle of this federation names: they explain how a site is started, and do nothing else."""
 
 from __future__ import annotations
 

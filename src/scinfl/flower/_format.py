@@ -1,4 +1,4 @@
-"""How amounts are told to people."""
+"""Amounts as people read them."""
 
 from __future__ import annotations
 

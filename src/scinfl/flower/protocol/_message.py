@@ -1,4 +1,4 @@
-"""What server and sites write to each other, and how it is put down as text and arrays."""
+"""What server and sites write to each other, as text and arrays."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from scinfl.federation import Update, write_atomically
-from scinfl.federation._journal import _metadata
+from scinfl.federation import Update
+from scinfl.federation.rounds import metadata_of, write_atomically
 
 _KINDS = {"float32", "float64", "uint32", "uint64"}
 
@@ -28,7 +28,7 @@ class Message:
     kind
         What it is: ``"hello"``, ``"agree"``, ``"step"``, ``"end"``, or an answer to one of them.
     fields
-        What it says.
+        Its content.
     updates
         Masked updates of a site, or sums of the server.
 
@@ -100,7 +100,7 @@ class Message:
         """Read what :meth:`write` wrote."""
         content = path.read_bytes()
         try:
-            return cls.from_parts(_metadata(content)["message"], load_tensors(content))
+            return cls.from_parts(metadata_of(content)["message"], load_tensors(content))
         except (SafetensorError, KeyError, ValueError) as error:
             msg = f"Expected a stored sum in '{path}', found a damaged file ({error}). Restore it from a copy."
             raise ValueError(msg) from error

@@ -13,14 +13,20 @@ from cryptography.exceptions import InvalidSignature
 
 from scinfl import __version__
 from scinfl._checks import first_of
+from scinfl._errors import TamperedSumError
 from scinfl.flower.setup._job import Job
 from scinfl.flower.tasks._task import Task
 from scinfl.privacy import Key, PublicIdentity, Seal, agree_version
-from scinfl.privacy.keys._derivation import joined
+from scinfl.privacy.aggregation import RunContext
+from scinfl.privacy.keys import joined
 
 _CURES = {
     "job": "Send it the present 'job.toml'.",
     "scinfl": "Install the same version at all sites.",
+    "identities": (
+        "Bring the folder 'identities' of these kits to what the operator handed out, and compare fingerprints by "
+        "telephone."
+    ),
     "features": (
         'Write `features = "intersection"` in the job, or bring the files of all sites to the same features with '
         "`scinfl.pp.align_genes`."
@@ -36,7 +42,22 @@ _CURES = {
 }
 
 
-def site_checks(task: Task, key: Key, job: Job, run: str) -> dict[str, str]:
+def run_context(key: Key, job: Job, run: str, identities: str, facts: str = "") -> RunContext:
+    """What a site believes of a run.
+
+    Parameters
+    ----------
+    key, job, run
+        See :func:`site_checks`.
+    identities
+        Digest of the pinned identities of all sites of the job.
+    facts
+        What :func:`agreement_hash` gave; empty before there is an agreement.
+    """
+    return RunContext(key.federation, key.version, run, job.digest, facts, identities)
+
+
+def site_checks(task: Task, key: Key, job: Job, run: str, *, identities: str) -> dict[str, str]:
     """Short proofs of what must be the same at all sites: open where it is public, else keyed hashes.
 
     Parameters
@@ -49,11 +70,14 @@ def site_checks(task: Task, key: Key, job: Job, run: str) -> dict[str, str]:
         What is trained.
     run
         Name of the run, so that hashes of two runs cannot be compared.
+    identities
+        Digest of the pinned identities of all sites of the job.
     """
     names = task.features if job.features == "same" else [job.features]
     return {
         "job": job.digest,
         "scinfl": __version__,
+        "identities": identities,
         "features": _keyed_hash(key, run, "features", sorted(names)),
         "order of features": _keyed_hash(key, run, "order of features", names),
         "scale of values": _keyed_hash(key, run, "scale", task.scale),
@@ -91,31 +115,43 @@ def compare(checks: Mapping[str, Mapping[str, str]], keys: Mapping[str, tuple[in
         raise ValueError(msg)
 
 
-def seal_facts(facts: Mapping[str, Any], key: Key, site: str, job: Job, run: str) -> bytes:
-    """What one site has, for the eyes of the other sites."""
-    content = json.dumps(facts).encode()
-    return Seal(key).seal(content, what="facts", site=site, job=job.digest, run=run)
+def seal_facts(facts: Mapping[str, Any], key: Key, site: str, job: Job, run: str, *, identities: str) -> bytes:
+    """What one site has, for the eyes of the other sites, in this run."""
+    context = run_context(key, job, run, identities).digest.hex()
+    return Seal(key).seal(json.dumps(facts).encode(), what="facts", site=site, context=context)
 
 
-def open_facts(sealed: Mapping[str, bytes], key: Key, job: Job, run: str) -> dict[str, dict[str, Any]]:
+def open_facts(
+    sealed: Mapping[str, bytes], key: Key, job: Job, run: str, *, identities: str
+) -> dict[str, dict[str, Any]]:
     """What all sites have, at a site.
 
     Parameters
     ----------
     sealed
         What :func:`seal_facts` gave, by site.
-    key, job, run
+    key, job, run, identities
         See :func:`site_checks`.
 
     Raises
     ------
+    TamperedSumError
+        If there are facts of fewer than ``min_sites`` sites, or of sites that the job does not name.
     ValueError
         If facts belong to another site, job, run or key.
     """
-    seal = Seal(key)
-    opened = {
-        site: seal.unseal(content, what="facts", site=site, job=job.digest, run=run) for site, content in sealed.items()
-    }
+    if strange := sorted(set(sealed) - set(job.sites)):
+        msg = f"Expected facts of the sites of the job, found some of {first_of(strange)}. Do not trust this server."
+        raise TamperedSumError(msg)
+    if len(sealed) < job.min_sites:
+        msg = (
+            f"Expected facts of at least {job.min_sites} sites, as `min_sites` of the job asks for, found those of "
+            f"{first_of(sorted(sealed)) or 'none'}: each site would train a model of its own labels. Nothing was sent; "
+            "do not trust this server."
+        )
+        raise TamperedSumError(msg)
+    seal, context = Seal(key), run_context(key, job, run, identities).digest.hex()
+    opened = {site: seal.unseal(content, what="facts", site=site, context=context) for site, content in sealed.items()}
     return {site: json.loads(content) for site, content in opened.items()}
 
 

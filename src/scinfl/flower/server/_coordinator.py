@@ -1,4 +1,4 @@
-"""The run at the server: asks sites for steps, adds what it cannot read, and keeps the sums."""
+"""The run at the server: asks sites for steps, adds their masked terms, and keeps the sums."""
 
 from __future__ import annotations
 
@@ -17,23 +17,22 @@ from scinfl.flower.protocol._message import Message, sums_message
 from scinfl.flower.protocol._preflight import check_hello
 from scinfl.flower.server._aggregation import Aggregation
 from scinfl.flower.server._pairwise_aggregation import PairwiseAggregation
-from scinfl.flower.server._participant import Participant, Transport, checks_of, compare_sites, named
+from scinfl.flower.server._participant import Participant, Participants, Transport, checks_of, compare_sites, named
 from scinfl.flower.server._run_folder import RunFolder
 from scinfl.flower.setup._job import Job
-from scinfl.privacy import Aggregator, PublicIdentity
-from scinfl.privacy.aggregation._aggregator import MASKED
-from scinfl.privacy.aggregation._pairwise_sum import PairwiseServer
-from scinfl.privacy.aggregation._secure_sum import purpose_of
+from scinfl.privacy import PublicIdentity
+from scinfl.privacy.aggregation import MASKED, Aggregator, PairwiseServer, purpose_of
 
 _REMIND = 30.0
-_GONE = 30.0  # seconds to wait for a site that left without saying that it has the model
+_GONE = 30.0  # seconds to wait for a site that left without reporting that it has the model
 _SECONDS_TO_MAKE_THE_MODEL = 180.0  # at least, for a site that is here and catches up: it imports and sets up first
 _MAX_REFUSALS = 3
 _SECONDS_TO_GREET = 20.0  # after which the same is asked again: one lost message should not hold up the start
-_SECONDS_TO_LISTEN = 15.0
+_SECONDS_TO_LEAVE = 15.0
 _MOST_ATTEMPTS = 1_000_000  # at one step, by one server
 _ANSWERS = ("step", "repeat", "advertise", "reveal")
 _WITH_ROUNDS = ("training", "evaluation")
+_AT_WORK = ("new", "greeted", "ready")
 
 
 class Coordinator:
@@ -47,7 +46,7 @@ class Coordinator:
         What is trained.
     identities
         Pinned identity of every site: what they did not sign is refused.
-    tell
+    report
         Called with lines for the operator.
     resume
         Go on with the run in the folder.
@@ -69,7 +68,7 @@ class Coordinator:
         folder: Path,
         job: Job,
         identities: Mapping[str, PublicIdentity],
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
         *,
         resume: bool = False,
         expected: Collection[str] | None = None,
@@ -77,7 +76,7 @@ class Coordinator:
         progress: bool = False,
     ) -> None:
         self._expected = set(job.sites if expected is None else expected)
-        self._job, self._identities, self._tell, self._poll = job, identities, tell, poll
+        self._job, self._identities, self._report, self._poll = job, identities, report, poll
         missing = sorted(set(job.sites) - identities.keys())
         if missing:
             msg = f"Expected the identity of every site of the job, found none of {first_of(missing)}. Pin them."
@@ -85,23 +84,23 @@ class Coordinator:
         self._server = (PairwiseServer if job.sum == "pairwise" else Aggregator)(identities)
         self._kept = RunFolder(folder, job, resume=resume)
         self._journal = self._kept.journal
-        self._nodes: dict[int, Participant] = {}
-        self._tickets: dict[str, tuple[Participant, tuple[object, ...]]] = {}  # of nodes that left since, too
+        self._participants = Participants()
+        self._tickets: dict[str, tuple[Participant, tuple[object, ...]]] = {}  # of those that left since, too
         self._finished: set[str] = set()
         self._used = self._kept.nonces()
-        self._told_of: set[str] = set()
+        self._reported: set[str] = set()
         self._met: set[str] = set()
         self._bar = tqdm(total=job.n_rounds, disable=not progress, unit="round", desc="Training")
         self._bounds: dict[str, float] = {}
         self._agreed: dict[str, str] = {}
-        self._started = self._reminded = self._heard = time.monotonic()
+        self._started = self._reminded = self._answered = time.monotonic()
         self._slow: set[str] = set()
         self._last: set[str] = set(self._expected) if self._kept.n_sums else set()
-        self._gathering = self._gather()
+        self._aggregation = self._next_aggregation()
 
     # ---- the loop
 
-    def run(self, courier: Transport) -> None:
+    def run(self, transport: Transport) -> None:
         """Train until all sites have the model.
 
         Raises
@@ -113,62 +112,56 @@ class Coordinator:
         """
         try:
             while not self._is_finished():
-                self._look_around(courier)
-                self._ask(courier)
-                for ticket, message in courier.receive(self._tickets.keys()):
+                self._look_around(transport)
+                self._ask(transport)
+                for ticket, message in transport.receive(self._tickets.keys()):
                     self._take(*self._tickets.pop(ticket), message)
                 self._advance()
                 time.sleep(self._poll)
         except (ValueError, RuntimeError) as error:
             self._journal.log("stopped", reason=str(error))
-            self._dismiss(courier, str(error))
+            self._dismiss(transport, str(error))
             raise
         finally:
             self._bar.close()
-        self._journal.log("finished", rounds=self._job.n_rounds)
+        self._journal.log("finished", rounds=self._kept.n_rounds)
 
-    def _look_around(self, courier: Transport) -> None:
-        found = courier.nodes()
-        for number in list(self._nodes):
-            if number not in found or found[number] != self._nodes[number].started:
-                node = self._nodes.pop(number)
-                gone = node.site is not None and node.stage != "refused" and node.site not in self._finished
-                if gone and number not in found:
-                    self._tell(f"site '{node.site}' is gone")
-        for number, started in found.items():
-            self._nodes.setdefault(number, Participant(started))
+    def _look_around(self, transport: Transport) -> None:
+        for gone in self._participants.follow(transport.nodes()):
+            if gone.stage not in ("new", "refused") and gone.site not in self._finished:
+                self._report(f"site '{gone.site}' is gone")
 
-    def _ask(self, courier: Transport) -> None:
-        for number, node in self._nodes.items():
-            if not node.is_asked and (message := self._message_for(node)) is not None:
+    def _ask(self, transport: Transport) -> None:
+        for number, participant in self._participants.items():
+            if not participant.is_asked and (message := self._message_for(participant)) is not None:
                 seconds = _SECONDS_TO_GREET if message.kind in ("hello", "agree") else self._job.deadline + 60
-                ticket = courier.send(number, message, seconds=seconds)
-                self._tickets[ticket] = (node, self._gathering.turn)
-                node.is_asked = True
+                ticket = transport.send(number, message, seconds=seconds)
+                self._tickets[ticket] = (participant, self._aggregation.turn)
+                participant.is_asked = True
 
-    def _message_for(self, node: Participant) -> Message | None:
-        if node.reason:
-            reason, node.reason = node.reason, ""
+    def _message_for(self, participant: Participant) -> Message | None:
+        if participant.reason:
+            reason, participant.reason = participant.reason, ""
             return Message("end", {"run": self._kept.run, "reason": reason})
-        if node.stage == "new":
+        if participant.stage == "new":
             return Message("hello", {"run": self._kept.run, "job": self._job.text})
-        if node.stage == "greeted" and self._kept.facts:
+        if participant.stage == "greeted" and self._kept.facts:
             return Message("agree", {"run": self._kept.run, "facts": self._kept.facts})
-        if node.stage == "ready" and node.site is not None and (asked := self._gathering.asks(node.site)) is not None:
-            sums = self._kept.sums_from(node.position)
+        if participant.stage == "ready" and (asked := self._aggregation.asks(str(participant.site))) is not None:
+            sums = self._kept.sums_from(participant.position)
             heads = [{"step": own.fields["step"], "members": own.fields["members"]} for own in sums]
             updates = tuple(update for own in sums for update in own.updates)
             fields = {"run": self._kept.run, "step": self._kept.n_sums, "sums": heads, **asked}
             return Message("step", fields, updates)
         return None
 
-    def _gather(self) -> Aggregation:
+    def _next_aggregation(self) -> Aggregation:
         """Begin the next step."""
         options: dict[str, Any] = {
             "min_sites": self._job.min_sites,
             "deadline": self._job.deadline,
             "journal": self._journal,
-            "tell": self._tell,
+            "report": self._report,
             "step": self._kept.n_sums,
         }
         given = (self._server, self._used, self._bounds)
@@ -177,28 +170,28 @@ class Coordinator:
         first = self._kept.n_starts * _MOST_ATTEMPTS + 1
         return PairwiseAggregation(*given, folder=self._kept.path, first_attempt=first, **options)
 
-    def _dismiss(self, courier: Transport, reason: str) -> None:
-        """Tell sites that the run stopped, and give them time to listen."""
+    def _dismiss(self, transport: Transport, reason: str) -> None:
+        """Send sites the reason why the run stopped, and give them time to fetch it."""
         message = Message("end", {"run": self._kept.run, "reason": reason})
-        listening = [n for n, node in self._nodes.items() if node.stage not in ("finished", "refused")]
-        tickets = {courier.send(number, message, seconds=60) for number in listening}
-        until = time.monotonic() + _SECONDS_TO_LISTEN
+        present = [n for n, one in self._participants.items() if one.stage not in ("finished", "refused")]
+        tickets = {transport.send(number, message, seconds=60) for number in present}
+        until = time.monotonic() + _SECONDS_TO_LEAVE
         while tickets and time.monotonic() < until:
-            tickets -= {ticket for ticket, _ in courier.receive(tickets)}
+            tickets -= {ticket for ticket, _ in transport.receive(tickets)}
             time.sleep(self._poll)
 
     # ---- answers
 
-    def _take(self, node: Participant, asked: tuple[object, ...], message: Message | None) -> None:
-        node.is_asked = False
+    def _take(self, participant: Participant, asked: tuple[object, ...], message: Message | None) -> None:
+        participant.is_asked = False
         if message is None:
             return
-        self._heard = time.monotonic()
-        self._slow.discard(str(node.site))
+        self._answered = time.monotonic()
+        self._slow.discard(str(participant.site))
         try:
-            if asked != self._gathering.turn and message.kind in _ANSWERS:
-                node.position = int(message.fields["position"])
-                self._journal.log("late", site=node.site, step=message.fields.get("step"))
+            if asked != self._aggregation.turn and message.kind in _ANSWERS:
+                participant.position = int(message.fields["position"])
+                self._journal.log("late", site=participant.site, step=message.fields.get("step"))
                 return
             {
                 "hello": self._take_hello,
@@ -208,16 +201,16 @@ class Coordinator:
                 "finished": self._take_finished,
                 "failed": self._take_failed,
                 "bye": self._take_failed,
-            }[message.kind](node, message)
+            }[message.kind](participant, message)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            node.n_refused += 1
-            if node.n_refused >= _MAX_REFUSALS:
-                node.stage = "refused"
-            node.reason = str(error) if node.stage == "refused" else ""
-            self._journal.log("refused", site=node.site, kind=message.kind, reason=str(error))
-            self._tell(f"refused an answer of {named(node)}: {error}")
+            participant.n_refused += 1
+            if participant.n_refused >= _MAX_REFUSALS:
+                participant.stage = "refused"
+            participant.reason = str(error) if participant.stage == "refused" else ""
+            self._journal.log("refused", site=participant.site, kind=message.kind, reason=str(error))
+            self._report(f"refused an answer of {named(participant)}: {error}")
 
-    def _take_hello(self, node: Participant, message: Message) -> None:
+    def _take_hello(self, participant: Participant, message: Message) -> None:
         hello = dict(message.fields)
         signature = bytes.fromhex(hello.pop("signature"))
         site = str(hello["site"])
@@ -225,68 +218,68 @@ class Coordinator:
             msg = f"site '{site}' is not in the job, or revoked. Name it in `sites`, and send the job to all sites"
             raise ValueError(msg)
         check_hello(self._identities[site], signature, hello)
-        for other in self._nodes.values():
-            if other is not node and other.site == site and other.stage != "refused":
+        for other in self._participants.values():
+            if other is not participant and other.site == site and other.stage != "refused":
                 msg = f"site '{site}' is here twice. Stop one of the two"
                 raise ValueError(msg)
-        node.site, node.hello, node.stage = site, hello, "greeted"
+        participant.site, participant.hello, participant.stage = site, hello, "greeted"
         if self._kept.facts:
-            self._admit(node, site)
+            self._admit(participant, site)
         back = "back" if site in self._met else "here"
         self._met.add(site)
-        self._tell(f"site '{site}' is {back} ({len(self._here())} of {len(self._expected)})")
+        self._report(f"site '{site}' is {back} ({len(self._here())} of {len(self._expected)})")
 
-    def _admit(self, node: Participant, site: str) -> None:
+    def _admit(self, participant: Participant, site: str) -> None:
         """Compare a site that comes late, or again, with those that began."""
-        checks = {**self._kept.checks, site: checks_of(node.hello)}
+        checks = {**self._kept.checks, site: checks_of(participant.hello)}
         try:
             compare_sites(checks)
         except ValueError:
-            node.stage = "refused"
+            participant.stage = "refused"
             raise
         self._kept.checks[site] = checks[site]
         self._kept.write()  # not its labels: the network has those that the run began with
 
-    def _take_ready(self, node: Participant, message: Message) -> None:
-        self._agreed[str(node.site)] = str(message.fields["agreed"])
+    def _take_ready(self, participant: Participant, message: Message) -> None:
+        self._agreed[str(participant.site)] = str(message.fields["agreed"])
         if len(set(self._agreed.values())) > 1 and not self._kept.n_sums:
             msg = (
                 "Expected all sites to agree on labels or perturbations, features and gene ontology, found that they "
                 "do not. Compare the files that the sites read, and start the server again."
             )
             raise RuntimeError(msg)
-        if self._agreed[str(node.site)] != next(iter(self._agreed.values())):
-            node.stage = "refused"
+        if self._agreed[str(participant.site)] != next(iter(self._agreed.values())):
+            participant.stage = "refused"
             msg = "it knows other labels, perturbations or features than those that the run began with"
             raise ValueError(msg)
-        node.position, node.stage = int(message.fields["position"]), "ready"
+        participant.position, participant.stage = int(message.fields["position"]), "ready"
 
-    def _take_behind(self, node: Participant, message: Message) -> None:
+    def _take_behind(self, participant: Participant, message: Message) -> None:
         position = int(message.fields["position"])
-        if position == node.position or position > self._kept.n_sums:
+        if position == participant.position or position > self._kept.n_sums:
             msg = f"it is at step {position}, the run at step {self._kept.n_sums}"
             raise ValueError(msg)
-        node.position = position
+        participant.position = position
 
-    def _take_step(self, node: Participant, message: Message) -> None:
+    def _take_step(self, participant: Participant, message: Message) -> None:
         position = int(message.fields["position"])
-        self._gathering.take(str(node.site), message)
-        node.position = position
+        self._aggregation.take(str(participant.site), message)
+        participant.position = position
 
-    def _take_finished(self, node: Participant, message: Message) -> None:
+    def _take_finished(self, participant: Participant, message: Message) -> None:
         del message
-        node.stage = "finished"
-        self._finished.add(str(node.site))
+        participant.stage = "finished"
+        self._finished.add(str(participant.site))
         if not self._kept.is_closing:
             self._kept.close()
             self._started = time.monotonic()
-        self._tell(f"site '{node.site}' has the model")
+        self._report(f"site '{participant.site}' has the model")
 
-    def _take_failed(self, node: Participant, message: Message) -> None:
-        node.stage = "refused"
+    def _take_failed(self, participant: Participant, message: Message) -> None:
+        participant.stage = "refused"
         reason = str(message.fields.get("message", "it stopped"))[:500]
-        self._journal.log("failed", site=node.site, reason=reason)
-        self._tell(f"site '{node.site}' stopped: {reason}")
+        self._journal.log("failed", site=participant.site, reason=reason)
+        self._report(f"site '{participant.site}' stopped: {reason}")
 
     # ---- steps
 
@@ -294,30 +287,29 @@ class Coordinator:
         now = time.monotonic()
         if not self._kept.facts:
             self._greet(now)
-        elif not self._is_closing():
+        elif not self._kept.is_closing:
             self._maybe_add(now)
         self._remind(now)
 
     def _greet(self, now: float) -> None:
-        greeted = {node.site: node for node in self._nodes.values() if node.stage == "greeted"}
+        greeted = {one.site: one for one in self._participants.values() if one.stage == "greeted"}
         late = self._job.wait and now - self._started > self._job.wait and len(greeted) >= self._job.min_sites
         if set(greeted) != self._expected and not late:
             return
-        self._kept.checks = {str(site): checks_of(node.hello) for site, node in greeted.items()}
+        self._kept.checks = {str(site): checks_of(one.hello) for site, one in greeted.items()}
         compare_sites(self._kept.checks)
-        self._kept.facts = {str(site): node.hello["facts"] for site, node in greeted.items()}
+        self._kept.facts = {str(site): one.hello["facts"] for site, one in greeted.items()}
         self._kept.write()
         self._journal.log("preflight", sites=sorted(self._kept.facts))
         sites = first_of(sorted(self._kept.facts), 20)
-        self._tell(f"preflight passed: same job, version, key and features at {sites}")
-        self._started = self._heard = now
+        self._report(f"preflight passed: same job, version, key and features at {sites}")
+        self._started = self._answered = now
 
     def _maybe_add(self, now: float) -> None:
-        coming = {str(node.site) for node in self._nodes.values() if node.stage in ("new", "greeted", "ready")}
-        sums = self._gathering.add(now, coming, self._slow)
+        sums = self._aggregation.add(now, self._participants.sites(*_AT_WORK), self._slow)
         if sums is None:
             return
-        step, sites = self._kept.n_sums, sorted(self._gathering.sites)
+        step, sites = self._kept.n_sums, sorted(self._aggregation.sites)
         self._kept.add(sums_message(step, [(combined, [_name(term) for term in terms]) for combined, terms in sums]))
         self._used |= {term.header["nonce"].hex() for _, terms in sums for term in terms}
         left_out = sorted(self._expected - set(sites))
@@ -328,48 +320,45 @@ class Coordinator:
             left_out=left_out,
             sums=[hashlib.sha256(combined.state[MASKED].data).hexdigest() for combined, _ in sums],
         )
-        self._report(step, [combined for combined, _ in sums], left_out, now - self._started)
+        self._report_sums(step, [combined for combined, _ in sums], left_out, now - self._started)
         self._last = set(sites)
         self._slow |= self._expected - set(sites)  # nobody waits twice for a site that does not answer
-        self._gathering, self._started = self._gather(), now
+        self._aggregation, self._started = self._next_aggregation(), now
 
-    def _report(self, step: int, sums: Sequence[Update], left_out: Sequence[str], seconds: float) -> None:
+    def _report_sums(self, step: int, sums: Sequence[Update], left_out: Sequence[str], seconds: float) -> None:
         """One line a round of training, and one for each kind of sum beside it."""
-        n_sites, n_bytes = len(self._gathering.sites), self._gathering.n_bytes
+        n_sites, n_bytes = len(self._aggregation.sites), self._aggregation.n_bytes
         without = f", without {', '.join(left_out)}" if left_out else ""
         for combined in sums:
             if combined.purpose == "training":
                 self._bar.update(combined.round - self._bar.n)
                 row = [step, combined.round, n_sites, " ".join(left_out), f"{seconds:.3f}", n_bytes]
                 self._kept.add_to_history(row)
-                self._tell(
+                self._report(
                     f"round {combined.round}/{self._job.n_rounds}: {n_sites} sites{without}, {seconds:.1f} s, "
                     f"{in_bytes(n_bytes)}"
                 )
-            elif combined.purpose not in _WITH_ROUNDS and combined.purpose not in self._told_of:
-                self._told_of.add(combined.purpose)
+            elif combined.purpose not in _WITH_ROUNDS and combined.purpose not in self._reported:
+                self._reported.add(combined.purpose)
                 if purpose_of(combined.purpose) is None:
-                    self._tell(f"added '{combined.purpose}': {n_sites} sites{without}, {in_bytes(n_bytes)}")
-
-    def _is_closing(self) -> bool:
-        return self._kept.is_closing
+                    self._report(f"added '{combined.purpose}': {n_sites} sites{without}, {in_bytes(n_bytes)}")
 
     def _is_finished(self) -> bool:
         """Whether all sites that took part to the end have the model, or had time enough to fetch it."""
-        if not self._kept.facts or not self._is_closing():
+        if not self._kept.facts or not self._kept.is_closing:
             return False
-        here = {node.site for node in self._nodes.values() if node.stage in ("new", "greeted", "ready")}
+        here = self._participants.sites(*_AT_WORK)
         waited = time.monotonic() - self._started
         waiting = ((here | self._last) if waited < _GONE else here) - self._finished
         return not waiting or waited > max(self._job.deadline, _SECONDS_TO_MAKE_THE_MODEL)
 
     def _remind(self, now: float) -> None:
-        waiting = sorted(self._expected - self._gathering.sites - {n.site for n in self._nodes.values() if n.site})
-        if now - self._reminded > _REMIND and waiting and not self._is_closing():
+        waiting = sorted(self._expected - self._aggregation.sites - {one.site for one in self._participants.values()})
+        if now - self._reminded > _REMIND and waiting and not self._kept.is_closing:
             n = f"{len(self._here())} of at least {self._job.min_sites} sites are here"
-            self._tell(f"waiting for {first_of(waiting, 20)}: {n}")
+            self._report(f"waiting for {first_of(waiting, 20)}: {n}")
             self._reminded = now
-        if now - self._heard > self._job.give_up:
+        if now - self._answered > self._job.give_up:
             msg = (
                 f"Expected answers of at least {self._job.min_sites} sites, found none for {self._job.give_up:g} s "
                 f"in step {self._kept.n_sums}; missing are {first_of(waiting or sorted(self._expected), 20)}. Let "
@@ -378,7 +367,7 @@ class Coordinator:
             raise RuntimeError(msg)
 
     def _here(self) -> set[str]:
-        return {node.site for node in self._nodes.values() if node.site is not None and node.stage != "refused"}
+        return self._participants.sites("greeted", "ready", "finished")
 
 
 def _name(term: Update) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What the server knows of the nodes that are there, and who carries messages to them."""
+"""What the server knows of the sites that are connected, and what carries messages to them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Transport(Protocol):
     """Carries messages to the sites and back."""
 
     def nodes(self) -> Mapping[int, str]:
-        """Nodes that are there, each with what changes when it starts anew."""
+        """Nodes that are connected, each with what changes when it starts again."""
         ...
 
     def send(self, node: int, message: Message, *, seconds: float) -> str:
@@ -28,18 +28,18 @@ class Transport(Protocol):
 
 @dataclass
 class Participant:
-    """A node: which site it is, and what it did.
+    """A connected node: which site it is, and what it did.
 
     Parameters
     ----------
     started
-        Changes when the node starts anew.
+        Changes when the node starts again.
     site
         Name of the site, once it proved it.
     stage
         ``"new"``, ``"greeted"``, ``"ready"``, ``"finished"`` or ``"refused"``.
     position
-        RoundHistory whose sums it has applied.
+        Number of steps whose sums it has applied.
     hello
         What it greeted with.
     is_asked
@@ -47,7 +47,7 @@ class Participant:
     n_refused
         Answers that were refused.
     reason
-        Why the node is refused, until it was told.
+        Why it is refused, until the reason was sent.
     """
 
     started: str
@@ -58,6 +58,37 @@ class Participant:
     is_asked: bool = False
     n_refused: int = 0
     reason: str = ""
+
+
+class Participants(dict[int, Participant]):
+    """Participants by the number of their node."""
+
+    def follow(self, nodes: Mapping[int, str]) -> list[Participant]:
+        """Add nodes that appeared or started again, drop and return those that left.
+
+        Parameters
+        ----------
+        nodes
+            See :meth:`Transport.nodes`.
+        """
+        gone = []
+        for number, participant in list(self.items()):
+            if nodes.get(number) != participant.started:
+                del self[number]
+                gone += [participant] if number not in nodes else []
+        for number, started in nodes.items():
+            self.setdefault(number, Participant(started))
+        return gone
+
+    def sites(self, *stages: str) -> set[str]:
+        """Names of the sites in some stages; ``"None"`` for any whose name is not known yet.
+
+        Parameters
+        ----------
+        stages
+            See :class:`Participant`.
+        """
+        return {str(participant.site) for participant in self.values() if participant.stage in stages}
 
 
 def checks_of(hello: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,6 +104,6 @@ def compare_sites(checks: Mapping[str, Mapping[str, Any]]) -> None:
     )
 
 
-def named(node: Participant) -> str:
-    """Name of a node for a message."""
-    return "a site" if node.site is None else f"site '{node.site}'"
+def named(participant: Participant) -> str:
+    """Name of a participant for a message."""
+    return "a site" if participant.site is None else f"site '{participant.site}'"

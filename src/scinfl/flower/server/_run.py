@@ -26,7 +26,7 @@ def run_server(
     resume: bool = False,
     host: str = "0.0.0.0",  # noqa: S104
     port: int | None = None,
-    tell: Callable[[str], None] = logger.info,
+    report: Callable[[str], None] = logger.info,
     progress: bool = False,
 ) -> None:
     """Run the server of a federation until the sites have the model.
@@ -44,10 +44,10 @@ def run_server(
     resume
         Go on after the last finished round of the run that is there.
     host, port
-        Where to listen; the port of the kit by default. Whoever is not on this machine can reach the calls of
-        registered sites only.
-    tell
-        Called with one line an event, for example ``print``; the log by default.
+        Where to listen; the port of the kit by default. From other machines only the calls of registered sites are
+        answered; where Flower would answer more, the server does not start.
+    report
+        Called with one line per event, for example ``print``; the log by default.
     progress
         Show a progress bar over the rounds.
 
@@ -56,17 +56,19 @@ def run_server(
     ValueError
         If sites differ in features, labels, job, version or key; the message names the site and the cure.
     RuntimeError
-        If too few sites answer.
+        If too few sites answer, or Flower would let other machines start runs.
     """
     require_flower()
     kit = Path(kit)
-    agreed = Job.read(job)
+    parsed = Job.read(job)
     state, run = kit / "state", kit / RUN
     for folder in (state, run):
         folder.mkdir(mode=0o700, exist_ok=True)
     own_port = split_address((kit / ADDRESS).read_text())[1]
-    keys = _public_keys(kit, agreed)
-    serve = Coordinator(run, agreed, pinned_identities(kit), tell, resume=resume, expected=keys, progress=progress)
+    keys = _public_keys(kit, parsed)
+    coordinator = Coordinator(
+        run, parsed, pinned_identities(kit), report, resume=resume, expected=keys, progress=progress
+    )
 
     from flwr.serverapp import ServerApp
 
@@ -78,16 +80,16 @@ def run_server(
     @app.main()
     def main(grid, context) -> None:  # type: ignore[no-untyped-def]
         del context
-        serve.run(FlowerTransport(grid))
+        coordinator.run(FlowerTransport(grid))
 
-    link = SuperLink(kit, state, host, own_port if port is None else port)
+    superlink = SuperLink(kit, state, host, own_port if port is None else port)
     try:
-        link.wait()
-        link.let_in(keys)
-        tell(f"listening on port {own_port if port is None else port} for {first_of(sorted(keys), 20)}")
-        link.run(app)
+        superlink.wait()
+        superlink.let_in(keys)
+        report(f"listening on port {own_port if port is None else port} for {first_of(sorted(keys), 20)}")
+        superlink.run(app)
     finally:
-        link.close()
+        superlink.close()
 
 
 def revoke_site(kit: str | os.PathLike[str], site: str) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scinfl.federation import Journal, write_atomically
+from scinfl.federation import Journal
+from scinfl.federation.rounds import write_atomically
 from scinfl.flower.protocol._message import Message
 from scinfl.flower.setup._job import Job
 
@@ -44,6 +45,7 @@ class RunFolder:
         self.facts: dict[str, str] = {}
         self.checks: dict[str, dict[str, Any]] = {}
         self.n_sums = 0
+        self._rounds = {"training": 0, "evaluation": 0}  # latest of each sum
         self.n_starts = 0
         """How often a server took this run up again."""
         self.is_closing = False
@@ -79,8 +81,7 @@ class RunFolder:
             if message.fields["step"] != number:
                 msg = f"Expected the sum of step {number} in '{self.path}', found none. Restore it from a copy."
                 raise ValueError(msg)
-            self._nonces |= _nonces_of(message)
-            self.n_sums += 1
+            self._count(message)
         self.write()
 
     def write(self) -> None:
@@ -113,15 +114,28 @@ class RunFolder:
     def add(self, sums: Message) -> None:
         """Keep the sums of a step."""
         sums.write(self._file(self.n_sums))
-        self._nonces |= _nonces_of(sums)
+        self._count(sums)
         self._latest = sums
+
+    def _count(self, sums: Message) -> None:
+        self._nonces |= {str(name[1]) for members in sums.fields["members"] for name in members}
+        self._rounds |= {own.purpose: own.round for own in sums.updates if own.purpose in self._rounds}
         self.n_sums += 1
+
+    @property
+    def n_rounds(self) -> int:
+        """Rounds of training that count.
+
+        The metrics of a round travel with the parameters of the next one. So where sites validate, and stop early, the
+        server has added the parameters of a round that the sites leave out.
+        """
+        return self._rounds["evaluation"] or self._rounds["training"]
 
     def _file(self, step: int) -> Path:
         return self.path / _SUMS / f"step-{step:05d}.safetensors"
 
     def add_to_history(self, row: Sequence[object]) -> None:
-        """Keep one line a round: step, round, sites, who was left out, seconds, bytes."""
+        """Keep one line per round: step, round, sites, which were left out, seconds, bytes."""
         path = self.path / _HISTORY
         text = io.StringIO(newline="")
         writer = csv.writer(text)
@@ -131,7 +145,3 @@ class RunFolder:
             writer.writerow(_COLUMNS)
         writer.writerow(row)
         write_atomically(path, text.getvalue().encode())
-
-
-def _nonces_of(sums: Message) -> set[str]:
-    return {str(name[1]) for members in sums.fields["members"] for name in members}

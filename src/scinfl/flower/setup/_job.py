@@ -25,9 +25,10 @@ _BY_US = {  # what the federation itself decides
     "fraction": "all sites take part in every round; name `min_sites` in [federation]",
     "strategy": "write [strategy]",
     "journal": "every site keeps one in its folder",
-    "progress": "the command prints one line a round",
+    "progress": "the command prints one line per round",
     "dry_run": "start the site with `--dry-run`",
     "device": "every site names its own in site.toml",
+    "remote": "the sites are given in [federation]",
 }
 _NOT_IN_A_JOB = {"self", "adata", "mdata", "data", "registry", "facts", "gene_ontology", "kwargs"}
 _STRATEGIES = ("FedAvg", "FedAvgM", "FedAdam", "FedProx")
@@ -55,9 +56,9 @@ class Job:
         Bits of the numbers in masked sums: 64 or 32.
     sum
         ``"keyed"``: sites that share the key hide their terms from the server; ``"pairwise"``: also from a site that
-        works together with the server, at three messages a step in place of one.
+        colludes with the server, at three messages per step in place of one.
     features
-        ``"same"`` refuses sites whose features differ; ``"intersection"`` and ``"union"`` let the sites tell each other
+        ``"same"`` refuses sites whose features differ; ``"intersection"`` and ``"union"`` let the sites exchange
         theirs, sealed under the key, and bring all to the shared ones (of a union, those a site lacks are 0).
     continues
         Go on from the model in the folder of each site, for example when a new hospital joins: it gets that folder
@@ -172,14 +173,18 @@ class Job:
 
     @property
     def digest(self) -> str:
-        """Hash of what the job says, comments and order aside."""
+        """Hash of the content of the job, without comments and order."""
         content = json.dumps(tomllib.loads(self.text), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
     @property
     def n_rounds(self) -> int:
-        """Rounds of training."""
-        return int(self.train_options.get("n_rounds", 50))
+        """Rounds of training; where the job leaves them out those of the model, which takes seconds to import."""
+        if "n_rounds" in self.train_options:
+            return int(self.train_options["n_rounds"])
+        from scinfl import model
+
+        return int(inspect.signature(getattr(model, self.model).train).parameters["n_rounds"].default)
 
     def check_sites(self, sites: Sequence[str]) -> None:
         """Refuse a job for other sites."""
@@ -232,7 +237,7 @@ class SiteSettings:
     device
         Where to compute.
     min_cells_per_label
-        Least number of cells of each label that is present; a label with fewer could be told from the update.
+        Least number of cells of each label that is present; a label with fewer could be recognised in the update.
     """
 
     site: str

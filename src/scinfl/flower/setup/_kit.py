@@ -38,7 +38,7 @@ def make_kit(
     """Write one folder for the operator, one for each site, and the certificate authority that vouches for the server.
 
     Private keys are readable by their owner only. The key of the federation is in none of the folders: a site makes it
-    with ``scinfl key new`` and hands it to the other sites, never to the operator.
+    with ``scinfl key new`` and gives it to the other sites, never to the operator.
 
     Parameters
     ----------
@@ -126,8 +126,8 @@ def _write_site(folder: Path, server: Path, identity: Identity) -> None:
 def add_site(kit: str | Path, site: str) -> Path:
     """Write the folder of a further site, beside that of the operator; certificates and other sites stay as they are.
 
-    The job must then name the site, and be sent to all sites. Under pairwise sums every other site also puts the
-    public identity of the new one (``identities/SITE.json``) into the same folder of its own.
+    The job must then name the site, and be sent to all sites. Every other site also puts the public identity of the new
+    one (``identities/SITE.json``) into the same folder of its own.
 
     Parameters
     ----------
@@ -176,7 +176,7 @@ def add_site(kit: str | Path, site: str) -> Path:
 
 
 def pinned_identities(kit: Path) -> dict[str, PublicIdentity]:
-    """Public identities of all sites, as they stand in a folder of the kit."""
+    """Public identities of all sites, as stored in a folder of the kit."""
     found = {}
     for path in sorted((kit / IDENTITIES).glob("*.json")):
         public = PublicIdentity.from_text(path.read_text())
@@ -210,7 +210,7 @@ def _checked_names(sites: Sequence[str]) -> list[str]:
 
 def _check_names(names: Sequence[str]) -> None:
     if odd := [name for name in names if not _NAME.fullmatch(name)]:
-        msg = f"Expected names of messages, digits, '_' and '-', found {first_of(odd)}. Write for example 'north'."
+        msg = f"Expected names of letters, digits, '_' and '-', found {first_of(odd)}. Write for example 'north'."
         raise ValueError(msg)
 
 

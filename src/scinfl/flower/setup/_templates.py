@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def job_template(sites: Sequence[str]) -> str:
-    """Job to edit, and to hand to every site."""
+    """Job to edit, and to send to every site."""
     names = ", ".join(f'"{site}"' for site in sites)
     return f"""# What the federation trains. Every site reads this file and agrees to it:
 # after a change, send it to all of them.
@@ -15,7 +15,7 @@ def job_template(sites: Sequence[str]) -> str:
 sites = [{names}]
 min_sites = {min(3, len(sites))}    # least number of sites in a sum; a sum of few shows them to each other
 deadline = 600   # seconds to wait for slow sites once min_sites have answered
-# sum = "pairwise"            # hides what a site sends also from a site that works together with the server
+# sum = "pairwise"            # hides what a site sends also from a site that colludes with the server
 # features = "intersection"   # or "union": the sites bring themselves to the same features; else they must be the same
 
 [model]
@@ -44,7 +44,7 @@ class = "FedAvg"
 
 def site_template(site: str) -> str:
     """Settings of one site."""
-    return f"""# How this site reads its own data. Lines that start with # say what the job says.
+    return f"""# How this site reads its own data. Lines that start with # repeat the job.
 site = "{site}"
 # labels_key = "cell_type"
 # layer = "log1p"

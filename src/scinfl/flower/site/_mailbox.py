@@ -1,4 +1,4 @@
-"""Where the messages of the server meet the training of a site, which runs in a thread of its own."""
+"""Passes messages of the server to the training of a site, which runs in a thread of its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class EndedError(RuntimeError):
 
 
 class Mailbox:
-    """Answers messages as they come; hands those about training on, and waits for what training says.
+    """Answers messages as they come; passes those about training on, and waits for the answers of training.
 
     Parameters
     ----------
@@ -37,13 +37,13 @@ class Mailbox:
         self._asked: Queue[Message | None] = Queue()
         self._answers: Queue[Message] = Queue()
 
-    # ---- in the thread of the link
+    # ---- in the thread of the connection
 
     def handle(self, message: Message) -> Message:
         """Answer one message of the server."""
         if message.kind == "end":
             self._stop(str(message.fields.get("reason", "")))
-            return Message("bye", {"message": "it was told to"})
+            return Message("bye", {"message": "the server ended the run"})
         if self._failed is not None:
             return self._failed
         if message.kind == "hello":
@@ -55,7 +55,7 @@ class Mailbox:
         if message.kind == "step":
             self._asked.put(message)
             return self._answers.get()
-        return Message("failed", {"message": f"it does not know what '{message.kind}' is: install the same scinfl"})
+        return Message("failed", {"message": f"it knows no messages of kind '{message.kind}': install the same scinfl"})
 
     def _begin(self, run: str) -> None:
         with self._lock:
@@ -89,7 +89,7 @@ class Mailbox:
                     return self._run, self._facts
 
     def be_ready(self, message: Message) -> None:
-        """Let the server know that training can begin."""
+        """Report to the server that training can begin."""
         with self._lock:
             self._ready = message
             self._lock.notify_all()
@@ -110,7 +110,7 @@ class Mailbox:
         self._answers.put(message)
 
     def fail(self, message: str) -> None:
-        """Tell the server, now and whenever it asks, that this site stopped."""
+        """Report to the server, now and whenever it asks, that this site stopped."""
         with self._lock:
             self._failed = Message("failed", {"message": message})
             self._lock.notify_all()

@@ -1,4 +1,4 @@
-"""A site's side: check the data, agree to what leaves, take part, write the model."""
+"""A site's side: check the data, confirm what leaves, take part, write the model."""
 
 from __future__ import annotations
 
@@ -15,21 +15,31 @@ from anndata import AnnData
 from mudata import MuData
 
 from scinfl import federation, privacy
+from scinfl._checks import first_of
 from scinfl.federation import Protection, Strategy
 from scinfl.flower._require import require_flower
 from scinfl.flower.protocol._message import Message
-from scinfl.flower.protocol._preflight import agreement_hash, hello_content, open_facts, seal_facts, site_checks
+from scinfl.flower.protocol._preflight import (
+    agreement_hash,
+    hello_content,
+    open_facts,
+    run_context,
+    seal_facts,
+    site_checks,
+)
 from scinfl.flower.protocol._round_history import RoundHistory
 from scinfl.flower.setup._job import JOB, SITE_SETTINGS, Job, SiteSettings
-from scinfl.flower.setup._kit import ADDRESS, CA, IDENTITY, LINK_KEY, pinned_identities
+from scinfl.flower.setup._kit import ADDRESS, CA, IDENTITIES, IDENTITY, LINK_KEY, pinned_identities
 from scinfl.flower.site._data import alone, copy_folder, read_data
 from scinfl.flower.site._mailbox import EndedError, Mailbox, OtherRunError
 from scinfl.flower.site._masking import Masking, PairwiseMasking
 from scinfl.flower.site._remote_sum import RemoteSum, rehearsed_sum
 from scinfl.flower.site._site_training import train_remote
+from scinfl.flower.site._upload_log import UploadLog
 from scinfl.flower.tasks._registry import TASKS
 from scinfl.flower.tasks._task import Facts
 from scinfl.privacy import Identity, Key, KeyedSum, PairwiseSum, Seal
+from scinfl.privacy.aggregation import digest_of
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +48,7 @@ RUNS = "runs"
 SUMS = "sums"
 START = "start"
 MASKS = "pairwise.sealed"
+UPLOADS = "uploads.jsonl"
 _SHOWN = ("validation_", "epsilon")
 _SECONDS_TO_SAY_GOODBYE = 60.0
 
@@ -47,15 +58,15 @@ def run_site(
     *,
     data: str | os.PathLike[str] | AnnData | MuData,
     key: str | os.PathLike[str] | Key,
-    agree: Callable[[pd.DataFrame], bool] | None = None,
-    tell: Callable[[str], None] = logger.info,
+    confirm: Callable[[pd.DataFrame], bool] | None = None,
+    report: Callable[[str], None] = logger.info,
     poll: float = 0.5,
 ) -> Path:
     """Take part in a federation with the data of one site, until the model is there.
 
     Checks data, key and job, shows what would leave the site, connects, and trains as the server asks. Survives
-    restarts of the server; started again after a crash of its own it goes on where it was. Whatever a run
-    brings along, only the installed scinfl is run.
+    restarts of the server; started again after a crash of its own it goes on where it was. Only the installed scinfl is
+    run, whatever a run brings along.
 
     Parameters
     ----------
@@ -65,10 +76,10 @@ def run_site(
         The site's own data, as a file or in memory.
     key
         Secret of the sites, as a file that only its owner may read or in memory.
-    agree
-        Shown the list of what would leave (see :class:`scinfl.federation.Payload`); whether to go on.
-    tell
-        Called with one line an event, for example ``print``; the log by default.
+    confirm
+        Called with the list of what would leave (see :class:`scinfl.federation.Payload`); returns whether to go on.
+    report
+        Called with one line per event, for example ``print``; the log by default.
     poll
         Seconds between two looks for messages.
 
@@ -84,8 +95,8 @@ def run_site(
         If the server refuses the site, or ends the run.
     """
     require_flower()
-    site = _Site(Path(kit), data, key, tell)
-    if agree is not None and not agree(site.payload()):
+    site = _Site(Path(kit), data, key, report)
+    if confirm is not None and not confirm(site.payload()):
         msg = "Nothing was sent: what would leave the site was not agreed to."
         raise RuntimeError(msg)
     with alone(Path(kit)):
@@ -116,9 +127,9 @@ class _Site:
         kit: Path,
         data: str | os.PathLike[str] | AnnData | MuData,
         key: str | os.PathLike[str] | Key,
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
     ) -> None:
-        self._kit, self._tell = kit, tell
+        self._kit, self._report = kit, report
         self._settings = SiteSettings.read(kit / SITE_SETTINGS)
         self._job = Job.read(kit / JOB)
         self._job.check_options()
@@ -139,8 +150,9 @@ class _Site:
         """List of one local epoch, as if this site were alone."""
         summing = rehearsed_sum(self._key, self._identity, self._job.bits)
         self._check_start()
-        model = self._make_model(self._task.rehearsal(), _nobody, self._kit / MODEL)
-        self._train_model(model, [*self._noise(), summing], dry_run=True)
+        facts = self._task.rehearsal()
+        model = self._make_model(facts, self._kit / MODEL)
+        self._train_model(model, facts, _nobody, [*self._noise(), summing], dry_run=True)
         return model.payload
 
     # ---- taking part
@@ -176,46 +188,48 @@ class _Site:
 
     def _serve(self, connection: Any, mailbox: Mailbox, refused: list[Exception]) -> None:
         try:
-            connection.serve(_client_app(mailbox, connection))
-        except Exception as error:  # noqa: BLE001 (told to the thread that waits)
+            from scinfl.flower.site._client_app import client_app
+
+            connection.serve(client_app(mailbox, stop=connection.stop))
+        except Exception as error:  # noqa: BLE001 (raised in the thread that waits)
             refused.append(error)
             mailbox.handle(Message("end", {"reason": str(error)}))
 
     def _train_until_done(self, mailbox: Mailbox) -> Path:
         while True:
-            self._tell(f"site '{self._name}' waits for the server")
+            self._report(f"site '{self._name}' waits for the server")
             run, facts = mailbox.wait_for_facts()
             try:
                 return self._train(mailbox, run, {site: bytes.fromhex(own) for site, own in facts.items()})
             except OtherRunError:
-                self._tell("the server began another run")
+                self._report("the server began another run")
 
     def _train(self, mailbox: Mailbox, run: str, sealed: Mapping[str, bytes]) -> Path:
-        facts = open_facts(sealed, self._key, self._job, run)
+        facts = open_facts(sealed, self._key, self._job, run, identities=self._identities())
         self._task.join(facts)
-        self._tell(f"{len(facts)} sites agree on {self._task.describe(facts)}")
+        self._report(f"{len(facts)} sites agree on {self._task.describe(facts)}")
 
         def be_ready(position: int) -> None:
-            agreed = agreement_hash(self._task.digest(facts, model), self._key, run)
             mailbox.be_ready(Message("ready", {"position": position, "agreed": agreed}))
 
         journal = self._kit / RUNS / run
         journal.parent.mkdir(mode=0o700, exist_ok=True)
         steps = RoundHistory(mailbox, ready=be_ready, folder=journal / SUMS)
-        engine = partial(train_remote, steps=steps, tell=self._tell_round)
-        model = self._make_model(facts, engine, self._start(journal))
-        summing = RemoteSum(self._masking(run, journal), steps, self._name)
-        self._train_model(model, [*self._noise(), summing], journal=journal)
+        engine = partial(train_remote, steps=steps, report=self._report_round)
+        model = self._make_model(facts, self._start(journal))
+        agreed = agreement_hash(self._task.digest(facts, model), self._key, run)
+        summing = RemoteSum(self._masking(run, agreed, journal), steps, self._name)
+        self._train_model(model, facts, engine, [*self._noise(), summing], journal=journal)
         path = self._kit / MODEL
         model.save(path, site=self._name if model.is_personal else None, overwrite=True)
         steps.finish()
-        self._tell(f"wrote the model to '{path}'")
+        self._report(f"wrote the model to '{path}'")
         return path
 
-    def _tell_round(self, record: Mapping[str, Any]) -> None:
+    def _report_round(self, record: Mapping[str, Any]) -> None:
         shown = [f"loss {record['train_loss']:.3f}"] if "train_loss" in record else []
         shown += [f"{name} {value:.3f}" for name, value in record.items() if name.startswith(_SHOWN)]
-        self._tell(
+        self._report(
             f"round {record['round']}/{self._job.n_rounds}: {record['n_sites']} sites, {', '.join(shown)}, "
             f"{record['seconds']:.1f} s"
         )
@@ -224,14 +238,16 @@ class _Site:
         theirs = Job.parse(str(message.fields["job"]))
         if theirs.digest != self._job.digest:
             odd = ", ".join(self._job.differences(theirs))
-            self._tell(f"the job of the server differs from the one agreed to here: {odd}")
+            self._report(f"the job of the server differs from the one agreed to here: {odd}")
         run = str(message.fields["run"])
         hello = {
             "run": run,
             "site": self._name,
-            "checks": site_checks(self._task, self._key, self._job, run),
+            "checks": site_checks(self._task, self._key, self._job, run, identities=self._identities()),
             "key": [self._key.version, self._key.fingerprint],
-            "facts": seal_facts(self._task.facts(), self._key, self._name, self._job, run).hex(),
+            "facts": seal_facts(
+                self._task.facts(), self._key, self._name, self._job, run, identities=self._identities()
+            ).hex(),
         }
         return Message("hello", {**hello, "signature": self._identity.sign(hello_content(hello)).hex()})
 
@@ -253,14 +269,14 @@ class _Site:
             )
             raise FileNotFoundError(msg)
 
-    def _make_model(self, facts: Facts, engine: Callable[..., Any], start: Path) -> Any:
-        from scinfl.model.base._model import RemoteContext
+    def _make_model(self, facts: Facts, start: Path) -> Any:
+        return self._task.load_model(start, self._key) if self._job.continues else self._task.make_model(facts)
 
-        model = self._task.load_model(start, self._key) if self._job.continues else self._task.make_model(facts)
-        model._seat = RemoteContext(self._name, self._job.sites, engine, facts)
-        return model
+    def _train_model(
+        self, model: Any, facts: Facts, engine: Callable[..., Any], protections: Sequence[Protection], **options: Any
+    ) -> None:
+        from scinfl.model.base import RemoteContext
 
-    def _train_model(self, model: Any, protections: Sequence[Protection], **options: Any) -> None:
         model.train(
             **self._job.train_options,
             key=self._key,
@@ -268,6 +284,7 @@ class _Site:
             protections=protections,
             device=self._settings.device,
             progress=False,
+            remote=RemoteContext(self._name, self._job.sites, engine, facts),
             **options,
         )
 
@@ -277,11 +294,24 @@ class _Site:
     def _noise(self) -> list[Protection]:
         return [getattr(privacy, name)(**options) for name, options in self._job.noise]
 
-    def _masking(self, run: str, journal: Path) -> Masking:
-        protection = self._sum(run)
+    def _identities(self) -> str:
+        """Digest of the pinned identities of all sites of the job."""
+        pinned = pinned_identities(self._kit)
+        if missing := sorted(set(self._job.sites) - pinned.keys()):
+            msg = (
+                f"Expected the public identity of every site of the job in '{self._kit / IDENTITIES}', found none of "
+                f"{first_of(missing)}. Get 'identities/{missing[0]}.json' from the operator, and compare fingerprints "
+                "with that site by telephone."
+            )
+            raise FileNotFoundError(msg)
+        return digest_of([pinned[site].to_text() for site in sorted(self._job.sites)]).hex()
+
+    def _masking(self, run: str, agreed: str, journal: Path) -> Masking:
+        protection, uploads = self._sum(run), UploadLog(journal / UPLOADS)
+        protection.open_run(run_context(self._key, self._job, run, self._identities(), agreed))
         if not isinstance(protection, PairwiseSum):
-            return Masking(protection)
-        return PairwiseMasking(protection, self._name, journal / MASKS, Seal(self._key))
+            return Masking(protection, self._name, uploads)
+        return PairwiseMasking(protection, self._name, uploads, file=journal / MASKS, seal=Seal(self._key))
 
     def _sum(self, run: str) -> KeyedSum | PairwiseSum:
         options: dict[str, Any] = {"run": run, "bits": self._job.bits, "min_sites": self._job.min_sites}
@@ -289,31 +319,6 @@ class _Site:
         if self._job.sum == "keyed":
             return KeyedSum(self._key, **options)
         return PairwiseSum(self._key, pinned=pinned_identities(self._kit), **options)
-
-
-def _client_app(mailbox: Mailbox, connection: Any) -> Any:
-    """App that hands every message to the mailbox; it leaves once the last answer is given."""
-    from flwr.app import Message as FlowerMessage
-    from flwr.clientapp import ClientApp
-
-    from scinfl.flower.protocol._records import from_flower, to_records
-
-    app = ClientApp()
-
-    def answer(carrier: FlowerMessage, context: Any) -> FlowerMessage:
-        del context
-        try:
-            reply = mailbox.handle(from_flower(carrier))
-        except (ValueError, KeyError, TypeError) as error:
-            logger.warning("The server sent what cannot be read: %s", error)
-            reply = Message("unread")
-        if reply.kind in ("finished", "failed", "bye"):
-            connection.stop()
-        return FlowerMessage(to_records(reply), reply_to=carrier)
-
-    app.train()(answer)
-    app.query()(answer)
-    return app
 
 
 def _nobody(*args: Any, **kwargs: Any) -> Any:

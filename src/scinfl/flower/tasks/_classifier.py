@@ -34,7 +34,7 @@ class ClassifierTask(Task):
             raise ValueError(msg)
         self._labels = sorted(counts.index)
 
-    def _tell(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
         return {"labels": self._labels}
 
     def _check_known(self, facts: Facts) -> None:
@@ -57,6 +57,8 @@ class ClassifierTask(Task):
 
     def make_model(self, facts: Facts) -> Any:
         """Classifier with an output for each label of any site."""
+        from scinfl.model.base import registry_of
+
         options, labels = dict(self._options), _labels(facts)
         every = [*labels, *[str(options[name]) for name in ("unlabeled_category",) if options.get(name) is not None]]
         rows = np.repeat(np.array(every, dtype=object), 3)
@@ -68,7 +70,7 @@ class ClassifierTask(Task):
         layers = {} if options.get("layer") is None else {options["layer"]: nothing}
         agreed = AnnData(nothing, obs, pd.DataFrame(index=self.data.var_names.astype(str)), layers=layers)
         self._class.setup_anndata(agreed, **options)
-        self._class.setup_anndata(self.data, source_registry=self._class._registry_of(agreed), **options)
+        self._class.setup_anndata(self.data, source_registry=registry_of(self._class, agreed), **options)
         return self._class(self.data, **self._job.model_options)
 
 

@@ -26,11 +26,11 @@ class PerturbationTask(Task):
         self._options.setdefault("condition_key", "condition")
         self._column("condition_key")
         self._values(self.data, self._options.get("layer"))
-        from scinfl.model.gears._conditions import condition_facts
+        from scinfl.model.gears import condition_facts
 
         self._own = condition_facts(self.data, self._setup(), int(self._job.train_options.get("min_cells", 2)))
 
-    def _tell(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
         return self._own
 
     def _check_known(self, facts: Facts) -> None:
@@ -50,18 +50,21 @@ class PerturbationTask(Task):
         return f"{len(sets)} perturbations and {self.data.n_vars} genes"
 
     def digest(self, facts: Facts, model: Any) -> str:
-        """Names that the network knows, and its gene ontology, besides what is the same at all kinds."""
-        edges = () if model._ontology is None else model._ontology
+        """Names that the network knows, and its gene ontology, in addition to what every kind of model compares."""
+        from scinfl.model.gears import GEARSView
+
+        edges = GEARSView(model).ontology_edges or ()
         ontology = hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in edges)).hexdigest()
         return json.dumps([super().digest(facts, model), model.perturbation_genes, ontology])
 
     def make_model(self, facts: Facts) -> Any:
         """GEARS that knows the perturbed genes and covariates of any site."""
-        from scinfl.model.gears._conditions import levels_of
+        from scinfl.model.base import registry_of
+        from scinfl.model.gears import levels_of
 
         options, model_options = dict(self._options), dict(self._job.model_options)
         setup = self._setup()
-        self._class.setup_anndata(self.data, source_registry=self._class._registry_of(self._blank(setup)), **options)
+        self._class.setup_anndata(self.data, source_registry=registry_of(self._class, self._blank(setup)), **options)
         perturbed = {gene for own in facts.values() for gene in own["perturbed"]}
         model_options["perturbation_genes"] = sorted({*perturbed, *model_options.get("perturbation_genes", ())})
         model_options["covariate_levels"] = levels_of(facts, setup["covariate_keys"])

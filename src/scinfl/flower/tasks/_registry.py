@@ -1,4 +1,4 @@
-"""What a site brings, by kind of model."""
+"""What a site contributes, by kind of model."""
 
 from __future__ import annotations
 

@@ -30,7 +30,10 @@ class SpatialTask(Task):
             raise ValueError(msg)
         self._class_setup()(self.data, **self._options)
         model = self._class(self.data, **self._job.model_options)
-        self._normalise = {name: own.normalise for name, own in model._measured(self.data, train=True).items()}
+        from scinfl.model.spamosaic import SpaMosaicView
+
+        measured = SpaMosaicView(model).measured(self.data, train=True)
+        self._normalise = {name: own.normalise for name, own in measured.items()}
 
     def _class_setup(self) -> Any:
         return self._class.setup_mudata if isinstance(self.data, MuData) else self._class.setup_anndata
@@ -47,7 +50,7 @@ class SpatialTask(Task):
         """How the values of each modality are normalised."""
         return [f"{name}: {how}" for name, how in sorted(self._normalise.items())]
 
-    def _tell(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
         return {"modalities": list(self._normalise)}
 
     def _check_known(self, facts: Facts) -> None:

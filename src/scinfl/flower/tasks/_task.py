@@ -1,4 +1,4 @@
-"""What a site brings to each kind of model, what it tells the other sites of it, and the model that they make."""
+"""What a site contributes to a kind of model, what it shares with the other sites, and the model that they make."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scinfl.flower.setup._job import Job, SiteSettings
 from scinfl.privacy import Key
 
 Facts = Mapping[str, Mapping[str, Any]]
-"""What sites tell each other, sealed under the key: by site."""
+"""What sites share with each other, sealed under the key: by site."""
 
 
 class Task(ABC):
@@ -54,8 +54,8 @@ class Task(ABC):
 
     def facts(self) -> dict[str, Any]:
         """What the other sites must know; they alone can read it."""
-        told = self._tell()
-        return told if self._job.features == "same" else {**told, "features": self.features}
+        own = self._facts()
+        return own if self._job.features == "same" else {**own, "features": self.features}
 
     def join(self, facts: Facts) -> None:
         """Bring the data to the features that all sites agreed on.
@@ -106,15 +106,17 @@ class Task(ABC):
         """
         model = self._class.load(path, device=self._settings.device)
         model.unlock(key)
-        model._attach(self.data, self._options)
+        from scinfl.model.base import ModelView
+
+        ModelView(model).attach(self.data, self._options)
         return model
 
     @abstractmethod
     def describe(self, facts: Facts) -> str:
-        """What sites agree on, in words for the one at this site."""
+        """What sites agree on, as text for the log of this site."""
 
     def rehearsal(self) -> Facts:
-        """Facts for a dry run, where nobody else is there."""
+        """Facts for a dry run, which knows no other site."""
         return {self._settings.site: self.facts()}
 
     @abstractmethod
@@ -122,7 +124,7 @@ class Task(ABC):
         """Refuse data that this site should not take part with."""
 
     @abstractmethod
-    def _tell(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
         """What the other sites must know."""
 
     @abstractmethod

@@ -1,0 +1,44 @@
+"""Flower's app of a site: every message of the server goes to the mailbox, and nothing else is run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from flwr.app import Context
+from flwr.app import Message as FlowerMessage
+from flwr.clientapp import ClientApp
+
+from scinfl.flower.protocol._message import Message
+from scinfl.flower.protocol._records import from_flower, to_records
+from scinfl.flower.site._mailbox import Mailbox
+
+logger = logging.getLogger(__name__)
+
+
+def client_app(mailbox: Mailbox, *, stop: Callable[[], None]) -> ClientApp:
+    """App that answers with what the mailbox answers.
+
+    Parameters
+    ----------
+    mailbox
+        Passes messages to the training.
+    stop
+        Called once the last answer is given.
+    """
+    app = ClientApp()
+
+    def answer(carrier: FlowerMessage, context: Context) -> FlowerMessage:
+        del context
+        try:
+            reply = mailbox.handle(from_flower(carrier))
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning("A message of the server could not be read: %s", error)
+            reply = Message("unread")
+        if reply.kind in ("finished", "failed", "bye"):
+            stop()
+        return FlowerMessage(to_records(reply), reply_to=carrier)
+
+    app.train()(answer)
+    app.query()(answer)
+    return app
