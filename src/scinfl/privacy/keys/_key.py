@@ -57,8 +57,8 @@ class Key:
             raise ValueError(msg)
         if len(set(secret)) < _LEAST_VALUES or all(32 <= byte < 127 for byte in secret):
             msg = (
-                f"Expected `secret` to be {_N_BYTES} random bytes, found a pattern: few different bytes, or text. Anyone "
-                "can guess such a key. Use `Key.generate()`."
+                f"Expected `secret` to be {_N_BYTES} random bytes, found a pattern: few different bytes, or text. "
+                "Anyone can guess such a key. Use `Key.generate()`."
             )
             raise ValueError(msg)
         if not isinstance(federation, str) or not _IDENTIFIER.fullmatch(federation):
