@@ -37,19 +37,6 @@ def as_it_is(
 
     The mean of wrong keys is compared with the mean of the best baseline, the best key, which is a lucky one, with the
     best of several untrained networks, and single networks with a margin for how much these differ.
-
-    Parameters
-    ----------
-    network, score, metric
-        What is judged, how, and the name of the score.
-    baselines
-        What is reached without the weights, by name; several scores where chance is in it.
-    n_keys
-        Wrong keys.
-    is_keyed
-        Whether there is a key.
-    setting
-        In words.
     """
     values = {name: np.atleast_1d(scores) for name, scores in baselines.items()}
     mean, best = ({name: float(rate(own)) for name, own in values.items()} for rate in (np.mean, np.max))

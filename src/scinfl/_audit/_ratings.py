@@ -32,29 +32,7 @@ def rated(
     chance: bool = True,
     rng: int = 0,
 ) -> list[dict[str, Any]]:
-    """One row per score, against the strongest of some baselines.
-
-    Parameters
-    ----------
-    family, adversary, attack, uploads, setting
-        Of the findings.
-    found
-        True and reconstructed rows.
-    public
-        Rows of the attacker.
-    what
-        One of these rows in words, for the names of the baselines.
-    metrics
-        Scores of :func:`scinfl.privacy.attacks.reconstruction_scores`.
-    candidates
-        Rows that a reconstruction may be taken for, without the true ones; the first 500 public ones by default.
-    nearest
-        Count the public row that is most like the true one as a baseline, too: more than an attacker could choose.
-    chance
-        Count re-identification at chance as a baseline, too: noise is taken for the right row that often.
-    rng
-        Seed of the random public rows.
-    """
+    """One row per score, against the strongest of some baselines."""
     candidates = public[:_CANDIDATES] if candidates is None else candidates
     tables: dict[str, list[pd.DataFrame]] = {}
     for trial, (true, guess) in enumerate(found):

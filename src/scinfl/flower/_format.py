@@ -8,11 +8,6 @@ import math
 def in_bytes(n: float) -> str:
     """Bytes in the unit that is read easily.
 
-    Parameters
-    ----------
-    n
-        Number of bytes.
-
     Examples
     --------
     >>> in_bytes(812), in_bytes(405_864), in_bytes(1_352_896)

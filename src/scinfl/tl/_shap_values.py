@@ -56,21 +56,7 @@ def explain_network(
     rng: int,
     device: torch.device,
 ) -> Shares:
-    """SHAP values of cells against profiles.
-
-    Parameters
-    ----------
-    network
-        Maps features to logits; in evaluation mode. A keyed network is explained as it computes, with its key.
-    x
-        Cells × features.
-    profiles
-        Background (profiles × features).
-    output, method, n_draws, rng
-        See :func:`scinfl.tl.explain`.
-    device
-        Of the network.
-    """
+    """SHAP values of cells against profiles."""
     wrapped = _Output(network, output).eval()
 
     @torch.inference_mode()

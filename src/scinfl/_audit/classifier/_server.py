@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -136,10 +137,13 @@ def _trapped(
 
 
 def _is_noticed(state: dict[str, torch.Tensor], honest: dict[str, torch.Tensor]) -> bool:
-    try:
-        check_received(*({name: value.numpy() for name, value in side.items()} for side in (state, honest)))
-    except ValueError:
-        return True
+    """Whether a site refuses weights, or warns of them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        try:
+            check_received(*({name: value.numpy() for name, value in side.items()} for side in (state, honest)))
+        except (ValueError, UserWarning):
+            return True
     return False
 
 

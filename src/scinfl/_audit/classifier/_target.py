@@ -59,27 +59,7 @@ class Rows:
 
 @dataclass
 class Target(AttackTarget):
-    """Model under attack, unlocked, with the cells of all parties.
-
-    Parameters
-    ----------
-    model
-        Trained model that has its key.
-    key
-        Its key.
-    train
-        Cells that it was trained on.
-    public
-        Cells of the attacker.
-    test
-        Cells that the attacker is judged by.
-    training
-        Arguments of ``train`` that a site follows.
-    rng
-        Seed of all that is drawn.
-    watched
-        What a server recorded while the model was trained.
-    """
+    """Model under attack, unlocked, with the cells of all parties."""
 
     model: Classifier
     key: Key | None

@@ -43,36 +43,12 @@ _CURES = {
 
 
 def run_context(key: Key, job: Job, run: str, identities: str, facts: str = "") -> RunContext:
-    """What a site believes of a run.
-
-    Parameters
-    ----------
-    key, job, run
-        See :func:`site_checks`.
-    identities
-        Digest of the pinned identities of all sites of the job.
-    facts
-        What :func:`agreement_hash` gave; empty before there is an agreement.
-    """
+    """What a site believes of a run."""
     return RunContext(key.federation, key.version, run, job.digest, facts, identities)
 
 
 def site_checks(task: Task, key: Key, job: Job, run: str, *, identities: str) -> dict[str, str]:
-    """Short proofs of what must be the same at all sites: open where it is public, else keyed hashes.
-
-    Parameters
-    ----------
-    task
-        Data of the site.
-    key
-        Secret of the sites.
-    job
-        What is trained.
-    run
-        Name of the run, so that hashes of two runs cannot be compared.
-    identities
-        Digest of the pinned identities of all sites of the job.
-    """
+    """Short proofs of what must be the same at all sites: open where it is public, else keyed hashes."""
     names = task.features if job.features == "same" else [job.features]
     return {
         "job": job.digest,
@@ -86,13 +62,6 @@ def site_checks(task: Task, key: Key, job: Job, run: str, *, identities: str) ->
 
 def compare(checks: Mapping[str, Mapping[str, str]], keys: Mapping[str, tuple[int, str]]) -> None:
     """Refuse sites that differ, at the server; names them and the cure.
-
-    Parameters
-    ----------
-    checks
-        What :func:`site_checks` gave, by site.
-    keys
-        Version and fingerprint of each site's key: public.
 
     Raises
     ------
@@ -125,13 +94,6 @@ def open_facts(
     sealed: Mapping[str, bytes], key: Key, job: Job, run: str, *, identities: str
 ) -> dict[str, dict[str, Any]]:
     """What all sites have, at a site.
-
-    Parameters
-    ----------
-    sealed
-        What :func:`seal_facts` gave, by site.
-    key, job, run, identities
-        See :func:`site_checks`.
 
     Raises
     ------

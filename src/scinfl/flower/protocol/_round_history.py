@@ -60,25 +60,11 @@ class RoundHistory:
         self._asked: Message | None = None  # still to be answered
 
     def go_to(self, position: int) -> None:
-        """Continue at the step that a journal holds.
-
-        Parameters
-        ----------
-        position
-            Number of steps whose sums were applied.
-        """
+        """Continue at the step that a journal holds."""
         self.position = position
 
     def sums(self, make: Callable[[Mapping[str, Any]], Message], *, keep: bool = False) -> list[Sum]:
-        """Sums of the next step, those of metrics before those of parameters.
-
-        Parameters
-        ----------
-        make
-            Makes the answer of this site to the fields of a question; called if its term is wanted.
-        keep
-            Keep the sums in the folder.
-        """
+        """Sums of the next step, those of metrics before those of parameters."""
         path = self._folder / f"step-{self.position:05d}.safetensors" if keep and self._folder else None
         if path is not None and path.exists():
             message = Message.read(path)

@@ -17,23 +17,7 @@ Summed = list[tuple[Update, list[Update]]]
 
 
 class Aggregation:
-    """Collects terms until enough sites sent theirs, and adds them.
-
-    Parameters
-    ----------
-    server
-        Verifies and adds terms.
-    used
-        Nonces of all terms that were added before.
-    bounds
-        Bounds on numbers that all sites know of, by purpose; grows.
-    min_sites, deadline
-        See :class:`scinfl.flower.Job`.
-    journal, report
-        Where to note what is refused.
-    step
-        Number of the step.
-    """
+    """Collects terms until enough sites sent theirs, and adds them."""
 
     def __init__(
         self,
@@ -67,24 +51,11 @@ class Aggregation:
         return set(self._answers)
 
     def asks(self, site: str) -> Mapping[str, Any] | None:
-        """What else a site is asked for; ``None`` where nothing of it is missing.
-
-        Parameters
-        ----------
-        site
-            Name of the site.
-        """
+        """What else a site is asked for; ``None`` where nothing of it is missing."""
         return None if site in self._answers else {"attempt": self._attempt, "bounds": self._bounds}
 
     def take(self, site: str, message: Message) -> None:
         """Take an answer.
-
-        Parameters
-        ----------
-        site
-            Who sent it.
-        message
-            Terms, or the wish for wider bounds.
 
         Raises
         ------
@@ -99,17 +70,7 @@ class Aggregation:
         self.n_bytes += sum(update.n_bytes for update in message.updates)
 
     def add(self, now: float, coming: Collection[str], slow: Collection[str]) -> Summed | None:
-        """Sums of the step, once nobody is waited for any longer.
-
-        Parameters
-        ----------
-        now
-            Seconds.
-        coming
-            Sites that are here.
-        slow
-            Sites that let a deadline pass: nobody waits twice for them.
-        """
+        """Sums of the step, once nobody is waited for any longer."""
         found = {site: _beliefs(updates) for site, updates in self._answers.items()}
         usual = usual_of(found, self._min_sites)
         if usual is None:

@@ -24,13 +24,6 @@ def check_closed(address: str, authority: Path) -> None:
     Tried at the port itself, with a call that a proxy forwards for another machine, and with one from an address of
     this machine that is not loopback, if it has one. So a Flower that no longer reads the middleware is noticed.
 
-    Parameters
-    ----------
-    address
-        Host and port of the SuperLink, on loopback.
-    authority
-        File of the certificate authority that vouches for it.
-
     Raises
     ------
     RuntimeError

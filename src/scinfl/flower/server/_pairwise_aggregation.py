@@ -53,13 +53,7 @@ class PairwiseAggregation(Aggregation):
         return set(self._ads if self._phase == "advertise" else self._answers)
 
     def asks(self, site: str) -> Mapping[str, Any] | None:
-        """What a site is asked for in the present phase.
-
-        Parameters
-        ----------
-        site
-            Name of the site.
-        """
+        """What a site is asked for in the present phase."""
         asked = {"phase": self._phase, "attempt": self._attempt, "bounds": self._bounds}
         if self._phase == "advertise":
             return None if site in self._ads else asked
@@ -71,15 +65,7 @@ class PairwiseAggregation(Aggregation):
         return None if site in self._seeds else {**asked, "sites": sorted(self._members)}
 
     def take(self, site: str, message: Message) -> None:
-        """Take an answer.
-
-        Parameters
-        ----------
-        site
-            Who sent it.
-        message
-            Advertisements, terms, seeds, or the wish for wider bounds.
-        """
+        """Take an answer."""
         if message.kind == "advertise" and self._phase == "advertise":
             ads = [Advertisement.from_json(ad) for ad in message.fields["ads"]]
             if not ads or any(ad.site != site or ad.attempt != self._attempt for ad in ads):
@@ -95,13 +81,7 @@ class PairwiseAggregation(Aggregation):
             raise ValueError(msg)
 
     def add(self, now: float, coming: Collection[str], slow: Collection[str]) -> Summed | None:
-        """Sums of the step, once the seeds of all terms are here.
-
-        Parameters
-        ----------
-        now, coming, slow
-            See :meth:`Aggregation.add`.
-        """
+        """Sums of the step, once the seeds of all terms are here."""
         if self._phase == "advertise":
             self._relay(now, set(coming) - self._ads.keys() - set(slow))
         elif self._phase == "terms":

@@ -28,27 +28,7 @@ class Transport(Protocol):
 
 @dataclass
 class Participant:
-    """A connected node: which site it is, and what it did.
-
-    Parameters
-    ----------
-    started
-        Changes when the node starts again.
-    site
-        Name of the site, once it proved it.
-    stage
-        ``"new"``, ``"greeted"``, ``"ready"``, ``"finished"`` or ``"refused"``.
-    position
-        Number of steps whose sums it has applied.
-    hello
-        What it greeted with.
-    is_asked
-        Whether an answer is due.
-    n_refused
-        Answers that were refused.
-    reason
-        Why it is refused, until the reason was sent.
-    """
+    """A connected node: which site it is, and what it did."""
 
     started: str
     site: str | None = None
@@ -64,13 +44,7 @@ class Participants(dict[int, Participant]):
     """Participants by the number of their node."""
 
     def follow(self, nodes: Mapping[int, str]) -> list[Participant]:
-        """Add nodes that appeared or started again, drop and return those that left.
-
-        Parameters
-        ----------
-        nodes
-            See :meth:`Transport.nodes`.
-        """
+        """Add nodes that appeared or started again, drop and return those that left."""
         gone = []
         for number, participant in list(self.items()):
             if nodes.get(number) != participant.started:
@@ -81,13 +55,7 @@ class Participants(dict[int, Participant]):
         return gone
 
     def sites(self, *stages: str) -> set[str]:
-        """Names of the sites in some stages; ``"None"`` for any whose name is not known yet.
-
-        Parameters
-        ----------
-        stages
-            See :class:`Participant`.
-        """
+        """Names of the sites in some stages; ``"None"`` for any whose name is not known yet."""
         return {str(participant.site) for participant in self.values() if participant.stage in stages}
 
 

@@ -24,15 +24,6 @@ _COLUMNS = ["step", "round", "sites", "left_out", "seconds", "bytes"]
 class RunFolder:
     """A run on disk. Every file appears whole or not at all, so a server that is killed resumes from the last sum.
 
-    Parameters
-    ----------
-    path
-        Folder.
-    job
-        Job of the run.
-    resume
-        Go on with the run that is there.
-
     Raises
     ------
     ValueError

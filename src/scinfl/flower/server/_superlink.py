@@ -76,17 +76,7 @@ clientapp = "scinfl.flower._apps:client_app"
 
 
 class SuperLink:
-    """A SuperLink of this server, with TLS, known sites only, and no runs but ours.
-
-    Parameters
-    ----------
-    kit
-        Folder of the operator.
-    state
-        Folder for its database and log.
-    host, port
-        Where it listens.
-    """
+    """A SuperLink of this server, with TLS, known sites only, and no runs but ours."""
 
     def __init__(self, kit: Path, state: Path, host: str, port: int) -> None:
         self._kit, self._state, self._port = kit, state, port

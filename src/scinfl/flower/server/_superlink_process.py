@@ -20,11 +20,6 @@ class LoopbackOnly:
 
     In Flower 1.41 sites, operators and executors share one port, and who may submit a run may run code here. So the
     operator's calls and the executor's are answered on this machine only; the server checks it at its start.
-
-    Parameters
-    ----------
-    app
-        What answers the rest.
     """
 
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:

@@ -22,13 +22,7 @@ _SECONDS_TO_FETCH = 3600.0
 
 
 class FlowerTransport:
-    """Carries messages through Flower's grid.
-
-    Parameters
-    ----------
-    grid
-        Grid of a run.
-    """
+    """Carries messages through Flower's grid."""
 
     def __init__(self, grid: Any) -> None:
         self._grid = grid

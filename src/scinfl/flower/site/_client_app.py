@@ -17,15 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def client_app(mailbox: Mailbox, *, stop: Callable[[], None]) -> ClientApp:
-    """App that answers with what the mailbox answers.
-
-    Parameters
-    ----------
-    mailbox
-        Passes messages to the training.
-    stop
-        Called once the last answer is given.
-    """
+    """App that answers with what the mailbox answers."""
     app = ClientApp()
 
     def answer(carrier: FlowerMessage, context: Context) -> FlowerMessage:

@@ -21,15 +21,6 @@ class Masking:
     """Masks the terms of a site for one step, under the bounds that all sites know of, or asks for wider ones.
 
     What a sum in this step must hold of this site is kept, also for after a restart: an old upload in a sum is noticed.
-
-    Parameters
-    ----------
-    protection
-        Makes the masks.
-    site
-        Name of this site.
-    uploads
-        Where to keep what left the site.
     """
 
     def __init__(self, protection: MaskedSum, site: str, uploads: UploadLog) -> None:
@@ -43,19 +34,7 @@ class Masking:
     def answer(
         self, asked: Mapping[str, Any], position: int, places: Sequence[Place], encode: Callable[[], Sequence[Update]]
     ) -> Message:
-        """Answer to what the server asks in a step.
-
-        Parameters
-        ----------
-        asked
-            Fields of the question.
-        position
-            Number of the step.
-        places
-            What is summed in it.
-        encode
-            Masks the terms, whose layouts the protection knows.
-        """
+        """Answer to what the server asks in a step."""
         wider = self._widen(asked, places)
         if wider:
             return Message("repeat", {"bounds": wider})
@@ -69,7 +48,10 @@ class Masking:
         self, position: int, attempt: int, places: Sequence[Place], encode: Callable[[], Sequence[Update]]
     ) -> Message:
         exchanges = self._exchanges(places)
-        self.protection.open_step(position, places, attempt=attempt, exchanges=list(exchanges.values()))
+        history = self._uploads.history(position)
+        self.protection.open_step(
+            position, places, attempt=attempt, exchanges=list(exchanges.values()), history=history
+        )
         try:
             terms = tuple(encode())
         except RepeatRoundError:
@@ -106,15 +88,6 @@ class Masking:
     def open_sums(self, position: int, places: Sequence[Place], sums: Sequence[Sum]) -> bool:
         """Make ready to read the sums of a step, and refuse those of another one.
 
-        Parameters
-        ----------
-        position
-            Number of the step.
-        places
-            What is summed in it; the protection knows the layouts.
-        sums
-            What the server brought.
-
         Returns
         -------
         Whether this site has a term in them.
@@ -136,22 +109,25 @@ class Masking:
         if any(own != members[0] for own in members):
             msg = "Expected the same sites in all sums of a step, found others. Do not trust this server."
             raise TamperedSumError(msg)
-        if self._site in members[0]:
+        counted = self._site in members[0]
+        history = self._uploads.history(position)
+        if counted:
             upload = self._own_upload(position, sums)
-            exchanges = [bytes.fromhex(upload.exchanges[name]) for name, _ in sorted(places) if upload.exchanges]
             if self._masked != position:
                 self.protection.forget()  # it sent its terms before it started again
-            self.protection.open_step(
-                position, places, attempt=upload.attempt, bounds=upload.bounds, exchanges=exchanges
-            )
-            return True
-        self.protection.forget()  # what was masked here is not what is in the sums
-        bounds = {own.purpose: self.protection.bound_in(own) for own, _ in sums if purpose_of(own.purpose) is None}
-        headers = [own.header for own, _ in sorted(sums, key=_place)]
-        exchanges = [header["exchange"] for header in headers if "exchange" in header]
-        attempt = int.from_bytes(headers[0].get("attempt", b"")[:8], "big")
-        self.protection.open_step(position, places, attempt=attempt, bounds=bounds, exchanges=exchanges)
-        return False
+            attempt, bounds = upload.attempt, upload.bounds
+            exchanges = [bytes.fromhex(upload.exchanges[name]) for name, _ in sorted(places) if upload.exchanges]
+        else:
+            self.protection.forget()  # what was masked here is not what is in the sums
+            headers = [own.header for own, _ in sorted(sums, key=_place)]
+            attempt = int.from_bytes(headers[0].get("attempt", b"")[:8], "big")
+            bounds = {own.purpose: self.protection.bound_in(own) for own, _ in sums if purpose_of(own.purpose) is None}
+            exchanges = [header["exchange"] for header in headers if "exchange" in header]
+        self.protection.open_step(
+            position, places, attempt=attempt, bounds=bounds, exchanges=exchanges, history=history
+        )
+        self._uploads.close(position, [part for own in sorted(sums, key=_place) for part in _parts(*own)])
+        return counted
 
     def _own_upload(self, position: int, sums: Sequence[Sum]) -> Upload:
         """What this site sent in a step, which must be what is in its sums."""
@@ -176,15 +152,6 @@ class PairwiseMasking(Masking):
     """Advertises keys, masks the terms with what the others advertise, and reveals the seed of its own mask.
 
     What a site must still know after it starts again (its seed, and that it has revealed it) is kept sealed.
-
-    Parameters
-    ----------
-    protection, site, uploads
-        See :class:`Masking`.
-    file
-        Where to keep it.
-    seal
-        Seals it.
     """
 
     protection: PairwiseSum
@@ -205,13 +172,7 @@ class PairwiseMasking(Masking):
     def answer(
         self, asked: Mapping[str, Any], position: int, places: Sequence[Place], encode: Callable[[], Sequence[Update]]
     ) -> Message:
-        """Answer to what the server asks in a phase of a step.
-
-        Parameters
-        ----------
-        asked, position, places, encode
-            See :meth:`Masking.answer`.
-        """
+        """Answer to what the server asks in a phase of a step."""
         if position != self._position:
             self._begin(position, places)
         turn = str(asked["phase"]), _attempt(asked)
@@ -269,3 +230,9 @@ def _attempt(asked: Mapping[str, Any]) -> int:
 
 def _place(own: Sum) -> Place:
     return own[0].purpose, own[0].round
+
+
+def _parts(combined: Update, members: Sequence[Update]) -> list[str | bytes]:
+    """What distinguishes a sum from any other one."""
+    names = [part for own in members for part in (own.site, own.header.get("nonce", b""))]
+    return [combined.purpose, str(combined.round), combined.header.get("tag", b""), str(len(members)), *names]

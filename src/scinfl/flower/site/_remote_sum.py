@@ -26,15 +26,6 @@ class RemoteSum(Protection):
     A site masks its own term; what the server adds is a step of the run, and the sum of all sites comes back. Sums
     before and after training pass through this as they are; training itself goes through
     :class:`~scinfl.flower.site._site_training.SiteTraining`, which saves messages.
-
-    Parameters
-    ----------
-    masking
-        Hides terms.
-    steps
-        RoundHistory of the run.
-    site
-        Name of this site.
     """
 
     sums: ClassVar[bool] = True
@@ -52,25 +43,11 @@ class RemoteSum(Protection):
         return self.masking.protection
 
     def bytes_of(self, n_values: int) -> int:
-        """Bytes that a site sends for so many numbers.
-
-        Parameters
-        ----------
-        n_values
-            How many numbers.
-        """
+        """Bytes that a site sends for so many numbers."""
         return self.protection.bytes_of(n_values)
 
     def agree(self, purpose: str, weights: Mapping[str, float]) -> float:
-        """Total weight of all sites.
-
-        Parameters
-        ----------
-        purpose
-            What the weights are for.
-        weights
-            Weight of this site.
-        """
+        """Total weight of all sites."""
         ((site, weight),) = weights.items()
 
         def hidden() -> list[Update]:
@@ -80,26 +57,14 @@ class RemoteSum(Protection):
         return self.protection.decode_weights(purpose, combined, members)
 
     def encode(self, update: Update) -> Update:
-        """Give the form of this site's term; it is masked when the server asks for it.
-
-        Parameters
-        ----------
-        update
-            What it adds.
-        """
+        """Give the form of this site's term; it is masked when the server asks for it."""
         self._update = update  # masked when it is asked for: only then is it known with whom
         n_values = sum(array.size for array in update.state.values()) + 1 + len(update.metrics)
         kind = np.uint64 if self.bytes_of(1_000) == 8_000 else np.uint32
         return replace(update, state={MASKED: np.zeros(n_values, kind)}, metrics={})
 
     def combine(self, encoded: Sequence[Update]) -> Update:
-        """Sum of the terms of all sites, as the server added them.
-
-        Parameters
-        ----------
-        encoded
-            Term of this site.
-        """
+        """Sum of the terms of all sites, as the server added them."""
         del encoded
         own = self._update
         self.protection.learn(own)
@@ -111,15 +76,7 @@ class RemoteSum(Protection):
         return combined
 
     def decode(self, combined: Update, members: Sequence[Update]) -> Update:
-        """Read the sum.
-
-        Parameters
-        ----------
-        combined
-            What the server added.
-        members
-            Ignored: the server reports whose terms are in it.
-        """
+        """Read the sum."""
         del members
         return self.protection.decode(combined, self._members)
 
@@ -151,16 +108,6 @@ class _NoSteps:
 
 
 def rehearsed_sum(key: Key, identity: Identity, bits: Any) -> RemoteSum:
-    """A sum that is not sent, to list what would leave this site.
-
-    Parameters
-    ----------
-    key
-        Secret of the sites.
-    identity
-        Identity of this site.
-    bits
-        Bits of the numbers.
-    """
+    """A sum that is not sent, to list what would leave this site."""
     alone = UnsentSum(key, run="dry run", bits=bits, identities={identity.site: identity})
     return RemoteSum(Masking(alone, identity.site, UploadLog()), _NoSteps(identity), identity.site)

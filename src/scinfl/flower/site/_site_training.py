@@ -26,15 +26,6 @@ class SiteTraining:
     The first step sums the weights of all sites. Step :math:`r` after it sums the updates of round :math:`r`, and the
     validation metrics of round :math:`r - 1`, so that a round takes one message each way. A last step sums the metrics
     of the last round. Every site applies every sum in order, and so all come to the same model.
-
-    Parameters
-    ----------
-    site, rules, protections, state, payload, journal, settings
-        See :func:`scinfl.federation.simulate`; the last protection is a :class:`RemoteSum`.
-    steps
-        RoundHistory of the run.
-    report
-        Called with the record of every finished round.
     """
 
     def __init__(

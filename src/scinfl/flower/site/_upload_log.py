@@ -1,12 +1,15 @@
-"""Which terms of a site left it, in each step: what a sum must hold in its name, and nothing else."""
+"""Which terms of a site left it, and which sums it read: what later sums must fit to."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from scinfl.privacy.aggregation import digest_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Upload:
 
 
 class UploadLog:
-    """Keeps uploads in a file that only grows, each before it leaves.
+    """Keeps uploads in a file that only grows, each before it leaves, and a hash of the sums that were read.
 
     Parameters
     ----------
@@ -42,35 +45,55 @@ class UploadLog:
     def __init__(self, file: Path | None = None) -> None:
         self._file = file
         self._uploads: dict[int, Upload] = {}
+        self._history: dict[int, bytes] = {}  # of all sums before a step
         for line in file.read_bytes().split(b"\n") if file is not None and file.exists() else []:
             try:
-                upload = Upload(**json.loads(line))
-            except (ValueError, TypeError):
+                content = json.loads(line)
+                if "history" in content:
+                    self._history[content["step"]] = bytes.fromhex(content["history"])
+                else:
+                    upload = Upload(**content)
+                    self._uploads[upload.step] = upload
+            except (ValueError, TypeError, KeyError):
                 continue  # cut off by a crash: that upload did not leave
-            self._uploads[upload.step] = upload
 
     def of(self, step: int) -> Upload | None:
-        """Latest upload of a step.
+        """Latest upload of a step."""
+        return self._uploads.get(step)
+
+    def add(self, upload: Upload) -> None:
+        """Keep an upload that is about to leave."""
+        self._write(asdict(upload))
+        self._uploads[upload.step] = upload
+
+    def history(self, step: int) -> bytes:
+        """Hash of all sums before a step; empty before the first.
 
         Parameters
         ----------
         step
             Number of the step.
         """
-        return self._uploads.get(step)
+        return self._history.get(step, b"")
 
-    def add(self, upload: Upload) -> None:
-        """Keep an upload that is about to leave.
+    def close(self, step: int, sums: Sequence[str | bytes]) -> None:
+        """Add the sums of a step to the history.
 
         Parameters
         ----------
-        upload
-            The upload.
+        step
+            Number of the step.
+        sums
+            What distinguishes them from others: members, nonces, tags.
         """
+        history = digest_of([self.history(step), *sums])
+        self._write({"step": step + 1, "history": history.hex()})
+        self._history[step + 1] = history
+
+    def _write(self, content: Mapping[str, Any]) -> None:
         if self._file is not None:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("ab") as file:
-                file.write(b"\n" + json.dumps(asdict(upload)).encode())
+                file.write(b"\n" + json.dumps(content).encode())
                 file.flush()
                 os.fsync(file.fileno())
-        self._uploads[upload.step] = upload

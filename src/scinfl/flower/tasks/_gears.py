@@ -73,13 +73,7 @@ class PerturbationTask(Task):
         return self._class(self.data, **model_options)
 
     def load_model(self, path: Path, key: Key) -> Any:
-        """The GEARS that all sites have, which knows the genes that are perturbed here.
-
-        Parameters
-        ----------
-        path, key
-            See :meth:`Task.load_model`.
-        """
+        """The GEARS that all sites have, which knows the genes that are perturbed here."""
         model = super().load_model(path, key)
         if unknown := sorted(set(self._own["perturbed"]) - set(model.perturbation_genes)):
             msg = (

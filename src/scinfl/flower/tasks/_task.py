@@ -22,15 +22,7 @@ Facts = Mapping[str, Mapping[str, Any]]
 
 
 class Task(ABC):
-    """Data of one site, for a kind of model.
-
-    Parameters
-    ----------
-    data
-        The site's own.
-    job, settings
-        What is trained, and how the site reads its data.
-    """
+    """Data of one site, for a kind of model."""
 
     kind: ClassVar[str]
 
@@ -95,15 +87,7 @@ class Task(ABC):
         """The model of all sites, with the data of this one."""
 
     def load_model(self, path: Path, key: Key) -> Any:
-        """The model that all sites have, with the data of this one.
-
-        Parameters
-        ----------
-        path
-            Folder of the model.
-        key
-            Secret of the sites.
-        """
+        """The model that all sites have, with the data of this one."""
         model = self._class.load(path, device=self._settings.device)
         model.unlock(key)
         from scinfl.model.base import ModelView

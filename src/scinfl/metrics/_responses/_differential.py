@@ -16,15 +16,6 @@ def condition_moments(X: Any, codes: np.ndarray, n_conditions: int) -> tuple[np.
     One product with the indicator matrix of the conditions gives the sums, another the sums of squares. A sparse
     matrix stays sparse; a dense one is read in blocks of rows.
 
-    Parameters
-    ----------
-    X
-        Expression, cells × genes, dense or sparse.
-    codes
-        Condition of each cell as a number from 0; cells with a negative number are left out.
-    n_conditions
-        Number of conditions C.
-
     Returns
     -------
     ``n`` (C,), and mean and variance (C × genes, float64). The variance of a single cell is 0; moments of a condition

@@ -110,8 +110,8 @@ class TrainOptions:
         for protection in () if self.protections == "default" else self.protections:
             if not isinstance(protection, Protection):
                 msg = (
-                    f"Expected protections that inherit from `scinfl.federation.Protection`, found a "
-                    f"{type(protection).__name__}. Pass `protections=(…,)` of those in `scinfl.privacy`, or subclass it."
+                    "Expected protections that inherit from `scinfl.federation.Protection`, found a "
+                    f"{type(protection).__name__}. Pass some of `scinfl.privacy`, or subclass it."
                 )
                 raise TypeError(msg)
         one_of("monitor", self.monitor, [f"validation_{name}" for name in self.monitors])

@@ -30,19 +30,7 @@ class Condition(NamedTuple):
 
 @dataclass(frozen=True)
 class Design:
-    """What is known of each cell beside its expression.
-
-    Parameters
-    ----------
-    genes
-        Perturbed genes.
-    covariates
-        Codes of the covariates (cells × covariates).
-    site
-        Site.
-    part
-        ``"train"``, ``"val"``, ``"test"``, or empty where the cell is left out.
-    """
+    """What is known of each cell beside its expression."""
 
     genes: list[tuple[str, ...]]
     covariates: np.ndarray
@@ -244,25 +232,7 @@ class SiteCells:
 
 
 class ConditionBatches:
-    """Conditions of a site and their targets, as batches.
-
-    Parameters
-    ----------
-    conditions
-        Conditions.
-    moments
-        Their moments.
-    prior
-        What a baseline predicts (conditions × genes).
-    weight
-        Share of the cells of each condition, over all sites, that are here.
-    number
-        Number of each condition among those of all sites.
-    vocabulary
-        Row of each gene in the network's vocabulary.
-    device
-        Where the batches go.
-    """
+    """Conditions of a site and their targets, as batches."""
 
     def __init__(
         self,

@@ -25,19 +25,7 @@ Ontology: TypeAlias = pd.DataFrame | Mapping[str, Iterable[str]] | str | os.Path
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Names that a network is built for.
-
-    Parameters
-    ----------
-    genes
-        Measured genes, in order.
-    perturbations
-        Genes that can be perturbed, sorted.
-    levels
-        Levels of each covariate.
-    ontology
-        Edges between the perturbations; ``None`` without an ontology.
-    """
+    """Names that a network is built for."""
 
     genes: list[str]
     perturbations: list[str]

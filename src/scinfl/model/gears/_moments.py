@@ -51,17 +51,7 @@ class Moments:
 
     @classmethod
     def of(cls, matrix: Matrix, rows: Sequence[np.ndarray], controls: Sequence[np.ndarray]) -> Moments:
-        """Moments of conditions.
-
-        Parameters
-        ----------
-        matrix
-            Cells × genes, dense or compressed sparse rows.
-        rows
-            Cells of each condition; none for controls.
-        controls
-            Control cells that each condition is compared with (the same object where they are the same).
-        """
+        """Moments of conditions."""
         known: dict[int, np.ndarray] = {}
         parts = []
         for own, base in zip(rows, controls, strict=True):

@@ -36,16 +36,7 @@ class Prior:
     shrinkage: Mapping[str, float]
 
     def predict(self, conditions: Sequence[Sequence[str]], *, leave_out: bool) -> np.ndarray:
-        """Change of conditions (conditions × genes).
-
-        Parameters
-        ----------
-        conditions
-            Perturbed genes of each.
-        leave_out
-            Leave the effect of a condition itself out of its prior, so that a network may be fitted to what is missed.
-            Otherwise the additive prior of a condition that was measured is what was measured.
-        """
+        """Change of conditions (conditions × genes)."""
         changes = [self._one(tuple(genes), leave_out=leave_out) for genes in conditions]
         return np.stack(changes) if changes else np.zeros((0, self.changes.shape[1]))
 

@@ -17,17 +17,7 @@ from scinfl.privacy import SampleDP
 
 @dataclass(frozen=True)
 class SiteSums:
-    """Conditions of one site with their noisy mean change, in place of :class:`SiteCells`.
-
-    Parameters
-    ----------
-    conditions
-        Conditions.
-    n_cells
-        Noisy number of cells of each, at least 1.
-    change
-        Noisy mean change (conditions × genes).
-    """
+    """Conditions of one site with their noisy mean change, in place of :class:`SiteCells`."""
 
     conditions: list[Condition]
     n_cells: np.ndarray

@@ -60,17 +60,7 @@ class SpotTensors:
 
 
 class MosaicBatches:
-    """Spots of a site, batch by batch, each of spots that were measured in the same modalities.
-
-    Parameters
-    ----------
-    tensors
-        By modality.
-    rows
-        Which spots belong here; those that no modality measured are left out of the batches.
-    device
-        Where the batches go.
-    """
+    """Spots of a site, batch by batch, each of spots that were measured in the same modalities."""
 
     def __init__(self, tensors: Mapping[str, SpotTensors], rows: np.ndarray, device: torch.device) -> None:
         self._tensors, self._device, self.rows = tensors, device, rows

@@ -11,23 +11,7 @@ from scinfl.model.base._cells import Matrix
 
 @dataclass(frozen=True)
 class Measured:
-    """Spots that one modality measured.
-
-    Parameters
-    ----------
-    modality
-        Its name in the MuData; ``None`` for an AnnData.
-    matrix
-        Spots × features.
-    normalise
-        How its values are normalised, see :func:`scinfl.model.spamosaic._normalise.normalised`.
-    rows
-        Rows of its spots in the data, ascending within a section.
-    coordinates
-        Spots × axes.
-    section, site
-        Of its spots.
-    """
+    """Spots that one modality measured."""
 
     modality: str | None
     matrix: Matrix

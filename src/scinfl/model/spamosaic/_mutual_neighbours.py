@@ -36,21 +36,6 @@ def mutual_neighbours(
 
     The published SpaMosaic searches approximately, by ``metric="manhattan"`` on rows of length 1.
 
-    Parameters
-    ----------
-    x, y
-        Spots × features of two sections.
-    n_neighbours
-        How many spots of ``y`` each spot of ``x`` lists.
-    n_neighbours_other
-        How many spots of ``x`` each spot of ``y`` lists; as many by default.
-    metric
-        ``"cosine"``, ``"euclidean"`` or ``"manhattan"``.
-    exact_below
-        Search is exact where the geometric mean of the numbers of spots is below, and by neighbour descent from there.
-    rng
-        Seed of the neighbour descent.
-
     Returns
     -------
     Pairs × 2 (int64): rows of ``x`` and of ``y``, sorted.
@@ -123,17 +108,6 @@ def without_outliers(
 
     The forest sees both places of a pair and their difference, so coordinates of the sections should roughly agree.
 
-    Parameters
-    ----------
-    pairs
-        Pairs × 2 (:func:`mutual_neighbours`).
-    coordinates_x, coordinates_y
-        Coordinates of the spots of both sections (spots × 2 or 3).
-    share
-        Share of pairs to drop, up to 0.5; ``"auto"`` drops those that the forest isolates sooner than average.
-    rng
-        Seed of the forest.
-
     Returns
     -------
     Pairs × 2, those that stay.
@@ -172,31 +146,6 @@ def section_pairs(
     rng: int = 0,
 ) -> np.ndarray:
     """Mutual nearest neighbours between all sections of a site; spots of two sites are never compared.
-
-    Parameters
-    ----------
-    x
-        Spots × features of all sections.
-    section
-        Section of each spot.
-    site
-        Site of each spot; ``None`` is one site.
-    measured
-        Which spots to look at, for a modality that some sections lack; ``None`` is all. Other rows of ``x`` may hold
-        anything.
-    bridge
-        Sections that measured several modalities. Where a site has any, two sections are compared only if one of them
-        is a bridge; a site without compares all, as do all sites if ``None``.
-    n_neighbours
-        How many spots of another section a spot lists.
-    adaptive
-        Fewer for sections of different size (:func:`adaptive_neighbours`).
-    coordinates
-        Spots × 2 or 3, needed to drop outliers.
-    outlier_share
-        Share of the pairs of two sections to drop (:func:`without_outliers`); ``None`` keeps all.
-    metric, exact_below, rng
-        See :func:`mutual_neighbours`.
 
     Returns
     -------

@@ -201,23 +201,7 @@ class SpatialBasis:
 
 
 class BasisFit:
-    """What sites agree on for one modality before training, and what their spots are on it.
-
-    Parameters
-    ----------
-    measured
-        Spots of the modality with their site.
-    options
-        How to find it.
-    key
-        Secret of the sites for keyed sums; ``None`` for plain ones.
-    protections
-        What guards the sums in place of keyed ones.
-    payload
-        Takes down what left the sites.
-    rng
-        Seed of the prototypes.
-    """
+    """What sites agree on for one modality before training, and what their spots are on it."""
 
     def __init__(
         self,

@@ -32,22 +32,6 @@ def spatial_graph(
     together the nearest within it. ``delaunay`` takes the corners of a spot's Delaunay triangles in place of all spots
     of the section; the other two then bound them.
 
-    Parameters
-    ----------
-    coordinates
-        Spots × 2 or 3, in any unit.
-    section
-        Section of each spot.
-    n_neighbours
-        Most neighbours that a spot lists; all others of the section where there are fewer. ``None`` sets no bound.
-    radius
-        Largest distance of a neighbour, in the unit of the coordinates.
-    delaunay
-        Neighbours by triangulation.
-    directed
-        Keep the lists as they are: row i holds the spots that spot i lists. Otherwise two spots are joined where either
-        lists the other.
-
     Returns
     -------
     Spots × spots, float32 ones. Spots at the same place are neighbours of each other.
@@ -110,11 +94,6 @@ def original_propagation(graph: sparse.spmatrix) -> sparse.csr_matrix:
 
     with W the graph, a loop of weight 1 added to every spot that has none. Degrees count what a spot lists, while
     features come from the spots that list it: in a directed graph the transpose of the usual.
-
-    Parameters
-    ----------
-    graph
-        Spots × spots, weights not negative; row i holds what spot i lists.
 
     Returns
     -------

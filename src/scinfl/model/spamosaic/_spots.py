@@ -74,20 +74,6 @@ def read_spots(
 ) -> dict[str, Measured]:
     """What each modality measured, once it is known that it can be joined.
 
-    Parameters
-    ----------
-    data
-        AnnData or MuData.
-    section_key, site_key, spatial_key
-        Names of columns and coordinates.
-    layers
-        Layer by modality; X where there is none.
-    normalise
-        By modality; found from its name and values where it is not given.
-    train
-        Whether to train on the spots, and not only to embed them: there are then several sites (if there is a column)
-        with enough spots, sections link all modalities, and the data are no view.
-
     Raises
     ------
     KeyError

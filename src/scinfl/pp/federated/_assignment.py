@@ -35,17 +35,7 @@ class Rule:
 
 
 class SiteCells:
-    """What one site knows of its own cells, and never sends.
-
-    Parameters
-    ----------
-    points
-        Coordinates of its cells (cells × dimensions).
-    batches
-        Batch of each cell, as numbers from 0.
-    generator
-        Order of assignment.
-    """
+    """What one site knows of its own cells, and never sends."""
 
     def __init__(self, points: np.ndarray, batches: np.ndarray, generator: np.random.Generator) -> None:
         self.points = points

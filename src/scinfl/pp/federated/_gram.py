@@ -14,13 +14,7 @@ _FULL = 1000  # up to so many features all eigenvectors are found at once
 
 
 class Gram:
-    """Sum of the products of features over the rows of a site, block by block.
-
-    Parameters
-    ----------
-    n_features
-        Number of features.
-    """
+    """Sum of the products of features over the rows of a site, block by block."""
 
     def __init__(self, n_features: int) -> None:
         self._products = np.zeros((n_features, n_features))

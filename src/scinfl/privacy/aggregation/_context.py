@@ -14,7 +14,7 @@ from scinfl.privacy.keys._derivation import joined
 PROTOCOL = 2
 """Version of the protocol: sites of different versions cannot read each other's sums."""
 
-BELIEFS = "bounds, shapes, step, round, run, job, facts, key version or identities"
+BELIEFS = "bounds, shapes, step, round, earlier sums, run, job, facts, key version or identities"
 """What two sites of a sum may differ in."""
 
 Place = tuple[str, int]
@@ -64,19 +64,7 @@ class RunContext:
 
 @dataclass(frozen=True)
 class SumContext:
-    """What a site believes of one sum of a step.
-
-    Parameters
-    ----------
-    purpose, round
-        What is summed.
-    bound_log2
-        Logarithm of the bound on every number.
-    bits
-        Bits of the integers.
-    n_values
-        How many integers.
-    """
+    """What a site believes of one sum of a step."""
 
     purpose: str
     round: int
@@ -99,6 +87,8 @@ class StepContext:
         Sums of the step, in the order of purpose and round.
     advertisements
         Hash of all advertisements of the step (:func:`digest_of`) under pairwise masks, else empty.
+    history
+        Hash of the members and tags of all earlier sums, where an engine keeps it.
     """
 
     run: bytes
@@ -106,11 +96,13 @@ class StepContext:
     attempt: int
     sums: tuple[SumContext, ...]
     advertisements: bytes = b""
+    history: bytes = b""
 
     @cached_property
     def digest(self) -> bytes:
         """SHA-256 of all of it."""
-        content = {**asdict(self), "run": self.run.hex(), "advertisements": self.advertisements.hex()}
+        hashes = {name: getattr(self, name).hex() for name in ("run", "advertisements", "history")}
+        content = {**asdict(self), **hashes}
         return _digest("step", content)
 
     @property
@@ -120,13 +112,7 @@ class StepContext:
 
 
 def digest_of(parts: Sequence[str | bytes]) -> bytes:
-    """Hash of a list, the same for the same list only; empty for an empty one.
-
-    Parameters
-    ----------
-    parts
-        For example the exchanges of a step, or identities as text.
-    """
+    """Hash of a list, the same for the same list only; empty for an empty one."""
     return hashlib.sha256(joined(*parts)).digest() if parts else b""
 
 

@@ -19,13 +19,6 @@ def linear_tag(integers: np.ndarray, coefficients: np.ndarray) -> int:
     :math:`r`, an attacker changes a vector without changing its tag with probability :math:`2^{-61}`.
 
     Both are split into limbs of 16 bits, whose products add up exactly in doubles: the work is a matrix product.
-
-    Parameters
-    ----------
-    integers
-        Vector of uint64 or uint32 that holds signed integers in two's complement.
-    coefficients
-        Vector of uint64 below :math:`2^{61}`, secret and uniform.
     """
     n_limbs = integers.dtype.itemsize // 2
     signed = integers.view(f"<i{integers.dtype.itemsize}")

@@ -144,6 +144,7 @@ class MaskedSum(SecureSum):
         attempt: int = 0,
         bounds: Mapping[str, int] | None = None,
         exchanges: Sequence[bytes] = (),
+        history: bytes = b"",
     ) -> None:
         """Begin a step: until the next one, its sums are masked and read, and no others.
 
@@ -157,12 +158,14 @@ class MaskedSum(SecureSum):
             Logarithm of the bound of each purpose; the present ones by default.
         exchanges
             Digest of the exchange of each sum, in the order of purpose and round; none without pairwise masks.
+        history
+            Hash of the members and tags of all earlier sums.
         """
         if not 0 <= attempt < _LARGEST_NUMBER:
             msg = f"Expected the number of an attempt, found {attempt}. Nothing was sent; do not trust this server."
             raise TamperedSumError(msg)
         sums = tuple(self._sum_context(place, (bounds or {}).get(place[0])) for place in sorted(places))
-        self._step = StepContext(self.run_context.digest, step, attempt, sums, digest_of(list(exchanges)))
+        self._step = StepContext(self.run_context.digest, step, attempt, sums, digest_of(exchanges), history)
 
     @property
     def run_context(self) -> RunContext:
@@ -299,7 +302,7 @@ class MaskedSum(SecureSum):
         if self._step is None:
             step, attempt, exchanges = self._position(place)
             sums = (self._sum_context(place),)
-            return StepContext(self.run_context.digest, step, attempt, sums, digest_of(list(exchanges)))
+            return StepContext(self.run_context.digest, step, attempt, sums, digest_of(exchanges))
         if place not in self._step.places:
             msg = (
                 f"Expected a sum that step {self._step.step} asks for ({names_of(self._step.places)}), found "

@@ -143,19 +143,7 @@ def shuffled_epsilon(noise_multiplier: float, n_sites: int, delta: float) -> flo
 
 @dataclass(frozen=True)
 class Charge:
-    """What one attempt at a round costs a site.
-
-    Parameters
-    ----------
-    site
-        Name of the site.
-    noise_multiplier
-        Standard deviation of the noise over the sensitivity.
-    sample_rate
-        Chance of a unit to take part in a step.
-    n_steps
-        Steps.
-    """
+    """What one attempt at a round costs a site."""
 
     site: str
     noise_multiplier: float

@@ -57,13 +57,7 @@ def _clipped_sum(matrix: Any, rows: np.ndarray, max_norm: float) -> np.ndarray:
 
 
 class Released(SpendsPrivacy):
-    """Stands for a budget whose noise is in what a model trains on, so that training spends nothing.
-
-    Parameters
-    ----------
-    private
-        The protection that made the noise.
-    """
+    """Stands for a budget whose noise is in what a model trains on, so that training spends nothing."""
 
     def __init__(self, private: SpendsPrivacy) -> None:
         self._private = private
