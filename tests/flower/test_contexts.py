@@ -24,7 +24,7 @@ from scinfl.privacy.aggregation._linear_tag import PRIME
 
 KEY = Key(bytes(range(32)), federation="test-federation")
 SECONDS = 60  # within which a site answers or refuses, on a busy machine
-BELIEFS = "bounds, shapes, step, round, run, job, facts, key version or identities"
+BELIEFS = "bounds, shapes, step, round, earlier sums, run, job, facts, key version or identities"
 
 
 def add(terms):
@@ -140,7 +140,9 @@ def job(request):
 # ---- bounds
 
 
-@pytest.mark.parametrize("bound", [2.0**127, 2.0**41, 3e5, 2.0**10, -4.0, float("nan"), 10**400, "4", None])
+@pytest.mark.parametrize(
+    "bound", [2.0**127, 2.0**41, 3e5, 2.0**10, -4.0, float("nan"), 10**400, "4", None], ids=lambda own: repr(own)[:9]
+)
 def test_bounds_that_no_site_needs_are_refused_before_anything_is_sent(tmp_path, bound):
     evil = Evil(tmp_path / "evil").start()
     first = evil.step(0)
@@ -153,7 +155,7 @@ def test_a_victim_that_is_asked_under_another_bound_is_not_read(tmp_path, job):
     """The others mask numbers that all but vanish under the widest bound; the sum would be the victim's update."""
     evil = Evil(tmp_path / "evil", job.replace("deadline", "bits = 32\ndeadline")).start()
     first = evil.step(0)
-    wide = evil.step(1, [first], bounds=lambda site: {} if site == "hospital_0" else {"training": 2.0**40})
+    wide = evil.step(1, [first], bounds=lambda site: {"training": 2.0 ** (10 if site == "hospital_0" else 40)})
     assert isinstance(wide, Message)  # all sites sent a term
     for site in SITES:
         assert evil.ask(site, 2, [wide], phase="advertise", attempt=1).kind == "failed"
@@ -242,6 +244,21 @@ def test_a_site_that_sent_its_term_and_started_again_reads_the_sum(tmp_path, job
     assert not again.federation.errors
 
 
+def test_sites_that_were_given_different_sums_do_not_add_up_again(tmp_path):
+    """Each of the two sums is proper; the models that follow would part."""
+    sites = [*SITES, "hospital_3"]
+    job = job_text(sites, n_rounds=6, more="validation_size = 0")
+    evil = Evil(tmp_path / "evil", job, sites=sites, data={"hospital_3": make_cells(n_sites=4)}).start()
+    first = evil.step(0)
+    answers = [evil.ask(site, 1, [first]) for site in sites]
+    forks = {site: evil.sums_of(1, answers if site == "hospital_0" else answers[1:]) for site in sites}
+    second = [evil.ask(site, 2, [forks[site]]) for site in sites]
+    assert {answer.kind for answer in second} == {"step"}
+    for site in sites:
+        assert evil.ask(site, 3, [evil.sums_of(2, second)]).kind == "failed"
+    evil.refusals(BELIEFS)
+
+
 # ---- what sites agreed on
 
 
@@ -321,4 +338,9 @@ def test_a_file_of_uploads_that_a_crash_cut_off_is_read_as_far_as_it_goes(tmp_pa
     read = UploadLog(tmp_path / "run" / "uploads.jsonl")
     assert [read.of(step) for step in (1, 2, 3)] == [uploads[0], again, None]
     read.add(replace(again, step=3))
+    assert (read.history(0), read.history(1)) == (b"", b"")
+    for step in (0, 1):
+        read.close(step, ["training", "1"])
+    assert len({read.history(step) for step in (0, 1, 2)}) == 3
+    assert UploadLog(tmp_path / "run" / "uploads.jsonl").history(2) == read.history(2)
     assert UploadLog(tmp_path / "run" / "uploads.jsonl").of(3) == replace(again, step=3)

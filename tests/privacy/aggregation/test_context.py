@@ -46,7 +46,9 @@ def random_context(generator):
         for _ in range(generator.integers(1, 4))
     ]
     step, attempt = map(int, generator.integers(9, size=2))
-    return run, StepContext(run.digest, step, attempt, tuple(sums), generator.bytes(generator.integers(3)))
+    return run, StepContext(
+        run.digest, step, attempt, tuple(sums), *(generator.bytes(generator.integers(3)) for _ in "ah")
+    )
 
 
 def variants(run, step):
@@ -54,7 +56,7 @@ def variants(run, step):
     for field in fields(run):
         value = getattr(run, field.name)
         yield replace(step, run=replace(run, **{field.name: OTHER[type(value)](value)}).digest)
-    for name in ("step", "attempt", "advertisements"):
+    for name in ("step", "attempt", "advertisements", "history"):
         yield replace(step, **{name: OTHER[type(getattr(step, name))](getattr(step, name))})
     for number, own in enumerate(step.sums):
         for field in fields(own):
@@ -90,6 +92,7 @@ class Fields:
     def __init__(self):
         self.run = RunContext("test-federation", 1, "r", "job", "facts", "identities")
         self.step, self.attempt, self.bound, self.bits, self.n = 3, 1, 16, 64, 50
+        self.history = b"earlier sums"
         self.places = [PLACE]
 
     def but(self, what):
@@ -102,12 +105,16 @@ class Fields:
         elif what == "sums":
             other.places = [PLACE, ("total of training", 0)]
         else:
-            setattr(other, what, {"bound": 18, "bits": 32, "n": 51}.get(what) or getattr(other, what) + 1)
+            setattr(
+                other,
+                what,
+                {"bound": 18, "bits": 32, "n": 51, "history": b"others"}.get(what) or getattr(other, what) + 1,
+            )
         return other
 
 
 RUN = [field.name for field in fields(RunContext)]
-DIFFER = [*RUN, "step", "attempt", "place", "sums", "bound", "bits", "n"]
+DIFFER = [*RUN, "step", "attempt", "place", "sums", "bound", "bits", "n", "history"]
 
 
 def keyed_site(key, site, believes, identities):
@@ -132,7 +139,7 @@ def test_a_keyed_sum_of_sites_that_differ_is_not_read_by_any(key, what, odd):
     at, sent = {}, []
     for site, believes in beliefs.items():
         at[site], update = keyed_site(key, site, believes, identities)
-        at[site].open_step(believes.step, believes.places, attempt=believes.attempt)
+        at[site].open_step(believes.step, believes.places, attempt=believes.attempt, history=believes.history)
         sent.append(at[site].encode(update))
     members = without_arrays(sent)
     for site, believes in beliefs.items():
@@ -176,7 +183,8 @@ class Network:
         for site, at in self.at.items():
             believes = self.beliefs[site]
             exchanges = [at.exchange_of(place) for place in sorted(believes.places)]
-            at.open_step(believes.step, believes.places, attempt=believes.attempt, exchanges=exchanges)
+            options = {"attempt": believes.attempt, "exchanges": exchanges, "history": believes.history}
+            at.open_step(believes.step, believes.places, **options)
             sent.append(at.encode(self.updates[site]))
         seeds = {site: at.site(site).reveal(*PLACE, list(SITES)) for site, at in self.at.items()}
         return self.server.open(add(sent), sent, seeds), without_arrays(sent), sent
@@ -191,7 +199,7 @@ def test_sites_that_differ_do_not_even_exchange_pairwise_masks(key, keyed, what)
 
 
 @pytest.mark.parametrize("keyed", [True, False])
-@pytest.mark.parametrize("what", [None, "bound", "n", "bits"])
+@pytest.mark.parametrize("what", [None, "bound", "n", "bits", "history"])
 def test_a_pairwise_sum_of_sites_that_differ_after_the_exchange_is_noise(key, keyed, what):
     beliefs = {"a": Fields(), "b": Fields(), "c": Fields().but(what) if what else Fields()}
     network = Network(key if keyed else None, beliefs)
@@ -219,7 +227,11 @@ def widest(key, kind):
 
 
 @pytest.mark.parametrize("kind", ["keyed", "pairwise"])
-@pytest.mark.parametrize("bound", [2.0**127, 2.0**41, 4.0, 0.0, -8.0, 24.0, float("nan"), float("inf"), 10**400, "16"])
+@pytest.mark.parametrize(
+    "bound",
+    [2.0**127, 2.0**41, 4.0, 0.0, -8.0, 24.0, float("nan"), float("inf"), 10**400, "16"],
+    ids=lambda own: repr(own)[:9],
+)
 def test_only_bounds_that_a_sum_is_repeated_with_are_taken(key, kind, bound):
     protection = widest(key, kind)
     with pytest.raises(TamperedSumError, match=r"power of two from 8 to .* found .*do not trust this server"):
@@ -247,7 +259,7 @@ def test_others_that_mask_nothing_do_not_show_a_site(key, kind):
         at, sent = {}, []
         for site, believes in beliefs.items():
             at[site], update = keyed_site(key, site, believes, identities)
-            at[site].open_step(believes.step, believes.places, attempt=believes.attempt)
+            at[site].open_step(believes.step, believes.places, attempt=believes.attempt, history=believes.history)
             sent.append(at[site].encode(update))
         combined, members = add(sent), without_arrays(sent)
     for site in SITES:

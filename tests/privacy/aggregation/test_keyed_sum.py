@@ -117,7 +117,7 @@ def test_known_answer_of_the_key_stream_and_the_tag():
     run = {"federation": "lung", "key_version": 3, "run": "r1", "job_digest": "", "facts_digest": ""}
     run = naive_digest("scinfl run context", {**run, "identities_digest": "", "protocol": 2})
     own = {"purpose": "training", "round": 7, "bound_log2": 16, "bits": 64, "n_values": 203}
-    step = {"run": run.hex(), "step": 0, "attempt": 0, "sums": [own], "advertisements": ""}
+    step = {"run": run.hex(), "step": 0, "attempt": 0, "sums": [own], "advertisements": "", "history": ""}
     assert context == naive_digest("scinfl step context", step)
     labels = [context.hex(), "training", "a", nonce.hex()]
     derived = naive_hkdf(SECRET, ["scinfl stream", "lung", "3", "keyed sum", *labels])
