@@ -75,7 +75,7 @@ def test_a_site_does_not_notice_honest_training(blood):
         (lambda state: state.update({"head.bias": np.zeros(3)}), "'head.bias' has another shape"),
         (lambda state: state["head.bias"].fill(np.nan), "no numbers"),
         (lambda state: state["head.bias"].fill(50), "largest value of 'head.bias' is 50"),
-        (lambda state: state["encoder.1.weight"][:20].__setitem__(..., state["encoder.1.weight"][20]), "% of the rows"),
+        (lambda state: state["encoder.1.weight"][:30].__setitem__(..., state["encoder.1.weight"][20]), "% of the rows"),
     ],
 )
 def test_each_reason_is_named(change, message):
