@@ -70,7 +70,8 @@ def check_received(
     ...
     ValueError: Expected parameters like those of the round before, found ...
     """
-    reasons, doubts = [] if previous is None else _other_names(state, previous), []
+    reasons: list[str] = [] if previous is None else _other_names(state, previous)
+    doubts: list[str] = []
     for name, value in state.items():
         array = np.asarray(value)
         known = [np.asarray(states[name]) for states in (previous, own) if states is not None and name in states]
@@ -106,7 +107,8 @@ def _strange(
     name: str, array: np.ndarray, known: Sequence[np.ndarray], max_growth: float
 ) -> tuple[list[str], list[str]]:
     """Reasons to refuse a parameter and to doubt it, beside others that are known to be honest."""
-    reasons, doubts = [], []
+    reasons: list[str] = []
+    doubts: list[str] = []
     largest, usual = _largest(array), max([1.0, *map(_largest, known)])
     if largest > max_growth * usual:
         reasons.append(f"the largest value of '{name}' is {largest:.3g} and was at most {usual:.3g}")
