@@ -6,6 +6,13 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+import torch
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """One thread in each test: bits depend on the number, and numba (UMAP) sets it for the thread that calls it."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

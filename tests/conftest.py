@@ -11,12 +11,10 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from scinfl.federation import Update
 
 mpl.use("agg")
-torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[1]
 
