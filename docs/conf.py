@@ -79,14 +79,20 @@ nitpick_ignore_regex = [
         "py:.*",
         r"(anndata|collections|cryptography|matplotlib|mudata|numpy|os|pandas|pathlib|scanpy|scipy|scvi|squidpy|torch)\..*",
     ),
-    ("py:class", "Axes|Tensor"),  # imported for type checkers alone
+    ("py:class", r"Axes|Tensor|pd\.DataFrame"),  # imported for type checkers alone
 ]
 nitpick_ignore = [
     # in signatures of public names, but nothing to build with
     ("py:class", "scinfl.federation._journal.Cipher"),
+    ("py:class", "RemoteContext"),
+    ("py:class", "scinfl.model.base._local_training.LocalTraining"),
+    ("py:class", "scinfl.model.base._remote.RemoteContext"),
     ("py:class", "scinfl.module._gears.Conditions"),
     ("py:class", "scinfl.module._gears_loss.Targets"),
     ("py:class", "scinfl.module._spamosaic.SpotBatch"),
+    ("py:class", "scinfl.privacy.aggregation._advertisement.Advertisement"),
+    ("py:class", "scinfl.privacy.aggregation._context.RunContext"),
+    ("py:class", "scinfl.privacy.aggregation._pairwise_participant.PairwiseParticipant"),
     ("py:class", "scinfl.privacy.dp._per_unit.PoissonBatch"),
     # raised and caught inside a run
     ("py:exc", "RepeatRoundError"),

@@ -62,7 +62,7 @@ class TrainOptions:
         Train nothing and send nothing: list in ``payload`` what would leave each site, from one local epoch of each.
         The model stays as it is.
     remote
-        Where the other sites are, if not in this process; set by an engine such as :mod:`scinfl.flower`.
+        Where the other sites are, if not in this process; set by an engine such as ``scinfl.flower``.
 
     Raises
     ------
@@ -134,7 +134,7 @@ class TrainOptions:
         batch_size
             Rows per step, where the model chooses them.
         settings
-            Further settings of :class:`LocalTraining`.
+            Further settings of that training, which a model chooses.
         """
         size = batch_size or self.batch_size or 1
         return LocalTraining(self.local_epochs, size, self.lr, self.weight_decay, self.rng, **settings)

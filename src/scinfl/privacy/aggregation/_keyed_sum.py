@@ -33,7 +33,7 @@ class _Round:
 class KeyedSum(MaskedSum):
     r"""Additively homomorphic stream cipher between sites that share a key (Castelluccia, Mykletun & Tsudik 2005).
 
-    Site :math:`k` turns its contribution into fixed-point integers :math:`q_k` (see :class:`FixedPoint`) and sends
+    Site :math:`k` turns its contribution into fixed-point integers :math:`q_k` and sends
 
     .. math::
         q_k + \mathrm{ChaCha20}(\mathrm{HKDF}(\text{key; federation, version, context, purpose, site, nonce}_k))

@@ -72,7 +72,7 @@ class PairwiseSum(MaskedSum):
     :class:`Identity`, bound to run, purpose, round, attempt and its name. The server relays; each site checks the
     others' against their *pinned* identities, because the shared key, which all sites have, cannot prove which site
     sent a message. Each pair then has a secret of its own, from which a ChaCha20 mask follows that the one adds and the
-    other subtracts (:meth:`PairwiseParticipant.mask`): the masks cancel in the sum of all sites that exchanged, and in
+    other subtracts: the masks cancel in the sum of all sites that exchanged, and in
     no other. A coalition reads no more than the sum of the sites outside it, so at least two of those must be honest: 3
     sites are the least, and of ``n`` sites ``n - 2`` may collude with the server. Ephemeral keys are dropped after use;
     an identity stolen later opens no old round.
@@ -255,7 +255,7 @@ class PairwiseSum(MaskedSum):
         return self.site(own[0]).exchange_of(*place) if own else b""
 
     def remember(self, name: str, memory: Sequence[Mapping[str, Any]]) -> None:
-        """Take up what a site of this process knew before it started again, see :meth:`PairwiseParticipant.memory`.
+        """Take up what a site of this process knew before it started again.
 
         Parameters
         ----------

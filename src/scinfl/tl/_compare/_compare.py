@@ -82,9 +82,9 @@ def compare(
     Tidy data frame with the columns ``seed``, ``method``, ``metric``, ``label`` (``"all"`` or a class), ``site``
     (``"all"`` or a site) and ``value``. Metrics are those of :func:`scinfl.metrics.classification`, ``seconds`` and
     ``bytes`` a round, and balanced accuracies of attackers: ``wrong key, mean``, ``wrong key, best``,
-    ``modules removed``, ``model stealing, n labelled samples`` (the best of three attacks) and ``from scratch, n
-    labelled samples``. With at most 300 features,
-    ``key recovered by the server`` is the share of the key's permutation that a server finds from what it was sent.
+    ``modules removed``, ``model stealing, n labelled samples`` (the best of three attacks) and
+    ``from scratch, n labelled samples``. With at most 300 features, ``key recovered by the server`` is the share of the
+    key's permutation that a server finds from what it was sent.
     ``membership advantage`` is how many more of the training rows than of the test rows have less than the mean
     training loss (Yeom et al. 2018; 0 is a guess), for anyone with access to the model; ``epsilon`` what was spent.
     What the server reads under each method is in ``.attrs["server_sees"]``, and what it reads where a site colludes in
