@@ -40,39 +40,17 @@ _SPOTS_A_PROTOTYPE = 80
 
 @dataclass(frozen=True)
 class BasisOptions:
-    """How the directions and neighbourhoods of a modality are found.
+    """How the directions and neighbourhoods of a modality are found."""
 
-    Parameters
-    ----------
-    n_components
-        Principal components that directions are sought among.
-    n_features
-        Features with the highest dispersion that components are found on, where there are more.
-    n_target
-        Most directions that are aligned and reconstructed.
-    n_hops
-        How often neighbourhoods are averaged over.
-    n_neighbours
-        Nearest spots; ``None`` finds their number unless another rule is given.
-    radius
-        Largest distance of a neighbour.
-    delaunay
-        Neighbours by triangulation.
-    compat
-        Propagate as the published network does.
-    mutual_weight
-        Weight of pairs of spots in different sections of a site that list each other among their nearest.
-    """
-
-    n_components: int
-    n_features: int
-    n_target: int
-    n_hops: int
-    n_neighbours: int | None = None
-    radius: float | None = None
-    delaunay: bool = False
-    compat: bool = False
-    mutual_weight: float = 0.0
+    n_components: int  # principal components that directions are sought among
+    n_features: int  # features with the highest dispersion that components are found on, where there are more
+    n_target: int  # most directions that are aligned and reconstructed
+    n_hops: int  # how often neighbourhoods are averaged over
+    n_neighbours: int | None = None  # nearest spots; ``None`` finds their number unless another rule is given
+    radius: float | None = None  # largest distance of a neighbour
+    delaunay: bool = False  # neighbours by triangulation
+    compat: bool = False  # propagate as the published network does
+    mutual_weight: float = 0.0  # of pairs of spots in different sections of a site that list each other
 
     def __post_init__(self) -> None:
         for name in ("n_components", "n_features", "n_target", "n_hops"):
@@ -108,7 +86,7 @@ class BasisOptions:
     def hop(self, measured: Measured, graph: sparse.csr_matrix, directions: np.ndarray) -> sparse.csr_matrix:
         """Weights of one hop over the spatial graph, and over mutual neighbours between sections of a site."""
         if self.mutual_weight:
-            pairs = section_pairs(directions, measured.section, site=measured.site)
+            pairs = section_pairs(directions, measured.section, measured.site)
             graph = merged_graph(graph, pairs, self.mutual_weight)
         return hop_matrix(graph, compat=self.compat)
 
@@ -121,36 +99,17 @@ class SpatialBasis:
     :math:`C_1` between spots and the mean of their nearest others, directions solve :math:`C_1 v = \lambda C v`
     (Switzer & Green 1984, minimum/maximum autocorrelation factors): :math:`\lambda` is the share of a direction's
     variance that a neighbourhood explains, and what varies from spot to spot without regard to place comes last.
-
-    Parameters
-    ----------
-    weights
-        Of features in TF-IDF; empty otherwise.
-    deviation, mean
-        Of features; the mean is that of scaled values.
-    components
-        Features × principal components; 0 for features that were not chosen.
-    variance
-        Of the principal components within sections, in the mean.
-    rotation
-        Principal components × directions.
-    strength
-        :math:`\lambda` of the directions, descending.
-    scale
-        Root mean square of the inputs (hops × directions).
-    neighbours
-        Number of neighbours; 0 where another rule defines them.
     """
 
-    weights: np.ndarray
-    deviation: np.ndarray
-    mean: np.ndarray
-    components: np.ndarray
-    variance: np.ndarray
-    rotation: np.ndarray
-    strength: np.ndarray
-    scale: np.ndarray
-    neighbours: np.ndarray
+    weights: np.ndarray  # of features in TF-IDF; empty otherwise
+    deviation: np.ndarray  # of features
+    mean: np.ndarray  # of scaled features
+    components: np.ndarray  # features × principal components; 0 for features that were not chosen
+    variance: np.ndarray  # of the principal components within sections, in the mean
+    rotation: np.ndarray  # principal components × directions
+    strength: np.ndarray  # λ of the directions, descending
+    scale: np.ndarray  # root mean square of the inputs (hops × directions)
+    neighbours: np.ndarray  # their number; 0 where another rule defines them
 
     def arrays(self, modality: str) -> State:
         """For a file."""
