@@ -63,10 +63,10 @@ def take(source: Path, names: Iterable[str], folder: Path) -> dict[str, Path]:
     return paths
 
 
-def existing(path: str | os.PathLike[str], what: str) -> Path:
+def existing(path: str | os.PathLike[str], what: str, *, or_folder: bool = False) -> Path:
     """Refuse a path without a file."""
     path = Path(path)
-    if not path.is_file():
+    if not (path.exists() if or_folder else path.is_file()):
         msg = f"Expected {what} at '{path}', found none. Pass another `path`, or none to download the file."
         raise FileNotFoundError(msg)
     return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 import re
 import tempfile
@@ -16,7 +15,7 @@ from anndata.utils import make_index_unique
 from scipy import io, sparse
 
 from scinfl._checks import first_of
-from scinfl.datasets._archive import names_in, readable, take
+from scinfl.datasets._archive import existing, names_in, readable, take
 from scinfl.datasets._public import read_screen
 from scinfl.datasets._record import figshare
 
@@ -76,7 +75,11 @@ def huvec(path: str | os.PathLike[str] | None = None, *, progress: bool = True) 
     >>> sorted(adata.obs["condition"].unique())  # doctest: +SKIP
     ['YWHAB+ctrl', 'YWHAE+ctrl', 'YWHAH+ctrl', 'ctrl']
     """
-    sources = _fetched(progress=progress) if path is None else [_existing(Path(path))]
+    sources = (
+        _fetched(progress=progress)
+        if path is None
+        else [existing(path, "the samples of the HUVEC knock-downs", or_folder=True)]
+    )
     tables = [source for source in sources if source.suffix == ".h5ad"]
     if path is not None and tables:
         return read_screen(tables[0])
@@ -99,16 +102,6 @@ def _fetched(*, progress: bool) -> list[Path]:
         msg = f"Expected tables or archives in {record.page}, found {names}. Fetch them and pass their `path`."
         raise ValueError(msg)
     return [record.fetch(file, progress=progress) for file in files]
-
-
-def _existing(path: Path) -> Path:
-    if not path.exists():
-        msg = (
-            f"Expected the samples of the HUVEC knock-downs at '{path}', found none. Pass another `path`, or none to "
-            "download them."
-        )
-        raise FileNotFoundError(msg)
-    return path
 
 
 def _names(source: Path) -> list[str]:
@@ -145,12 +138,8 @@ def _read(files: dict[str, tuple[Path, str]], folder: Path) -> AnnData:
     for table, (source, name) in files.items():
         paths[table] = take(source, [name], folder)[name] if name else source
     matrix = paths["matrix"]
-    opened = gzip.open if matrix.suffix == ".gz" else open
-    with (
-        readable(matrix, "counts in the format of 10x", OSError, ValueError, EOFError),
-        opened(matrix, "rb") as stream,
-    ):
-        counts = sparse.csr_matrix(io.mmread(stream).T, dtype="float32")
+    with readable(matrix, "counts in the format of 10x", OSError, ValueError, EOFError):
+        counts = sparse.csr_matrix(io.mmread(matrix).T, dtype="float32")
     features = pd.read_csv(paths["features"], sep="\t", header=None, dtype=str)
     barcodes = pd.read_csv(paths["barcodes"], sep="\t", header=None, dtype=str)
     if counts.shape != (len(barcodes), len(features)) or features.shape[1] < 2:

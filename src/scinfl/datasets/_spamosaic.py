@@ -16,7 +16,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from scinfl._checks import first_of, one_of
-from scinfl.datasets._archive import names_in, readable, take
+from scinfl.datasets._archive import existing, names_in, readable, take
 from scinfl.datasets._record import zenodo
 
 _RECORDS = (12654113, 16925549)
@@ -81,13 +81,7 @@ def spamosaic(
         one_of("task", task, ["integration", "imputation"])
         one_of("record", record, _RECORDS)
         path = _archive(record, task, progress=progress)
-    path = Path(path)
-    if not path.exists():
-        msg = (
-            f"Expected the archive of SpaMosaic's sections or its folder at '{path}', found none. Pass another `path`, "
-            "or none to download it."
-        )
-        raise FileNotFoundError(msg)
+    path = existing(path, "the archive of SpaMosaic's sections or its folder", or_folder=True)
     files = _sections(names_in(path), tissue, path)
     with tempfile.TemporaryDirectory() as folder:
         paths = take(path, files.values(), Path(folder))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from scinfl._checks import one_of
 from scinfl.pl._axes import axes
-from scinfl.pl._methods import grouped_bars, in_order, legend_above, require_columns
+from scinfl.pl._methods import chosen_metrics, grouped_bars, in_order, legend_above, require_columns, values_by
 
 
 def ablation(
@@ -48,14 +46,9 @@ def ablation(
     """
     require_columns(table, ["variant", "metric", "label", "value"])
     table = table[table["label"] == "all"]
-    metrics = [metrics] if isinstance(metrics, str) else list(metrics)
-    for metric in metrics:
-        one_of("metrics", metric, sorted(table["metric"].astype(str).unique()))
-    variants = in_order(table["variant"])
-    keys = [table["variant"].astype(str), table["metric"].astype(str)]
-    points = {key: own.dropna().to_numpy() for key, own in table["value"].groupby(keys)}
+    metrics, variants = chosen_metrics(table, metrics), in_order(table["variant"])
     ax = axes(ax, min(7.0, max(3.4, 1.0 + len(metrics) * (0.2 + 0.1 * len(variants)))), 2.8)
-    grouped_bars(ax, {name: [points.get((name, metric), np.array([])) for metric in metrics] for name in variants})
+    grouped_bars(ax, values_by(table, "variant", "metric"), variants, [(metric,) for metric in metrics])
     shown = ["AUROC" if metric == "auroc" else metric.replace("_", "\n") for metric in metrics]
     ax.set_xticks(range(len(metrics)), shown, fontsize="small")
     ax.set_ylabel("score")

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from scinfl._checks import one_of
 from scinfl.pl._axes import axes, polar_axes
-from scinfl.pl._methods import legend_above, legend_aside
+from scinfl.pl._methods import chosen_metrics, legend_above, legend_aside
 from scinfl.pl._palette import method_lines, method_styles
 
 
@@ -35,10 +35,8 @@ def compare(table: pd.DataFrame, metrics: Sequence[str] | str = "balanced_accura
     >>> [float(bar.get_width()) for bar in ax.patches]
     [0.8, 0.7]
     """
-    metrics = [metrics] if isinstance(metrics, str) else list(metrics)
     overall = table[(table["label"] == "all") & (table["site"] == "all")]
-    for metric in metrics:
-        one_of("metrics", metric, sorted(overall["metric"].unique()))
+    metrics = chosen_metrics(overall, metrics)
     methods = list(table["method"].cat.categories)
     ax = axes(ax, 6, 1 + 0.28 * len(methods) * max(1, len(metrics) * 0.7))
     height = 0.8 / len(metrics)

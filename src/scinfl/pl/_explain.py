@@ -11,7 +11,6 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.patches import Patch
-from scipy import sparse
 
 from scinfl import _names
 from scinfl._checks import first_of, one_of, whole_number
@@ -158,9 +157,7 @@ def _values(adata: AnnData, features: list[str], layer: str | None) -> np.ndarra
     if gone := [name for name in features if name not in adata.var_names]:
         msg = f"Expected the features that were explained in adata.var_names, found no {first_of(gone)}. Keep them."
         raise KeyError(msg)
-    part = adata[:, features]
-    matrix = part.X if layer is None else part.layers[layer]
-    return np.asarray(matrix.toarray() if sparse.issparse(matrix) else matrix, dtype=np.float64)
+    return adata[:, features].to_df(layer).to_numpy(np.float64)
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from scinfl._checks import one_of
 from scinfl.pl._axes import axes
-from scinfl.pl._methods import grouped_bars, in_order, legend_above, require_columns
+from scinfl.pl._methods import chosen_metrics, grouped_bars, in_order, legend_above, require_columns, values_by
 
 _SHOWN = {
     "ari": "ARI",
@@ -55,23 +53,12 @@ def integration_metrics(
     (0.85, 'ARI')
     """
     require_columns(table, ["method", "seed", "metric", "value"])
-    occurring = in_order(table["metric"])
-    metrics = occurring if metrics is None else [metrics] if isinstance(metrics, str) else list(metrics)
-    for metric in metrics:
-        one_of("metrics", metric, sorted(occurring))
-    keys = [table[column].astype(str) for column in ("method", "metric", "seed")]
-    by_seed = table["value"].groupby(keys).mean().dropna()
-    methods = in_order(table["method"])
+    metrics, methods = chosen_metrics(table, metrics), in_order(table["method"])
     ax = axes(ax, min(10.0, max(3.5, 1.0 + len(metrics) * (0.3 + 0.16 * len(methods)))), 3.2)
-    grouped_bars(ax, {method: [_seeds(by_seed, method, metric) for metric in metrics] for method in methods})
+    values = values_by(table, "method", "metric", seed="seed")
+    grouped_bars(ax, values, methods, [(metric,) for metric in metrics])
     labels = [_SHOWN.get(metric, metric.replace("_", " ")).replace(" ", "\n") for metric in metrics]
     ax.set_xticks(range(len(metrics)), labels, fontsize="small")
     ax.set_ylabel("score")
     legend_above(ax)
     return ax
-
-
-def _seeds(by_seed: pd.Series, method: str, metric: str) -> np.ndarray:
-    index = by_seed.index
-    own = (index.get_level_values("method") == method) & (index.get_level_values("metric") == metric)
-    return by_seed[own].to_numpy()

@@ -11,7 +11,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.legend import Legend
 
-from scinfl._checks import first_of
+from scinfl._checks import first_of, one_of
 from scinfl.pl._palette import method_styles
 
 _WIDE = 3.6  # inches of axes
@@ -82,12 +82,32 @@ def _columns(handles: Sequence[Artist], room: float) -> int:
     return int(np.clip(room / (0.33 + 0.063 * longest), 1, len(handles)))
 
 
-def grouped_bars(ax: Axes, seeds: Mapping[str, Sequence[np.ndarray]]) -> None:
+def chosen_metrics(table: pd.DataFrame, metrics: Sequence[str] | str | None) -> list[str]:
+    """Scores to draw, all of which occur; without any, all that do."""
+    occurring = in_order(table["metric"])
+    chosen = occurring if metrics is None else [metrics] if isinstance(metrics, str) else list(metrics)
+    for metric in chosen:
+        one_of("metrics", metric, sorted(occurring))
+    return chosen
+
+
+def values_by(table: pd.DataFrame, *columns: str, seed: str | None = None) -> dict[tuple[str, ...], np.ndarray]:
+    """Values by the names in some columns; the mean of each seed where a column names seeds."""
+    values, keys = table["value"], [table[column].astype(str) for column in columns]
+    if seed is not None:
+        values = values.groupby([*keys, table[seed].astype(str)]).mean()
+    groups = values.groupby(keys if seed is None else list(columns))
+    return {key: own.dropna().to_numpy() for key, own in groups}
+
+
+def grouped_bars(
+    ax: Axes, values_of: Mapping[tuple[str, ...], np.ndarray], methods: Sequence[str], groups: Sequence[tuple[str, ...]]
+) -> None:
     """Means as bars, one colour a method and one place a group, with the values of the seeds as points."""
-    width = 0.8 / len(seeds)
-    for number, (method, (colour, _)) in enumerate(method_styles(seeds).items()):
-        values = seeds[method]
-        position = np.arange(len(values)) + (number - (len(seeds) - 1) / 2) * width
+    width = 0.8 / len(methods)
+    for number, (method, (colour, _)) in enumerate(method_styles(methods).items()):
+        values = [values_of.get((method, *group), np.array([])) for group in groups]
+        position = np.arange(len(values)) + (number - (len(methods) - 1) / 2) * width
         means = [own.mean() if len(own) else np.nan for own in values]
         ax.bar(position, means, 0.92 * width, color=colour, alpha=0.75, label=method)
         spread = np.linspace(-0.25, 0.25, max(map(len, values))) * width

@@ -10,11 +10,10 @@ import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from scipy import sparse
 
-from scinfl._checks import first_of, obs_column, one_of
+from scinfl._checks import first_of, obs_column
 from scinfl.pl._axes import axes
-from scinfl.pl._methods import grouped_bars, in_order, legend_above, require_columns
+from scinfl.pl._methods import chosen_metrics, grouped_bars, in_order, legend_above, require_columns, values_by
 from scinfl.pl._palette import BLACK, BLUE, SEQUENTIAL
 from scinfl.pl._perturbation import _correlation
 from scinfl.pl._spatial import _coordinates, sections
@@ -65,18 +64,12 @@ def modality_alignment(
     ('cosine', 'rna, adt')
     """
     require_columns(table, ["metric", "value", by])
-    occurring = in_order(table["metric"])
-    metrics = occurring if metrics is None else [metrics] if isinstance(metrics, str) else list(metrics)
-    for metric in metrics:
-        one_of("metrics", metric, sorted(occurring))
-    groups = in_order(table[by])
-    keys = [table[by].astype(str), table["metric"].astype(str)]
-    rows = {key: own.dropna().to_numpy() for key, own in table["value"].groupby(keys)}
+    metrics, groups = chosen_metrics(table, metrics), in_order(table[by])
     ax = axes(ax, min(7.0, max(3.5, 1.0 + len(metrics) * (0.3 + 0.16 * len(groups)))), 3.0)
-    grouped_bars(ax, {group: [rows.get((group, metric), np.array([])) for metric in metrics] for group in groups})
+    grouped_bars(ax, values_by(table, by, "metric"), groups, [(metric,) for metric in metrics])
     handles = list(ax.get_legend_handles_labels()[0])
     if "chance" in table:
-        chance = table["chance"].groupby(keys).mean()
+        chance = table["chance"].groupby([table[by].astype(str), table["metric"].astype(str)]).mean()
         handles.append(_chance_lines(ax, [[chance.get((group, m), np.nan) for m in metrics] for group in groups]))
     labels = [_SHOWN.get(metric, metric.replace("_", "\n")) for metric in metrics]
     ax.set_xticks(range(len(metrics)), labels, fontsize="small")
@@ -231,9 +224,7 @@ def _feature_values(adata: AnnData, feature: str, layer: str | None) -> np.ndarr
     if layer is not None and layer not in adata.layers:
         msg = f"Expected `layer` to be one of {list(adata.layers)}, found {layer!r}."
         raise KeyError(msg)
-    matrix = adata.X if layer is None else adata.layers[layer]
-    column = matrix[:, adata.var_names.get_loc(feature)]
-    return np.asarray(column.toarray() if sparse.issparse(column) else column, dtype=np.float64).ravel()
+    return adata[:, feature].to_df(layer)[feature].to_numpy(np.float64)
 
 
 def _measured_values(measured: AnnData, feature: str, imputed: AnnData) -> np.ndarray:

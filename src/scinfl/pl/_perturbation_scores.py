@@ -9,9 +9,8 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 
-from scinfl._checks import one_of
 from scinfl.pl._axes import axes
-from scinfl.pl._methods import grouped_bars, in_order, legend_above, require_columns
+from scinfl.pl._methods import chosen_metrics, grouped_bars, in_order, legend_above, require_columns, values_by
 from scinfl.pl._palette import DEVIATIONS, method_styles
 
 _REACH = 2.0
@@ -48,16 +47,12 @@ def perturbation_metrics(
     (0.25, 'mse de')
     """
     require_columns(table, ["method", "seed", "subgroup", "metric", "value"])
-    metrics = [metrics] if isinstance(metrics, str) else list(metrics)
-    for metric in metrics:
-        one_of("metrics", metric, sorted(table["metric"].astype(str).unique()))
+    metrics = chosen_metrics(table, metrics)
     table = table[table["metric"].isin(metrics)]
     groups = [(metric, subgroup) for metric in metrics for subgroup in in_order(table["subgroup"])]
     methods = in_order(table["method"])
-    keys = [table[column].astype(str) for column in ("method", "metric", "subgroup", "seed")]
-    by_seed = table["value"].groupby(keys).mean()
     ax = axes(ax, min(7.0, max(3.5, 1.0 + len(groups) * (0.3 + 0.22 * len(methods)))), 3.0)
-    grouped_bars(ax, {method: [_seeds(by_seed[method], group) for group in groups] for method in methods})
+    grouped_bars(ax, values_by(table, "method", "metric", "subgroup", seed="seed"), methods, groups)
     _label_groups(ax, groups)
     ax.set_ylabel("score" if len(metrics) > 1 else _spaced(metrics[0]))
     legend_above(ax)
@@ -156,10 +151,6 @@ def interactions(table: pd.DataFrame, *, scores: Sequence[str] | None = None, ax
     bar = ax.figure.colorbar(image, ax=ax, extend="both", fraction=0.05, pad=0.02)
     bar.set_label("column z score", fontsize="small")
     return ax
-
-
-def _seeds(own: pd.Series, group: tuple[str, str]) -> np.ndarray:
-    return own[group].to_numpy() if group in own.index.droplevel("seed") else np.array([])
 
 
 def _label_groups(ax: Axes, groups: list[tuple[str, str]]) -> None:

@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
 from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
-from scipy import sparse
 from scipy.spatial import KDTree
 
 from scinfl import _names
@@ -118,9 +117,7 @@ def _values(adata: AnnData, color: str) -> pd.Series:
             f"Columns are {first_of(list(map(str, adata.obs.columns)), 20)}."
         )
         raise KeyError(msg)
-    column = adata.X[:, adata.var_names.get_loc(color)]
-    column = column.toarray() if sparse.issparse(column) else np.asarray(column)
-    return pd.Series(column.ravel(), adata.obs_names)
+    return adata[:, color].to_df()[color]
 
 
 def _coordinates(adata: AnnData, spatial_key: str, section: pd.Series, section_key: str) -> np.ndarray:

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from scipy import sparse
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import GroupShuffleSplit
 from torch import nn
@@ -196,7 +195,4 @@ def _row(metric: str, value: float, *, label: str = "all", site: str = "all") ->
 
 
 def _tensor(adata: AnnData, layer: str | None) -> torch.Tensor:
-    values = adata.X if layer is None else adata.layers[layer]
-    return torch.from_numpy(
-        np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=np.float32).copy()
-    )
+    return torch.from_numpy(adata.to_df(layer).to_numpy(np.float32, copy=True))
