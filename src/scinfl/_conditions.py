@@ -13,16 +13,6 @@ def genes_of(condition: str, control: str = CONTROL) -> tuple[str, ...]:
 
     ``"A+ctrl"``, ``"ctrl+A"`` and ``"A"`` are the same perturbation, and so are ``"A+B"`` and ``"B+A"``. The part of
     the control is its whole name, whatever is in it.
-
-    Examples
-    --------
-    >>> genes_of("KLF1+ctrl"), genes_of("KLF1+BAK1"), genes_of("ctrl")
-    (('KLF1',), ('BAK1', 'KLF1'), ())
-
-    Raises
-    ------
-    ValueError
-        If a part is empty.
     """
     condition = str(condition).strip()
     if condition == control:
@@ -38,13 +28,7 @@ def genes_of(condition: str, control: str = CONTROL) -> tuple[str, ...]:
 
 
 def canonical(condition: str, control: str = CONTROL) -> str:
-    """One name for a set of perturbed genes: ``"A"`` or ``"A+B"`` in the order of the alphabet, or the control's.
-
-    Examples
-    --------
-    >>> canonical("ctrl+KLF1"), canonical("KLF1+BAK1"), canonical("ctrl+ctrl")
-    ('KLF1', 'BAK1+KLF1', 'ctrl')
-    """
+    """One name for a set of perturbed genes: ``"A"`` or ``"A+B"`` in the order of the alphabet, or the control's."""
     return SEPARATOR.join(genes_of(condition, control)) or control
 
 

@@ -11,19 +11,7 @@ _SPELLING: ContextVar[Mapping[str, str]] = ContextVar("spelling", default={})  #
 
 @contextmanager
 def spelling(phrases: Mapping[str, str]) -> Iterator[None]:
-    """Spell phrases of the Python API in another way, for messages that are written inside of the context.
-
-    Parameters
-    ----------
-    phrases
-        The other spelling by phrase. What is not among them keeps its own.
-
-    Examples
-    --------
-    >>> with spelling({"`n_rounds`": "`--rounds`"}):
-    ...     argument("n_rounds"), argument("lr"), spelled("Call `model.unlock(key)` first")
-    ('`--rounds`', '`lr`', 'Call `model.unlock(key)` first')
-    """
+    """Spell phrases of the Python API in another way, for messages that are written inside of the context."""
     token = _SPELLING.set(phrases)
     try:
         yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -29,21 +29,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """Attacks on one model.
+    """Attacks on one model."""
 
-    Parameters
-    ----------
-    jobs
-        Attacks by name; each gives rows of findings.
-    parameters
-        Settings that repeat the audit, as a file can hold them, with a ``summary`` in words.
-    left_open
-        What the audit leaves open, given what it found.
-    n_further
-        Steps that the jobs count by themselves.
-    """
-
-    jobs: Mapping[str, Job]
-    parameters: Mapping[str, Any]
-    left_open: Callable[[pd.DataFrame], list[str]]
-    n_further: int = field(default=0)
+    jobs: Mapping[str, Job]  # attacks by name; each gives rows of findings
+    parameters: Mapping[str, Any]  # settings that repeat the audit, for a file, with a ``summary`` in words
+    left_open: Callable[[pd.DataFrame], list[str]]  # what the audit leaves open, given what it found
+    n_further: int = 0  # steps that the jobs count by themselves

@@ -17,15 +17,7 @@ _NOT_OF_A_TRAINING = ("key", "progress", "dry_run", "journal", "remote")
 
 
 def check_model(model: FederatedModel, key: Key | None) -> None:
-    """Refuse a model that is not trained or not shared, and a key that does not fit.
-
-    Raises
-    ------
-    RuntimeError
-        If the model is untrained.
-    ValueError
-        If the key is missing or too much, or every site has a model of its own.
-    """
+    """Refuse a model that is not trained or not shared, and a key that does not fit."""
     if not model.is_trained_:
         msg = "Expected a trained model, found an untrained one. Call `train` first."
         raise RuntimeError(msg)
@@ -45,13 +37,7 @@ def check_model(model: FederatedModel, key: Key | None) -> None:
 
 
 def check_names(data: Any, held_out: Any) -> None:
-    """Refuse held-out rows that are among the training data.
-
-    Raises
-    ------
-    ValueError
-        If names occur in both.
-    """
+    """Refuse held-out rows that are among the training data."""
     if held_out is not None and (shared := data.obs_names.intersection(held_out.obs_names)).size:
         msg = f"Expected `held_out` to share no row with the training data, found {shared.size} of the same name."
         raise ValueError(msg)

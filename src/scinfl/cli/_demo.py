@@ -34,11 +34,8 @@ def demo(
 ) -> pd.DataFrame:
     """Train a keyed federation of five uneven sites on bundled cells and compare right, wrong and no key.
 
-    A quarter of the cells is held out for testing and is used neither in training nor for any choice.
-
-    Returns
-    -------
-    Balanced accuracy and macro-F1 on the held-out cells, by model and key.
+    A quarter of the cells is held out for testing and is used neither in training nor for any choice. Returns balanced
+    accuracy and macro-F1 on the held-out cells, by model and key.
     """
     new_path(out, overwrite=overwrite)
     if out.exists() and not (out / _TABLE).is_file():

@@ -28,13 +28,7 @@ _FOR_DEVELOPERS = {"test", "lint", "doc"}
 
 
 def describe_setup() -> Iterator[str]:
-    """Versions, devices and extras, line by line.
-
-    Examples
-    --------
-    >>> next(describe_setup())
-    'versions'
-    """
+    """Versions, devices and extras, line by line."""
     yield "versions"
     yield _line("python", f"{platform.python_version()} ({platform.system()} {platform.machine()})")
     for package in _PACKAGES:
@@ -48,13 +42,7 @@ def describe_setup() -> Iterator[str]:
 
 
 def describe_model(path: Path) -> Iterator[str]:
-    """What a saved model shows without its key, line by line.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no model.
-    """
+    """What a saved model shows without its key, line by line."""
     from scinfl import model as models
     from scinfl.model.base import read_document
 

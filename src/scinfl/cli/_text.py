@@ -41,13 +41,7 @@ def command(commands: Commands, name: str, help: str, *examples: str) -> argpars
 
 
 def as_typed(options: argparse.Namespace) -> dict[str, str]:
-    """Spelling of the Python API's phrases for the options of a command, see :func:`scinfl._spelling.spelling`.
-
-    Examples
-    --------
-    >>> as_typed(argparse.Namespace(rounds=0))
-    {', or pass `overwrite=True`': '', '`n_rounds`': '`--rounds`'}
-    """
+    """Spelling of the Python API's phrases for the options of a command, see :func:`scinfl._spelling.spelling`."""
     phrases = {_OVERWRITE: ""}
     if hasattr(options, "kit"):  # a federation names its settings in files, as the Python API does
         return phrases
@@ -58,13 +52,7 @@ def as_typed(options: argparse.Namespace) -> dict[str, str]:
 
 
 def error_line(error: BaseException) -> str:
-    r"""Text of an error in one line.
-
-    Examples
-    --------
-    >>> error_line(KeyError("Expected a name,\nfound none."))
-    'Expected a name, found none.'
-    """
+    """Text of an error in one line."""
     if isinstance(error, FileNotFoundError) and error.filename is not None:
         return f"Expected a file at '{error.filename}', found none. Check the path."
     if isinstance(error, OSError) and error.filename is not None:

@@ -33,24 +33,12 @@ def cache_folder() -> Path:
 
 
 def server(name: str) -> str:
-    """Address of a public server; ``SCINFL_DATAVERSE``, ``SCINFL_FIGSHARE``, … of the environment name others.
-
-    Examples
-    --------
-    >>> server("zenodo")
-    'https://zenodo.org'
-    """
+    """Address of a public server; ``SCINFL_DATAVERSE``, ``SCINFL_FIGSHARE``, … of the environment name others."""
     return (os.environ.get(f"SCINFL_{name.upper()}") or _SERVERS[name]).rstrip("/")
 
 
 def dataverse_url(file_id: int) -> str:
-    """Address of a Dataverse file.
-
-    Examples
-    --------
-    >>> dataverse_url(6154020)
-    'https://dataverse.harvard.edu/api/access/datafile/6154020'
-    """
+    """Address of a Dataverse file."""
     return f"{server('dataverse')}/api/access/datafile/{file_id}"
 
 
@@ -60,13 +48,6 @@ def fetch(url: str, name: str, *, known_hash: str | None = None, progress: bool 
     A download that breaks off is kept as ``NAME.part`` and goes on at the next call, where the server can send the
     rest of a file. The name of the file appears when it is complete. Its SHA-256 is written to ``NAME.sha256``, in the
     form that ``sha256sum -c`` reads, and every later call compares the file with it.
-
-    Raises
-    ------
-    ConnectionError
-        If the server does not send the file.
-    ValueError
-        If the file is not the published one, or no longer the one that was fetched.
     """
     path = cache_folder() / name
     if not path.is_file():
@@ -78,13 +59,7 @@ def fetch(url: str, name: str, *, known_hash: str | None = None, progress: bool 
 
 
 def verify(path: Path, known_hash: str | None = None) -> None:
-    """Compare a file with its published hash, else with its record; without either, write the record.
-
-    Raises
-    ------
-    ValueError
-        If they differ.
-    """
+    """Compare a file with its published hash, else with its record; without either, write the record."""
     record = _record(path)
     if known_hash is None and not record.is_file():
         with one_at_a_time(path.parent), suppress(OSError):  # a read-only folder keeps no record

@@ -37,11 +37,5 @@ _CODES = {
 
 
 def regions() -> dict[str, str]:
-    """Region of every placed tissue source site, by its code.
-
-    Examples
-    --------
-    >>> regions()["A2"]
-    'West'
-    """
+    """Region of every placed tissue source site, by its code."""
     return {code: region for region, codes in _CODES.items() for code in codes.split()}

@@ -22,17 +22,6 @@ _PAIRS = 1 << 17  # pairs of condition and gene at a time in prediction
 class Conditions:
     """Sets of perturbed genes.
 
-    Parameters
-    ----------
-    genes
-        Perturbed genes of all conditions, as rows of the network's vocabulary.
-    rows
-        Which condition each of them belongs to. Controls have none.
-    covariates
-        Level of every covariate (conditions × covariates).
-    weight
-        How many cells of a batch a condition represents in the normalisations.
-
     Examples
     --------
     >>> import scinfl as si
@@ -41,10 +30,10 @@ class Conditions:
     (3, [1, 2, 2])
     """
 
-    genes: Tensor
-    rows: Tensor
-    covariates: Tensor
-    weight: Tensor
+    genes: Tensor  # perturbed genes of all conditions, as rows of the network's vocabulary
+    rows: Tensor  # which condition each of them belongs to; controls have none
+    covariates: Tensor  # level of every covariate (conditions × covariates)
+    weight: Tensor  # how many cells of a batch a condition represents in the normalisations
 
     def __len__(self) -> int:
         return len(self.weight)

@@ -14,35 +14,17 @@ SUMS = ("agreement", "power", "missed")
 
 @dataclass(frozen=True)
 class Targets:
-    r"""Moments of :math:`r = y - x` for cells :math:`y` of a condition and controls :math:`x`, in float64.
+    """Moments of :math:`r = y - x` for cells :math:`y` of a condition and controls :math:`x`, in float64."""
 
-    Parameters
-    ----------
-    mean
-        Mean of r (conditions × genes).
-    variance, third, fourth
-        Central moments of r.
-    retained
-        Genes that count: those with a non-zero mean in the condition; all of them for controls.
-    prior
-        Change that a baseline predicts; the network is trained towards what it misses.
-    top
-        Indices of the most differential genes (conditions × 20), −1 where there are fewer.
-    weight
-        Weight of each condition: the share of its cells that are here, so that over all sites each condition weighs 1.
-    number
-        Number of each condition among those of all sites.
-    """
-
-    mean: Tensor
-    variance: Tensor
+    mean: Tensor  # of r (conditions × genes)
+    variance: Tensor  # and further central moments of r
     third: Tensor
     fourth: Tensor
-    retained: Tensor
-    prior: Tensor
-    top: Tensor
-    weight: Tensor
-    number: Tensor
+    retained: Tensor  # genes that count: those with a non-zero mean in the condition; all of them for controls
+    prior: Tensor  # change that a baseline predicts; the network is trained towards what it misses
+    top: Tensor  # indices of the most differential genes (conditions × 20), −1 where there are fewer
+    weight: Tensor  # share of its cells that are here, so that over all sites each condition weighs 1
+    number: Tensor  # of each condition among those of all sites
 
     def __len__(self) -> int:
         return len(self.mean)

@@ -199,24 +199,21 @@ def _warn_of_weak_data(
     X: Any, genes: np.ndarray, values: pd.Categorical, moments: tuple[np.ndarray, np.ndarray, np.ndarray]
 ) -> None:
     n, mean, variance = moments
-    problems = []
     if looks_like_counts(X):
-        problems.append(
+        warn(
             "Expected log-normalised expression, found what looks like counts. Transform them with "
             "`sc.pp.normalize_total(adata)` and `sc.pp.log1p(adata)`, or name a layer with `layer`."
         )
     if len(silent := genes[((mean == 0) & (variance == 0)).all(0)]):
-        problems.append(
+        warn(
             f"Expected every gene to be expressed, found {len(silent)} that are zero in all cells: {first_of(silent)}. "
             "Remove them with `sc.pp.filter_genes(adata, min_cells=1)`, and pass perturbed ones as `known_genes`."
         )
     if len(alone := values.categories[n == 1]):
-        problems.append(
+        warn(
             f"Expected at least 2 cells of each condition, found 1 of {first_of(alone)}, whose variance counts as 0. "
             "Drop these cells, or read their genes with care."
         )
-    for msg in problems:
-        warn(msg)
 
 
 def _tables(

@@ -15,22 +15,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Shares:
-    """SHAP values of some cells.
+    """SHAP values of some cells."""
 
-    Parameters
-    ----------
-    values
-        SHAP values (cells × features × labels).
-    expected
-        Mean output over the background, by label.
-    gap, size
-        Sum of squares of what the values fail to add up to, and of what they should add up to.
-    """
-
-    values: np.ndarray
-    expected: np.ndarray
-    gap: float
-    size: float
+    values: np.ndarray  # cells × features × labels
+    expected: np.ndarray  # mean output over the background, by label
+    gap: float  # sum of squares of what the values fail to add up to
+    size: float  # sum of squares of what they should add up to
 
 
 class _Output(nn.Module):

@@ -122,7 +122,8 @@ def membership(target: GEARSTarget) -> list[dict[str, Any]]:
         error = np.concatenate([np.square(predict(part) - part.change).mean(1) for part in parts])
         return _within(-error, order)
 
-    listed = np.isin(np.arange(len(conditions)), [n for n, c in enumerate(conditions) if c in _listed(target)])
+    named = set(target.view.conditions)  # in the document of a saved model
+    listed = np.array([condition in named for condition in conditions])
     attacks = [(STEALING, "list of perturbations in the saved model", listed.astype(float), "no network")]
     network = partial(target.predicted, target.reader)
     holder = CURIOUS if target.is_keyed else STEALING
@@ -136,11 +137,6 @@ def membership(target: GEARSTarget) -> list[dict[str, Any]]:
     for adversary, attack, score, setting in attacks:
         rows += rated_membership(score, member, adversary, attack, target.rng, setting)
     return [row for row in rows if not np.isnan(row["score"])]
-
-
-def _listed(target: GEARSTarget) -> set[Any]:
-    """Perturbations that the document of a saved model names."""
-    return set(target.view.conditions)
 
 
 def _whole(target: GEARSTarget, responses: Responses) -> np.ndarray:

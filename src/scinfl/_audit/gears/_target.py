@@ -89,33 +89,17 @@ class ChangeNetwork(nn.Module):
 
 @dataclass
 class GEARSTarget(AttackTarget):
-    """Model under attack, unlocked, with the perturbations of all parties.
-
-    Parameters
-    ----------
-    model, key
-        Trained model that has its key, and the key.
-    adata
-        What it was trained on.
-    sites
-        Training cells of every site.
-    train, public, test
-        Perturbations that it was trained on, those of the attacker, and those that attackers are judged by.
-    training
-        Arguments of ``train``.
-    rng
-        Seed of all that is drawn.
-    """
+    """Model under attack, unlocked, with the perturbations of all parties."""
 
     model: GEARS
     key: Key | None
-    adata: AnnData
-    sites: Mapping[str, SiteCells]
+    adata: AnnData  # what it was trained on
+    sites: Mapping[str, SiteCells]  # training cells of every site
     train: Responses
-    public: Responses
-    test: Responses
-    training: Mapping[str, Any]
-    rng: int
+    public: Responses  # perturbations of the attacker
+    test: Responses  # perturbations that attackers are judged by
+    training: Mapping[str, Any]  # arguments of ``train``
+    rng: int  # seed of all that is drawn
 
     @classmethod
     def of(

@@ -144,10 +144,10 @@ def updates(sites: Sites) -> list[dict[str, Any]]:
 def _moved(
     sites: Sites, sent: dict[str, Sent], adversary: str, uploads: str, what: str, kind: str, *, knows: bool
 ) -> list[dict[str, Any]]:
-    """Count the rows that moved, and infer which genes were perturbed.
+    """Count the rows that moved, and infer which genes were perturbed, though the graph moves their neighbours too.
 
-    The graph moves the neighbours of a perturbed gene too. Of a single step, an attacker who knows the order of the
-    rows undoes that; of a round they look for genes all of whose neighbours moved.
+    Of a single step, an attacker who knows the order of the rows undoes that; of a round they look for genes all of
+    whose neighbours moved.
     """
     graph, before = sites.target.view.ontology, sites.before(travels=what != "opened")
     found, true, areas = [], [], []

@@ -50,13 +50,7 @@ def check_spamosaic(data: Data, model: SpaMosaic, held_out: Data | None, attribu
 
 
 def chosen_sections(view: SpaMosaicView, data: Data, rng: int) -> list[str]:
-    """Sections to hold out: up to two fifths of them, as long as the others can be trained on.
-
-    Raises
-    ------
-    ValueError
-        If none can be held out.
-    """
+    """Sections to hold out: up to two fifths of them, as long as the others can be trained on."""
     section = view.sections(data)
     names = np.random.default_rng(rng).permutation(np.unique(section))
     wanted, aside = max(1, int(HELD_OUT * len(names))), list[str]()

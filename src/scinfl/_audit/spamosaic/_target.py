@@ -25,25 +25,13 @@ _VOTERS = 10
 
 @dataclass(frozen=True)
 class Spots:
-    """Spots that one modality measured.
+    """Spots that one modality measured."""
 
-    Parameters
-    ----------
-    inputs
-        What the network reads (spots × inputs).
-    features
-        Normalised features (spots × features).
-    section, rows
-        Section of each, and its row in the data.
-    labels
-        Values of columns that an attacker might want to infer.
-    """
-
-    inputs: Tensor
-    features: np.ndarray
+    inputs: Tensor  # what the network reads (spots × inputs)
+    features: np.ndarray  # normalised (spots × features)
     section: np.ndarray
-    rows: np.ndarray
-    labels: Mapping[str, np.ndarray]
+    rows: np.ndarray  # in the data
+    labels: Mapping[str, np.ndarray]  # values of columns that an attacker might want to infer
 
     @classmethod
     def of(cls, view: SpaMosaicView, data: Data, attributes: Sequence[str]) -> dict[str, Spots]:
@@ -81,34 +69,18 @@ class Predictor(nn.Module):
 
 @dataclass
 class SpaMosaicTarget(AttackTarget):
-    """Model under attack, unlocked, with the spots of all parties.
-
-    Parameters
-    ----------
-    model, key
-        Trained model that has its key, and the key.
-    measured, tensors
-        What it was trained on by modality, and what the network had to reconstruct of it.
-    parts
-        Spots of each site to train on, and to validate with.
-    train, public, test
-        Spots by modality: of the training sections, of the attacker, and those that attackers are judged by.
-    training
-        Arguments of ``train``.
-    rng
-        Seed of all that is drawn.
-    """
+    """Model under attack, unlocked, with the spots of all parties, by modality."""
 
     model: SpaMosaic
     key: Key | None
-    measured: Mapping[str, Measured]
-    tensors: Mapping[str, SpotTensors]
-    parts: Mapping[str, tuple[MosaicBatches, MosaicBatches]]
+    measured: Mapping[str, Measured]  # what it was trained on
+    tensors: Mapping[str, SpotTensors]  # what the network had to reconstruct of it
+    parts: Mapping[str, tuple[MosaicBatches, MosaicBatches]]  # spots of each site to train on, and to validate with
     train: Mapping[str, Spots]
-    public: Mapping[str, Spots]
-    test: Mapping[str, Spots]
-    training: Mapping[str, Any]
-    rng: int
+    public: Mapping[str, Spots]  # spots of the attacker
+    test: Mapping[str, Spots]  # spots that attackers are judged by
+    training: Mapping[str, Any]  # arguments of ``train``
+    rng: int  # seed of all that is drawn
 
     @classmethod
     def of(

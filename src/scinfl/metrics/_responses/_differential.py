@@ -11,27 +11,10 @@ _ROWS = 4096
 
 
 def condition_moments(X: Any, codes: np.ndarray, n_conditions: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Count, mean and unbiased variance of each gene in each condition.
+    """Count (conditions), mean and unbiased variance (conditions × genes, float64) of each gene in each condition.
 
-    One product with the indicator matrix of the conditions gives the sums, another the sums of squares. A sparse
-    matrix stays sparse; a dense one is read in blocks of rows.
-
-    Returns
-    -------
-    ``n`` (C,), and mean and variance (C × genes, float64). The variance of a single cell is 0; moments of a condition
-    without cells are NaN.
-
-    Raises
-    ------
-    ValueError
-        If there is not one number below ``n_conditions`` for every cell.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> n, mean, variance = condition_moments(np.array([[1.0], [3.0], [5.0]]), np.array([0, 0, 1]), 2)
-    >>> n.tolist(), mean.tolist(), variance.tolist()
-    ([2, 1], [[2.0], [5.0]], [[2.0], [0.0]])
+    One product with the indicator matrix of the conditions gives the sums, another the sums of squares; a dense matrix
+    is read in blocks of rows. The variance of a single cell is 0; moments of a condition without cells are NaN.
     """
     codes = np.asarray(codes)
     if codes.shape != (X.shape[0],) or (len(codes) and codes.max() >= n_conditions):
@@ -90,20 +73,9 @@ def welch_scores(
     control_variance: np.ndarray,
     n_control: int,
 ) -> np.ndarray:
-    r"""Welch's t of each gene in each condition against the control.
+    r"""Welch's t of each gene in each condition against the control (conditions × genes); 0 where it varies in neither.
 
-    :math:`t = (m - m_0) / \sqrt{v / n + v_0 / n_0}` (Welch 1947); 0 for a gene that varies in neither.
-
-    Returns
-    -------
-    Conditions × genes.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> one = np.ones(1)
-    >>> welch_scores(np.array([[3.0]]), np.array([[2.0]]), np.array([4]), one, 2 * one, 4).tolist()
-    [[2.0]]
+    :math:`t = (m - m_0) / \sqrt{v / n + v_0 / n_0}` (Welch 1947).
     """
     error = np.sqrt(variance / np.asarray(n)[:, None] + control_variance / n_control)
     return np.divide(mean - control_mean, error, out=np.zeros_like(error), where=error > 0)
@@ -117,44 +89,19 @@ def rank_genes(
     control_variance: np.ndarray,
     n_control: int,
 ) -> np.ndarray:
-    """Genes of each condition from the most to the least differential, by the absolute value of Welch's t.
+    """Positions of the genes of each condition from the most to the least differential, by the absolute Welch's t.
 
     The order of ``scanpy.tl.rank_genes_groups(..., method="t-test", rankby_abs=True)`` with the control as reference,
     by which GEARS ranks (Roohani et al. 2024). Ties keep the order of the genes.
-
-    Returns
-    -------
-    Positions of genes, conditions × genes.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> mean, ones = np.array([[1.0, -5.0, 2.0]]), np.ones((1, 3))
-    >>> rank_genes(mean, ones, np.array([9]), np.zeros(3), np.ones(3), 9).tolist()
-    [[1, 2, 0]]
     """
     scores = welch_scores(mean, variance, n, control_mean, control_variance, n_control)
     return np.argsort(-np.abs(scores), axis=1, kind="stable")
 
 
 def top_genes(order: np.ndarray, mean: np.ndarray, control_mean: np.ndarray, n_top: int) -> dict[str, np.ndarray]:
-    """First genes of a ranking: of all, of those expressed, and of those that are no dropouts.
+    """First genes of a ranking (positions, conditions × ``n_top``, −1 where there are fewer), as GEARS is scored.
 
-    The three tables GEARS is scored on (Roohani et al. 2024). A gene counts as a dropout in a condition if its mean is
-    0 there and is not 0 in the control.
-
-    Returns
-    -------
-    ``"top_de"``, ``"top_non_zero_de"`` and ``"top_non_dropout_de"``: positions of genes, conditions × ``n_top``, filled
-    up with -1 where there are fewer.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> order, mean = np.array([[2, 0, 1]]), np.array([[1.0, 0.0, 0.0]])
-    >>> tables = top_genes(order, mean, control_mean=np.array([1.0, 0.0, 4.0]), n_top=2)
-    >>> {name: table.tolist() for name, table in tables.items()}
-    {'top_de': [[2, 0]], 'top_non_zero_de': [[0, -1]], 'top_non_dropout_de': [[0, 1]]}
+    Of all, of those expressed, and of those that are no dropouts: a mean of 0 where that of the control is not 0.
     """
     non_zero = mean != 0
     eligible = {

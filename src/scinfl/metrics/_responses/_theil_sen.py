@@ -9,23 +9,12 @@ _TOLERANCE = 1e-7
 
 
 def theil_sen(X: np.ndarray, y: np.ndarray, *, n_subsets: int = 100_000, rng: int = 1000) -> np.ndarray:
-    r"""Coefficients of :math:`y \approx X c`: the spatial median of the solutions of pairs of rows.
+    r"""Both coefficients of :math:`y \approx X c`: the spatial median of the solutions of pairs of rows.
 
     The generalised Theil–Sen estimator (Dang, Peng, Wang & Zhang 2008) with two variables. It is that of
     ``sklearn.linear_model.TheilSenRegressor(fit_intercept=False)`` run until it converges; solving all pairs at once
     takes a second for thousands of rows, and little memory. A pair that does not determine the coefficients
     gives the smallest ones that fit best.
-
-    Returns
-    -------
-    Two coefficients.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> X = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
-    >>> theil_sen(X, X @ np.array([3.0, -1.0])).round(6).tolist()
-    [3.0, -1.0]
     """
     n = len(X)
     if n * (n - 1) // 2 <= n_subsets:

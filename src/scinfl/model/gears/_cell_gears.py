@@ -69,15 +69,7 @@ class CellGears(NamedTuple):
 
 
 def read_cell_gears(path: str | os.PathLike[str]) -> CellGears:
-    """Read the safetensors file that the lines of the error message write.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no file.
-    ValueError
-        If it is another file, or a folder of pickles.
-    """
+    """Read the safetensors file that the lines of the error message write."""
     path = Path(path)
     if path.is_dir() or path.suffix in {".pt", ".pkl"}:
         msg = (

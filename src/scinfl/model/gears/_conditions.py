@@ -14,19 +14,11 @@ from scinfl.model.gears._data import TRAIN, VALIDATION, Condition, Design, SiteC
 
 @dataclass(frozen=True)
 class AgreedConditions:
-    """Conditions of all sites.
+    """Conditions of all sites."""
 
-    Parameters
-    ----------
-    train, validated
-        Conditions that any site trains on, or validates with, in order.
-    aside
-        Perturbations that were drawn to validate with.
-    """
-
-    train: list[Condition]
-    validated: list[Condition]
-    aside: frozenset[tuple[str, ...]] = frozenset()
+    train: list[Condition]  # that any site trains on, in order
+    validated: list[Condition]  # that any site validates with, in order
+    aside: frozenset[tuple[str, ...]] = frozenset()  # perturbations that were drawn to validate with
 
     @classmethod
     def of_cells(cls, sites: Mapping[str, SiteCells], held_out: Mapping[str, SiteCells]) -> AgreedConditions:

@@ -27,50 +27,18 @@ def gene_similarity(
     *,
     min_similarity: float = 0.1,
 ) -> pd.DataFrame:
-    """Pairs of genes that share terms of an ontology.
+    """Pairs of genes that share terms of an ontology: ``source``, ``target`` and ``importance``.
 
     The importance of a pair is the Jaccard index |A ∩ B| / |A ∪ B| of the sets of terms A and B of its genes. Pairs
     above ``min_similarity`` are listed in both directions, and each gene that has terms with itself (1.0), as Roohani
-    et al. (Nature Biotechnology 42:927, 2024) do for GEARS. The counts of shared terms come from products of the sparse
-    genes × terms matrix, so the result is exact.
+    et al. (Nature Biotechnology 42:927, 2024) do for GEARS, sorted by target, then by source. The counts of shared
+    terms come from products of the sparse genes × terms matrix, so the result is exact.
 
-    Parameters
-    ----------
-    source
-        Which terms a gene has: a mapping of gene to terms, or a path to a ``.tsv`` (a gene and a term a row, with or
-        without header; with a header, columns such as ``symbol`` and ``go_id`` are found among others) or a ``.gmt``
-        (term, description, genes …). Or the similarities themselves: a data frame, or a path to a ``.csv``, with the
-        columns ``source``, ``target`` and ``importance``. They are checked and kept as they are, in their order; a pair
-        that occurs twice counts once, with its larger importance. ``.tsv``, ``.csv`` and ``.gmt`` may be gzipped.
-    genes
-        Keep pairs of these genes only. Genes that the source does not know are left out.
-    min_similarity
-        Keep pairs whose similarity is larger, 0 to 1. Only where similarities are computed from terms.
-
-    Returns
-    -------
-    Data frame with the columns ``source``, ``target`` and ``importance``. Computed rows are sorted by target, then by
-    source.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    TypeError
-        If ``source`` is of another type, or the terms of a gene are one text.
-    ValueError
-        If a file is of another form or a pickle, similarities are missing, infinite or negative, or no pair is left.
-
-    Examples
-    --------
-    >>> terms = {"KLF1": ["GO:1", "GO:2"], "GATA1": ["GO:1", "GO:2", "GO:3"], "MYC": ["GO:4"]}
-    >>> gene_similarity(terms).round(2)
-      source target  importance
-    0  GATA1  GATA1        1.00
-    1   KLF1  GATA1        0.67
-    2  GATA1   KLF1        0.67
-    3   KLF1   KLF1        1.00
-    4    MYC    MYC        1.00
+    ``source`` holds the terms of each gene: a mapping, or a path to a ``.tsv`` (a gene and a term a row; with a header,
+    columns such as ``symbol`` and ``go_id`` are found among others) or a ``.gmt`` (term, description, genes …). Or it
+    holds the similarities themselves, which are checked and kept in their order: a data frame, or a path to a ``.csv``;
+    of a pair that occurs twice the larger importance counts. Files may be gzipped. Pairs of other genes than ``genes``
+    are left out.
     """
     number_between("min_similarity", min_similarity, 0, 1)
     wanted = None if genes is None else set(map(str, genes))
@@ -95,28 +63,10 @@ def gene_similarity(
 
 
 def strongest_neighbours(table: pd.DataFrame, n_neighbours: int = 20) -> pd.DataFrame:
-    """Rows of the most similar sources of each target.
+    """Rows of the most similar sources of each target, sorted by target, then by falling importance.
 
     A target is a source of its own in most tables, so ``n_neighbours + 1`` rows are kept of each. Rows of one
-    importance keep their order in the table, by name for a table of :func:`gene_similarity` from terms; this is what
-    ``table.groupby("target")`` with ``nlargest`` gives in pandas.
-
-    Returns
-    -------
-    Data frame of the same columns, sorted by target, then by falling importance.
-
-    Raises
-    ------
-    ValueError
-        If the table is no table of similarities.
-
-    Examples
-    --------
-    >>> terms = {"A": [1, 2, 3], "B": [1, 2], "C": [1]}
-    >>> strongest_neighbours(gene_similarity(terms), n_neighbours=1).query("target == 'A'").round(2)
-      source target  importance
-    0      A      A        1.00
-    1      B      A        0.67
+    importance keep their order in the table, as by ``table.groupby("target")`` with ``nlargest``.
     """
     whole_number("n_neighbours", n_neighbours, 1)
     table = _checked(table, "`table`")

@@ -17,23 +17,14 @@ PRIORS = ("additive", "mean", None)
 class Prior:
     """Mean change of the training conditions, for what is known without a network.
 
-    Parameters
-    ----------
-    kind
-        ``"additive"``: sum of the changes of the single perturbations, the mean of the others where one was never
-        perturbed alone; ``"mean"``: mean of all other training conditions; ``None``: no change.
-    conditions
-        Perturbed genes of each training condition.
-    changes
-        Mean change (conditions × genes).
-    shrinkage
-        Share of the network's change that is added, for one perturbed gene and for several.
+    A prior is ``"additive"`` (sum of the changes of the single perturbations, the mean of the others where one was
+    never perturbed alone), ``"mean"`` (of all other training conditions) or ``None`` (no change).
     """
 
     kind: str | None
-    conditions: tuple[tuple[str, ...], ...]
-    changes: np.ndarray
-    shrinkage: Mapping[str, float]
+    conditions: tuple[tuple[str, ...], ...]  # perturbed genes of each training condition
+    changes: np.ndarray  # conditions × genes
+    shrinkage: Mapping[str, float]  # share of the network's change that is added, by number of genes
 
     def predict(self, conditions: Sequence[Sequence[str]], *, leave_out: bool) -> np.ndarray:
         """Change of conditions (conditions × genes)."""

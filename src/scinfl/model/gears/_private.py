@@ -41,13 +41,7 @@ class SiteSums:
 def check_private(
     private: SampleDP, loss: str, uncertainty: str | None, ontology: Edges | None, sites: Mapping[str, SiteCells]
 ) -> None:
-    """Refuse settings that need more of the cells than noisy means.
-
-    Raises
-    ------
-    ValueError
-        If the loss or the uncertainty needs higher moments, or perturbed genes are compared by co-expression.
-    """
+    """Refuse settings that need more of the cells than noisy means."""
     if loss == "quartic" or uncertainty is not None:
         what = "loss='quartic'" if loss == "quartic" else f"uncertainty={uncertainty!r}"
         msg = (
@@ -82,12 +76,7 @@ def released(
     *,
     spend: bool,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Noisy sums of every site, for training and validation.
-
-    Returns
-    -------
-    A :class:`SiteSums` for each site, to train on and to validate on.
-    """
+    """Noisy sums of every site (:class:`SiteSums`), to train on and to validate on."""
     parts: tuple[dict[str, SiteSums], dict[str, SiteSums]] = ({}, {})
     for name in train:
         sides = (train[name], held_out[name])

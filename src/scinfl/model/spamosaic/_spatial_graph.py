@@ -26,37 +26,11 @@ def spatial_graph(
     delaunay: bool = False,
     directed: bool = False,
 ) -> sparse.csr_matrix:
-    """Join each spot to itself and to spots near it in its section.
+    """Join each spot to itself and to spots near it in its section (spots × spots, float32 ones).
 
     ``n_neighbours`` alone joins the nearest spots, ``radius`` alone (``n_neighbours=None``) all spots within it, both
     together the nearest within it. ``delaunay`` takes the corners of a spot's Delaunay triangles in place of all spots
-    of the section; the other two then bound them.
-
-    Returns
-    -------
-    Spots × spots, float32 ones. Spots at the same place are neighbours of each other.
-
-    Raises
-    ------
-    ValueError
-        If nothing bounds the neighbours, the coordinates are not finite, more than half of the spots of a section have
-        no neighbour within the radius, spots have more than 1,000 on average, or a section cannot be triangulated.
-
-    Warns
-    -----
-    UserWarning
-        If some spots have no neighbour within the radius; they keep only themselves.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from scinfl.model.spamosaic._spatial_graph import spatial_graph
-    >>> graph = spatial_graph(np.array([[0, 0], [1, 0], [3, 0], [3, 1]]), np.array(list("aaab")), n_neighbours=1)
-    >>> graph.toarray().astype(int)
-    array([[1, 1, 0, 0],
-           [1, 1, 1, 0],
-           [0, 1, 1, 0],
-           [0, 0, 0, 1]])
+    of the section; the other two then bound them. Spots without a neighbour keep only themselves, with a warning.
     """
     coordinates = _checked(coordinates, section, n_neighbours, radius, delaunay=delaunay)
     n = len(coordinates)
@@ -87,30 +61,13 @@ def rows_by_name(of_row: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def original_propagation(graph: sparse.spmatrix) -> sparse.csr_matrix:
-    r"""Weights of one hop in the published SpaMosaic: ``P @ x`` are the features one hop on.
+    r"""Weights of one hop in the published SpaMosaic (spots × spots, float32): ``P @ x`` are the features one hop on.
 
     .. math::
         P = (D^{-1/2} W D^{-1/2})^\top, \quad D_{ii} = \sum_j W_{ij}
 
     with W the graph, a loop of weight 1 added to every spot that has none. Degrees count what a spot lists, while
     features come from the spots that list it: in a directed graph the transpose of the usual.
-
-    Returns
-    -------
-    Spots × spots, float32.
-
-    Raises
-    ------
-    ValueError
-        If a weight is negative.
-
-    Examples
-    --------
-    >>> from scipy import sparse
-    >>> from scinfl.model.spamosaic._spatial_graph import original_propagation
-    >>> original_propagation(sparse.csr_matrix([[1.0, 3.0], [0.0, 1.0]])).toarray()
-    array([[0.25, 0.  ],
-           [1.5 , 1.  ]], dtype=float32)
     """
     weights = sparse.csr_matrix(graph, dtype=np.float64)
     if weights.nnz and (least := weights.data.min()) < 0:
@@ -122,27 +79,7 @@ def original_propagation(graph: sparse.spmatrix) -> sparse.csr_matrix:
 
 
 def merged_graph(spatial: sparse.spmatrix, mutual: np.ndarray, weight: float = 0.8) -> sparse.csr_matrix:
-    """Add pairs of spots of different sections, both ways and each once, to the spatial graph.
-
-    Returns
-    -------
-    Spots × spots, float32.
-
-    Raises
-    ------
-    ValueError
-        If a pair joins a spot to itself or names a row that does not exist.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from scipy import sparse
-    >>> from scinfl.model.spamosaic._spatial_graph import merged_graph
-    >>> merged_graph(sparse.eye(3), np.array([[0, 2]])).toarray()
-    array([[1. , 0. , 0.8],
-           [0. , 1. , 0. ],
-           [0.8, 0. , 1. ]], dtype=float32)
-    """
+    """Add pairs of spots of different sections, both ways and each once, to the spatial graph."""
     number_between("weight", weight, 0, 1e6)
     spatial = sparse.csr_matrix(spatial, dtype=np.float32)
     i, j = np.asarray(mutual, dtype=np.int64).reshape(-1, 2).T

@@ -72,15 +72,7 @@ def read_spots(
     normalise: Mapping[str, str] | None = None,
     train: bool = True,
 ) -> dict[str, Measured]:
-    """What each modality measured, once it is known that it can be joined.
-
-    Raises
-    ------
-    KeyError
-        If a column, layer or the coordinates do not exist.
-    ValueError
-        If they hold missing values, spots do not match between modalities, or nothing links the modalities.
-    """
+    """What each modality measured, once it is known that it can be joined."""
     section = column_of(data, section_key, "section_key")
     site = np.full(len(section), "all") if site_key is None else column_of(data, site_key, "site_key")
     if train and site_key is not None:

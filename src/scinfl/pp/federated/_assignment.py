@@ -14,24 +14,12 @@ _N_BLOCKS = 20  # cells are assigned in so many parts, each knowing of those bef
 
 @dataclass(frozen=True)
 class Rule:
-    """How cells are assigned, and offsets shrunk.
+    """How cells are assigned, and offsets shrunk."""
 
-    Parameters
-    ----------
-    diversity
-        Strength of the preference for prototypes that are short of a batch.
-    width
-        Width of the assignment.
-    shrinkage
-        Ridge penalty, in cells.
-    min_members
-        Least number of cells of a prototype over all sites.
-    """
-
-    diversity: float
-    width: float
-    shrinkage: float
-    min_members: int
+    diversity: float  # strength of the preference for prototypes that are short of a batch
+    width: float  # of the assignment
+    shrinkage: float  # ridge penalty, in cells
+    min_members: int  # least number of cells of a prototype over all sites
 
 
 class SiteCells:

@@ -29,37 +29,17 @@ _NOISY = "noisy updates of every site"
 
 @dataclass(frozen=True)
 class Method:
-    """How a method makes and trains its model, and what the server reads.
-
-    Parameters
-    ----------
-    server_sees
-        What the server reads.
-    helped_server_sees
-        What it reads if one of the sites colludes; the same by default.
-    init, train
-        Arguments of the model and of its ``train``.
-    sums
-        Makes the protection that sums.
-    noise
-        Makes the protection by noise, from the rounds of a run and delta.
-    needs_sites
-        Least number of sites.
-    pooled
-        Whether all cells are at one site.
-    watched
-        Whether a server tries to recover the key.
-    """
+    """How a method makes and trains its model, and what the server reads."""
 
     server_sees: str
-    helped_server_sees: str | None = None
-    init: dict[str, Any] = field(default_factory=lambda: {"key_scheme": None})
-    train: dict[str, Any] = field(default_factory=dict)
-    sums: Callable[[Key], Protection] | None = None
-    noise: Callable[[int, float], Protection] | None = None
-    needs_sites: int = 1
-    pooled: bool = False
-    watched: bool = False
+    helped_server_sees: str | None = None  # what it reads if one of the sites colludes; the same by default
+    init: dict[str, Any] = field(default_factory=lambda: {"key_scheme": None})  # arguments of the model
+    train: dict[str, Any] = field(default_factory=dict)  # arguments of its ``train``
+    sums: Callable[[Key], Protection] | None = None  # makes the protection that sums
+    noise: Callable[[int, float], Protection] | None = None  # makes one of noise, from rounds and delta
+    needs_sites: int = 1  # least number of sites
+    pooled: bool = False  # whether all cells are at one site
+    watched: bool = False  # whether a server tries to recover the key
 
     @property
     def needs_key(self) -> bool:
