@@ -88,7 +88,7 @@ def same_features(found: Sequence[str], expected: Sequence[str], what: str = "ad
     raise ValueError(msg)
 
 
-def finite(matrix: Any, names: Sequence[str], *, allow_nan: bool = False) -> None:
+def finite(matrix: Any, names: Sequence[str], *, allow_nan: bool = False, where: str = "") -> None:
     """Refuse a matrix with infinite values, and with NaN unless allowed; names the features where they are."""
     values = matrix.data if sparse.issparse(matrix) else matrix
     with np.errstate(over="ignore", invalid="ignore"):
@@ -100,7 +100,7 @@ def finite(matrix: Any, names: Sequence[str], *, allow_nan: bool = False) -> Non
             columns = [str(names[int(index)]) for index in np.flatnonzero(counts)]
             or_zero = "" if what == "infinite" else spelled(", or set up with `missing='zero'`")
             msg = (
-                f"Expected finite values, found {int(counts.sum())} {what} in {len(columns)} features: "
+                f"Expected finite values{where}, found {int(counts.sum())} {what} in {len(columns)} features: "
                 f"{first_of(columns)}. Drop these features or impute them{or_zero}."
             )
             raise ValueError(msg)

@@ -13,13 +13,7 @@ from scinfl.privacy import Key, KeyedSum
 
 
 class Recorder(Protection):
-    """A server that keeps what arrives, by purpose. It hides nothing.
-
-    Attributes
-    ----------
-    sent
-        State of every upload by purpose and site; of several of a purpose, the first.
-    """
+    """A server that keeps what arrives, the first state of each purpose and site. It hides nothing."""
 
     watches: ClassVar[bool] = True
 

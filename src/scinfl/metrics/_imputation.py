@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import sparse
 from scipy.stats import rankdata
 
-from scinfl._checks import first_of, number_between, whole_number
+from scinfl._checks import finite, number_between, whole_number
 
 Matrix: TypeAlias = Any
 """Dense array or sparse matrix."""
@@ -256,20 +256,6 @@ def _checked(
     if len(names) != n_features:
         msg = f"Expected a name in `features` for each of the {n_features} features, found {len(names)}."
         raise ValueError(msg)
-    _check_finite(measured, "measured", names)
-    _check_finite(imputed, "imputed", names)
+    finite(measured, names, where=" in `measured`")
+    finite(imputed, names, where=" in `imputed`")
     return measured, imputed
-
-
-def _check_finite(matrix: Matrix, argument: str, names: list[str]) -> None:
-    values = matrix.data if sparse.issparse(matrix) else matrix
-    with np.errstate(over="ignore", invalid="ignore"):
-        if math.isfinite(float(np.sum(values, dtype=np.float64))):
-            return
-    odd = np.flatnonzero(sum((~np.isfinite(block)).sum(0) for block in _blocks(matrix)))
-    if len(odd):
-        msg = (
-            f"Expected finite values in `{argument}`, found missing (NaN) or infinite ones in {len(odd)} of "
-            f"{len(names)} features: {first_of([names[feature] for feature in odd])}. Score the other features."
-        )
-        raise ValueError(msg)

@@ -185,13 +185,7 @@ def spared(predicted: np.ndarray, responses: Responses) -> np.ndarray:
 
 
 def check_gears(adata: AnnData, model: GEARS, held_out: AnnData | None, attributes: Sequence[str]) -> None:
-    """Refuse a model of perturbations or data that cannot be audited.
-
-    Raises
-    ------
-    ValueError
-        If attributes are named, the network is that of another package, or perturbations are unknown or too few.
-    """
+    """Refuse a model of perturbations or data that cannot be audited."""
     if attributes:
         found = list(attributes)
         msg = f"Expected no {argument('attributes')} for GEARS, which predicts no single cells, found {found}."

@@ -18,15 +18,7 @@ _FEWEST = 40  # spots held out, half of them to attack with and half to judge by
 
 
 def check_spamosaic(data: Data, model: SpaMosaic, held_out: Data | None, attributes: Sequence[str]) -> None:
-    """Refuse a model of tissue or data that cannot be audited.
-
-    Raises
-    ------
-    KeyError
-        If attributes are no columns.
-    ValueError
-        If held-out sections took part in training, are too small, or none can be held out.
-    """
+    """Refuse a model of tissue or data that cannot be audited."""
     view = SpaMosaicView(model)
     for part in [data] if held_out is None else [data, held_out]:
         view.check_features(part)

@@ -181,7 +181,7 @@ def _codes(
     """Whole numbers from 0, one per name, and −1 where it is missing."""
     values = pd.Series(np.asarray(names, dtype=object))
     if len(values) != n:
-        msg = f"Expected an entry of `{argument}` for each of the {n} rows of `embedding`, found {len(values)}."
+        msg = f"Expected an entry of `{argument}` for each of the {n} rows, found {len(values)}."
         raise ValueError(msg)
     codes = pd.factorize(values, sort=False)[0]
     if (codes < 0).any() and (not missing or (codes < 0).all()):

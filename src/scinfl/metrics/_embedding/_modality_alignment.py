@@ -10,7 +10,7 @@ from scipy import sparse
 from sklearn.neighbors import NearestNeighbors
 
 from scinfl._checks import one_of, whole_number
-from scinfl.metrics._embedding._integration import _matrix
+from scinfl.metrics._embedding._integration import _codes, _matrix
 from scinfl.metrics._embedding._label_structure import label_transfer
 from scinfl.metrics._embedding._mixing import nearest
 
@@ -93,7 +93,7 @@ def modality_alignment(
         "foscttm": (_foscttm(x, y), 0.5),
     }
     if labels is not None:
-        codes = _label_codes(labels, n)
+        codes = _codes(labels, "labels", n, missing=True)
         known = codes >= 0
         modality = np.repeat([0, 1], known.sum())
         value = label_transfer(np.concatenate([x[known], y[known]]), np.tile(codes[known], 2), modality)
@@ -166,15 +166,3 @@ def _directions(matrix: np.ndarray, argument: str) -> np.ndarray:
         msg = f"Expected rows of `{argument}` with a direction, found {zeros} of zeros. Drop these rows of `x` and `y`."
         raise ValueError(msg)
     return matrix / length
-
-
-def _label_codes(labels: Sequence[str] | np.ndarray | pd.Series, n: int) -> np.ndarray:
-    values = pd.Series(np.asarray(labels, dtype=object))
-    if len(values) != n:
-        msg = f"Expected an entry of `labels` for each of the {n} spots, found {len(values)}."
-        raise ValueError(msg)
-    codes = pd.factorize(values)[0]
-    if (codes < 0).all():
-        msg = "Expected `labels` of some spots, found all missing. Leave `labels` out."
-        raise ValueError(msg)
-    return codes

@@ -39,13 +39,7 @@ class Design:
 
     @classmethod
     def of(cls, adata: AnnData, setup: Mapping[str, object], levels: Mapping[str, Sequence[str]]) -> Design:
-        """Read the columns that the setup names.
-
-        Raises
-        ------
-        ValueError
-            If a perturbation is in two parts of the split, or a level of a covariate is new.
-        """
+        """Read the columns that the setup names."""
         control = str(setup["control"])
         names = condition_names(adata, str(setup["condition_key"]), control)
         sets = {name: genes_of(name, control) for name in names.unique()}
@@ -195,13 +189,7 @@ class SiteCells:
 
     @classmethod
     def of(cls, design: Design, part: str, site: str, min_cells: int) -> SiteCells:
-        """Conditions of a part that have enough cells and controls at the site.
-
-        Raises
-        ------
-        ValueError
-            If there are no controls.
-        """
+        """Conditions of a part that have enough cells and controls at the site."""
         controls = {c.covariates: rows for c, rows in design.rows(TRAIN, site=site).items() if not c.genes}
         found = {c: rows for c, rows in design.rows(part, site=site).items() if c.genes}
         if found and not controls:
@@ -248,22 +236,9 @@ class ConditionBatches:
         self._covariates = [list(c.covariates) for c in conditions]
         self._device = device
         self.n_effective = float(weight.sum())
-        self._targets = Targets(
-            **{
-                name: torch.from_numpy(np.ascontiguousarray(array)).to(device)
-                for name, array in (
-                    ("mean", moments.mean),
-                    ("variance", moments.variance),
-                    ("third", moments.third),
-                    ("fourth", moments.fourth),
-                    ("retained", moments.expressed),
-                    ("prior", prior),
-                    ("top", moments.top),
-                    ("weight", weight),
-                    ("number", number),
-                )
-            }
-        )
+        powers = (moments.mean, moments.variance, moments.third, moments.fourth)
+        arrays = (*powers, moments.expressed, prior, moments.top, weight, number)
+        self._targets = Targets(*(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays))
 
     def __len__(self) -> int:
         return len(self._members)

@@ -25,26 +25,15 @@ class Moments:
         m_2 = m_2^y + m_2^x, \qquad m_3 = m_3^y - m_3^x, \qquad m_4 = m_4^y + 6 m_2^y m_2^x + m_4^x
 
     Controls are their own targets: all their moments are 0.
-
-    Parameters
-    ----------
-    n_cells
-        Cells of each condition.
-    mean, variance, third, fourth
-        Mean and central moments (conditions × genes).
-    expressed
-        Genes with a non-zero mean in the condition; all of them for controls.
-    top
-        Indices of the 20 most differential genes of each condition; −1 where there are fewer, and for controls.
     """
 
-    n_cells: np.ndarray
-    mean: np.ndarray
-    variance: np.ndarray
+    n_cells: np.ndarray  # cells of each condition
+    mean: np.ndarray  # conditions × genes, as the others
+    variance: np.ndarray  # and further central moments
     third: np.ndarray
     fourth: np.ndarray
-    expressed: np.ndarray
-    top: np.ndarray
+    expressed: np.ndarray  # genes with a non-zero mean in the condition; all of them for controls
+    top: np.ndarray  # indices of the 20 most differential genes; −1 where there are fewer, and for controls
 
     def __len__(self) -> int:
         return len(self.n_cells)

@@ -40,23 +40,13 @@ def centred(x: np.ndarray, section: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SpotTensors:
-    """What the network reads of all spots of one modality, and what it has to predict.
+    """What the network reads of all spots of one modality, and what it has to predict where the loss needs it."""
 
-    Parameters
-    ----------
-    place
-        Row of each spot of the data in the arrays below; −1 where the modality did not measure it.
-    inputs
-        Spots × features.
-    target, values, graph
-        What is predicted (spots × features), and the neighbours of the spots; ``None`` where the loss does not need it.
-    """
-
-    place: Tensor
-    inputs: Tensor
-    target: Tensor | None = None
-    values: Tensor | None = None
-    graph: sparse.csr_matrix | None = None
+    place: Tensor  # row of each spot of the data below; −1 where the modality did not measure it
+    inputs: Tensor  # spots × features
+    target: Tensor | None = None  # spots × directions
+    values: Tensor | None = None  # spots × components
+    graph: sparse.csr_matrix | None = None  # neighbours of the spots
 
 
 class MosaicBatches:

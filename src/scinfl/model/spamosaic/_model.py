@@ -342,13 +342,8 @@ class SpaMosaic(SpotPredictor):
                 own, self._options, key=sum_key, protections=guards, payload=self._payload or Payload(), rng=options.rng
             )
             self._bases[modality] = fit.basis
-            tensors[modality] = SpotTensors(
-                place_of(own, self._adata.n_obs),
-                torch.from_numpy(fit.inputs),
-                torch.from_numpy(fit.target),
-                torch.from_numpy(fit.values) if len(measured) > 1 else None,
-                fit.graph if options.graph_weight else None,
-            )
+            place = place_of(own, self._adata.n_obs)
+            tensors[modality] = fit.tensors(place, values=len(measured) > 1, graph=bool(options.graph_weight))
         self._normalise = {modality: own.normalise for modality, own in measured.items()}
         strategy, metadata = options.averaging, {}
         if any(len(sites) < len(names) for sites in owners.values()):

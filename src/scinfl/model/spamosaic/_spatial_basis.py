@@ -9,9 +9,11 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 from scipy import sparse
 from scipy.linalg import eigh
+from torch import Tensor
 
 from scinfl import _names, pp
 from scinfl._checks import number_between, whole_number
@@ -19,7 +21,7 @@ from scinfl._errors import TwoSitesWarning
 from scinfl.federation import Payload, Protection, State
 from scinfl.federation.rounds import are_elsewhere
 from scinfl.model.base._cells import Matrix
-from scinfl.model.spamosaic._batches import centred, hop_matrix, propagated
+from scinfl.model.spamosaic._batches import SpotTensors, centred, hop_matrix, propagated
 from scinfl.model.spamosaic._measured import Measured
 from scinfl.model.spamosaic._mutual_neighbours import section_pairs
 from scinfl.model.spamosaic._normalise import normalised
@@ -208,6 +210,12 @@ class BasisFit:
         self.inputs = (inputs / scale).astype(np.float32)
         self.values = self.basis.values(scores)
         self.target = self._target(inputs, scale, n_spots)
+
+    def tensors(self, place: Tensor, *, values: bool, graph: bool) -> SpotTensors:
+        """What the network reads and predicts of spots that are at these places."""
+        inputs, target = torch.from_numpy(self.inputs), torch.from_numpy(self.target)
+        known = torch.from_numpy(self.values) if values else None
+        return SpotTensors(place, inputs, target, known, self.graph if graph else None)
 
     def _components(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Weights, deviation and mean of features, and their principal components, from sums over sites."""

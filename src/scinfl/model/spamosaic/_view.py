@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
-import torch
 
 from scinfl.federation import Payload, Protection
 from scinfl.model.base._view import ModelView
@@ -74,13 +73,8 @@ class SpaMosaicView(ModelView):
         measured, tensors = self.measured(data, train=True), {}
         for modality, own in measured.items():
             fit = self.fitted(own, key=None, protections=(), rng=options.rng)
-            tensors[modality] = SpotTensors(
-                place_of(own, data.n_obs),
-                torch.from_numpy(fit.inputs),
-                torch.from_numpy(fit.target),
-                torch.from_numpy(fit.values) if len(measured) > 1 else None,
-                fit.graph if options.graph_weight else None,
-            )
+            place = place_of(own, data.n_obs)
+            tensors[modality] = fit.tensors(place, values=len(measured) > 1, graph=bool(options.graph_weight))
         names = sorted(set().union(*(own.site for own in measured.values())))
         sites = self.model._data(measured, tensors, names, options, {})
         return measured, tensors, {name: (own.train, own.validation) for name, own in sites.items()}  # type: ignore[misc]

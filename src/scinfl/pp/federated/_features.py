@@ -38,6 +38,19 @@ def chosen_features(adata: AnnData, mask_var: str | np.ndarray | None) -> tuple[
     return np.flatnonzero(mask), name
 
 
+def at_features(columns: np.ndarray, values: np.ndarray, n_features: int) -> np.ndarray:
+    """Values of the chosen features among those of all, which are 0."""
+    every = np.zeros((n_features, *values.shape[1:]))
+    every[columns] = values
+    return every
+
+
+def params_of(site_key: str, mask_var: str | None, layer: str | None, **own: bool) -> dict[str, str | bool]:
+    """Settings of a basis for ``.uns``; what was not given is left out."""
+    given = {"mask_var": mask_var, "layer": layer}
+    return {"site_key": site_key, **own, **{name: value for name, value in given.items() if value}}
+
+
 def check_n_comps(n_comps: int, most: int, what: str, *, least: int = 1) -> None:
     """Refuse fewer components than are of use, and more than there can be."""
     whole_number("n_comps", n_comps, least)

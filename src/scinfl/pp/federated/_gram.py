@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from scipy import linalg, sparse
 from scipy.sparse.linalg import eigsh
@@ -14,14 +16,15 @@ _FULL = 1000  # up to so many features all eigenvectors are found at once
 
 
 class Gram:
-    """Sum of the products of features over the rows of a site, block by block."""
+    """Sum of the products of features over the rows of a site, in blocks (cells × features, float64)."""
 
-    def __init__(self, n_features: int) -> None:
+    def __init__(self, n_features: int, parts: Iterable[Matrix]) -> None:
         self._products = np.zeros((n_features, n_features))
         self._total = np.zeros(n_features)
+        for block in parts:
+            self._add(block)
 
-    def add(self, block: Matrix) -> None:
-        """Add the rows of a block (cells × features, float64)."""
+    def _add(self, block: Matrix) -> None:
         if sparse.issparse(block) and block.nnz < _DENSE * np.prod(block.shape):
             products = (block.T @ block).tocoo()
             self._products[products.row, products.col] += products.data

@@ -9,7 +9,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from scinfl.federation import Protection
-from scinfl.pp.federated._features import check_n_comps, chosen_features
+from scinfl.pp.federated._features import at_features, check_n_comps, chosen_features, params_of
 from scinfl.pp.federated._gram import Gram, full, leading_eigenvectors
 from scinfl.pp.federated._site_sums import Matrix, SiteSums, blocks, column_sums, matrix_of
 from scinfl.privacy import Key
@@ -104,7 +104,10 @@ def federated_lsi(
     check_n_comps(n_comps, min(adata.n_obs, len(columns)) - drop_first, "what cells and features allow", least=2)
     n_found = n_comps + drop_first
     weights = _weights(sites, matrix, columns)
-    sums = {site: {"products": _products(matrix, rows, columns, weights)} for site, rows in sites.rows.items()}
+    sums = {}
+    for site, rows in sites.rows.items():
+        parts = (weighted_logarithms(block, weights) for _, block in blocks(matrix, rows, columns))
+        sums[site] = {"products": Gram(len(columns), parts).products()}
     pooled, n = sites.mean("LSI", sums)
     values, loadings = leading_eigenvectors(full(pooled["products"], len(columns)), n_found)
     coordinates = np.empty((adata.n_obs, n_comps), np.float32)
@@ -113,12 +116,11 @@ def federated_lsi(
             found = _standardised(weighted_logarithms(block, weights) @ loadings)
             coordinates[own] = found[:, int(drop_first) :]
     adata.obsm["X_lsi"] = coordinates
-    adata.varm["LSI"] = _at(columns, loadings, adata.n_vars)
-    params = {"site_key": site_key, "drop_first": drop_first}
+    adata.varm["LSI"] = at_features(columns, loadings, adata.n_vars)
     adata.uns["lsi"] = {
         "singular_values": np.sqrt(n * np.maximum(values, 0)),
-        "weights": _at(columns, weights, adata.n_vars),
-        "params": params | ({"mask_var": mask_name} if mask_name else {}) | ({"layer": layer} if layer else {}),
+        "weights": at_features(columns, weights, adata.n_vars),
+        "params": params_of(site_key, mask_name, layer, drop_first=drop_first),
     }
     sites.keep()
 
@@ -150,13 +152,6 @@ def _counts(matrix: Matrix, rows: np.ndarray, columns: np.ndarray, site: str) ->
     return total
 
 
-def _products(matrix: Matrix, rows: np.ndarray, columns: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    gram = Gram(len(columns))
-    for _, block in blocks(matrix, rows, columns):
-        gram.add(weighted_logarithms(block, weights))
-    return gram.products()
-
-
 def weighted_logarithms(block: Matrix, weights: np.ndarray) -> Matrix:
     """Logarithms of weighted counts as shares of their cell, times 10,000; dividing by the depth before is no use."""
     if sparse.issparse(block):
@@ -175,9 +170,3 @@ def _standardised(found: np.ndarray) -> np.ndarray:
     found = found - found.mean(1, keepdims=True)
     deviation = found.std(1, ddof=1, keepdims=True)
     return np.divide(found, deviation, out=np.zeros_like(found), where=deviation > 0)
-
-
-def _at(columns: np.ndarray, values: np.ndarray, n_features: int) -> np.ndarray:
-    every = np.zeros((n_features, *values.shape[1:]))
-    every[columns] = values
-    return every

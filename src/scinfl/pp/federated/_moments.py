@@ -41,10 +41,8 @@ def pooled_moments(
 
 def sum_around(matrix: Matrix, rows: np.ndarray, point: np.ndarray, change: Change | None = None) -> np.ndarray:
     """Sum of the differences of a site's values from a point, for each feature."""
-    total = np.zeros(matrix.shape[1])
-    for _, block in blocks(matrix, rows):
-        total += column_sums(with_values(block, change))
-    return total - len(rows) * point
+    sums = (column_sums(with_values(block, change)) for _, block in blocks(matrix, rows))
+    return sum(sums, np.zeros(matrix.shape[1])) - len(rows) * point
 
 
 def squares_around(matrix: Matrix, rows: np.ndarray, point: np.ndarray, change: Change | None = None) -> np.ndarray:

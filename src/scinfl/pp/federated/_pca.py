@@ -8,9 +8,9 @@ import numpy as np
 from anndata import AnnData
 
 from scinfl.federation import Protection
-from scinfl.pp.federated._features import check_n_comps, chosen_features
+from scinfl.pp.federated._features import at_features, check_n_comps, chosen_features, params_of
 from scinfl.pp.federated._gram import Gram, full, leading_eigenvectors
-from scinfl.pp.federated._site_sums import Matrix, SiteSums, blocks, column_sums, matrix_of
+from scinfl.pp.federated._site_sums import SiteSums, blocks, column_sums, matrix_of
 from scinfl.privacy import Key
 
 
@@ -94,11 +94,15 @@ def federated_pca(
     matrix = matrix_of(adata, layer, sites.rows)
     columns, mask_name = chosen_features(adata, mask_var)
     check_n_comps(n_comps, min(adata.n_obs - 1, len(columns)), "what cells and features allow")
-    mean = np.zeros(len(columns))
+    mean, sums = np.zeros(len(columns)), {}
     if zero_mean:
-        sums = {site: {"sum": _sum(matrix, rows, columns)} for site, rows in sites.rows.items()}
+        for site, rows in sites.rows.items():
+            totals = (column_sums(block) for _, block in blocks(matrix, rows, columns))
+            sums[site] = {"sum": sum(totals, np.zeros(len(columns)))}
         mean = sites.mean("PCA", sums)[0]["sum"]
-    sums = {site: _gram(matrix, rows, columns).around(mean, len(rows)) for site, rows in sites.rows.items()}
+    for site, rows in sites.rows.items():
+        gram = Gram(len(columns), (block for _, block in blocks(matrix, rows, columns)))
+        sums[site] = gram.around(mean, len(rows))
     pooled, n = sites.mean("PCA, around the mean", sums)
     covariance = full(pooled["products_around_mean"], len(columns))
     if zero_mean:
@@ -110,38 +114,13 @@ def federated_pca(
     for rows in sites.rows.values():
         for own, block in blocks(matrix, rows, columns):
             coordinates[own] = block @ loadings - mean @ loadings
-    total = float(np.trace(covariance))
-    _write(adata, coordinates, loadings, mean, columns)
-    adata.uns["pca"]["variance"] = values
-    adata.uns["pca"]["variance_ratio"] = values / total if total > 0 else np.zeros(n_comps)
-    params = {"zero_center": zero_mean, "use_highly_variable": mask_name == "highly_variable", "site_key": site_key}
-    adata.uns["pca"]["params"] = (
-        params | ({"mask_var": mask_name} if mask_name else {}) | ({"layer": layer} if layer else {})
-    )
-    sites.keep()
-
-
-def _sum(matrix: Matrix, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    total = np.zeros(len(columns))
-    for _, block in blocks(matrix, rows, columns):
-        total += column_sums(block)
-    return total
-
-
-def _gram(matrix: Matrix, rows: np.ndarray, columns: np.ndarray) -> Gram:
-    gram = Gram(len(columns))
-    for _, block in blocks(matrix, rows, columns):
-        gram.add(block)
-    return gram
-
-
-def _write(
-    adata: AnnData, coordinates: np.ndarray, loadings: np.ndarray, mean: np.ndarray, columns: np.ndarray
-) -> None:
+    total, chosen = float(np.trace(covariance)), mask_name == "highly_variable"
     adata.obsm["X_pca"] = coordinates
-    every = np.zeros((adata.n_vars, loadings.shape[1]))
-    every[columns] = loadings
-    adata.varm["PCs"] = every
-    every_mean = np.zeros(adata.n_vars)
-    every_mean[columns] = mean
-    adata.uns["pca"] = {"mean": every_mean}
+    adata.varm["PCs"] = at_features(columns, loadings, adata.n_vars)
+    adata.uns["pca"] = {
+        "mean": at_features(columns, mean, adata.n_vars),
+        "variance": values,
+        "variance_ratio": values / total if total > 0 else np.zeros(n_comps),
+        "params": params_of(site_key, mask_name, layer, zero_center=zero_mean, use_highly_variable=chosen),
+    }
+    sites.keep()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -102,24 +103,20 @@ def compare_perturbations(
     return result[["seed", "method", "perturbation", "metric", "value", "subgroup"]]
 
 
+@dataclass
 class _Study:
     """Models of one seed."""
 
-    def __init__(
-        self,
-        adata: AnnData,
-        gene_ontology: Any,
-        setup: dict[str, Any],
-        site_key: str | None,
-        init: dict[str, Any],
-        train: dict[str, Any],
-        n_keys: int,
-        seed: int,
-    ) -> None:
-        self.adata, self.gene_ontology, self.setup, self.site_key = adata, gene_ontology, setup, site_key
-        self.init, self.train, self.n_keys, self.seed = init, train, n_keys, seed
-        self.models: dict[str, GEARS] = {}
-        self.key = Key.generate()
+    adata: AnnData
+    gene_ontology: Any
+    setup: dict[str, Any]
+    site_key: str | None
+    init: dict[str, Any]
+    train: dict[str, Any]
+    n_keys: int
+    seed: int
+    models: dict[str, GEARS] = field(default_factory=dict)
+    key: Key = field(default_factory=Key.generate)
 
     def score(self, method: str) -> pd.DataFrame:
         """Scores of a method on the test perturbations."""
