@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 
 import scinfl as si
+from scinfl.model.base import RemoteContext
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "api").glob("*.md"), ROOT / "README.md"])
@@ -90,6 +91,19 @@ def test_the_example_model_of_the_architecture_page_is_federated_keyed_and_saved
     fresh.train(8, key=key, dry_run=True, progress=False)
     assert set(fresh.payload["site"]) == {f"site_{number}" for number in range(1, 5)}
     assert not fresh.is_trained_
+    with pytest.raises(KeyError, match="nowhere"):
+        kind.setup_anndata(adata.copy(), site_key="nowhere")
+    one = adata[adata.obs["site"] == "site_1"].copy()
+    kind.setup_anndata(one)
+    given = {}
+
+    def engine(sites, state, strategy, protections, **settings):
+        given.update(sites=sites, by=protections)
+
+    among = RemoteContext("site_1", [f"site_{number}" for number in range(1, 5)], engine)
+    kind(one).train(1, key=key, remote=among, progress=False)
+    assert [site.name for site in given["sites"]] == ["site_1"]
+    assert [type(protection).__name__ for protection in given["by"]] == ["KeyedSum"]
 
 
 def test_the_first_example_of_the_site_has_twelve_lines():

@@ -56,6 +56,26 @@ def test_keyed_and_plain_training_reach_the_same(cells, key):
     assert accuracy(fit(cells), cells) > 0.97
 
 
+def test_without_hidden_layers_it_is_a_keyed_multinomial_regression(cells, key, tmp_path):
+    Classifier.setup_anndata(cells, "label", site_key="site")
+    model = Classifier(cells, n_layers=0, input_dropout=0)
+    model.train(n_rounds=10, key=key, lr=0.02, progress=False)
+    shapes = {name: tuple(p.shape) for name, p in model.module.named_parameters() if ".meta." not in name}
+    assert shapes == {"head.weight": (4, cells.n_vars), "head.bias": (4,)}
+    right = accuracy(model, cells)
+    assert right > 0.9
+    assert "no hidden units" in repr(model)
+    with pytest.raises(ValueError, match=r"n_layers=0.*predict_proba"):
+        model.get_latent_representation()
+    x, codes = torch.from_numpy(cells.X), cells.obs["label"].cat.codes.to_numpy()
+    wrong = wrong_keys(model.module, lambda network: float((network(x).argmax(1).numpy() == codes).mean()), n_keys=50)
+    assert abs(wrong.mean() - 0.25) < 0.1
+    model.save(tmp_path / "model")
+    loaded = Classifier.load(tmp_path / "model")
+    loaded.unlock(key)
+    assert accuracy(loaded, cells) == right
+
+
 def test_the_weights_are_held_locked_and_the_key_only_in_the_open_model(cells, key):
     model = fit(cells, key=key)
     assert not model.is_locked
@@ -416,7 +436,7 @@ def test_bad_arguments_are_refused_before_training(cells, arguments):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"n_hidden": 0}, {"n_layers": 0}, {"dropout": 1}, {"norm": "group"}, {"key_scheme": "xor"}, {"rng": 0.5}],
+    [{"n_hidden": 0}, {"n_layers": -1}, {"dropout": 1}, {"norm": "group"}, {"key_scheme": "xor"}, {"rng": 0.5}],
     ids=str,
 )
 def test_bad_networks_are_refused(cells, arguments):

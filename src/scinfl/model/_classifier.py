@@ -82,7 +82,7 @@ class Classifier(FederatedModel):
     n_hidden
         Units of a hidden layer.
     n_layers
-        Hidden layers.
+        Hidden layers; 0 makes a keyed multinomial regression; compare both on validation rows of small cohorts.
     dropout, input_dropout
         Share of hidden units and of features dropped in training.
     norm
@@ -110,7 +110,6 @@ class Classifier(FederatedModel):
     """
 
     module: ClassifierModule
-    first_layer = "encoder.1"
 
     def __init__(
         self,
@@ -127,7 +126,7 @@ class Classifier(FederatedModel):
         registry: dict | None = None,
     ) -> None:
         whole_number("n_hidden", n_hidden, 1)
-        whole_number("n_layers", n_layers, 1)
+        whole_number("n_layers", n_layers, 0)
         number_between("dropout", dropout, 0, 0.95)
         number_between("input_dropout", input_dropout, 0, 0.95)
         one_of("norm", norm, ["layer", "batch", None])
@@ -140,6 +139,7 @@ class Classifier(FederatedModel):
             "input_dropout": input_dropout,
             "norm": norm,
         }
+        self.first_layer = "encoder.1" if n_layers else "head"
         super().__init__(adata, key_scheme=key_scheme, train_meta=train_meta, rng=rng, registry=registry)
         self.init_params_ = self._get_init_params(locals())
 
@@ -346,7 +346,15 @@ class Classifier(FederatedModel):
             See :meth:`predict`.
         batch_size
             Rows at a time.
+
+        Raises
+        ------
+        ValueError
+            If the model has no hidden layer.
         """
+        if not self._network_options["n_layers"]:
+            msg = "Expected a hidden layer to read, found a model with `n_layers=0`. Use `predict_proba` instead."
+            raise ValueError(msg)
         return self._infer(self._validate_anndata(adata), batch_size, site, embed=True)
 
     def _infer(self, adata: AnnData, batch_size: int, site: str | None, *, embed: bool) -> np.ndarray:
@@ -397,12 +405,8 @@ class Classifier(FederatedModel):
 
     def _labelled_rows(self, options: ClassifierOptions) -> dict[str, np.ndarray]:
         """Rows to train on, by site; sites with too few are reported and left out."""
-        adata, min_cells = self._adata, options.min_cells
+        min_cells, sites = options.min_cells, self._site_of_rows(options)
         labelled = self._codes() < len(self.labels)
-        if options.remote is None:
-            sites = sites_of(adata, self.site_key).astype(str).to_numpy()
-        else:
-            sites = np.full(adata.n_obs, options.remote.site)
         rows = {str(name): np.flatnonzero((sites == name) & labelled) for name in np.unique(sites)}
         few = {name: len(index) for name, index in rows.items() if len(index) < min_cells}
         kept = {name: index for name, index in rows.items() if name not in few}
@@ -428,7 +432,8 @@ class Classifier(FederatedModel):
 
     def _summary(self) -> str:
         options = self._network_options
-        return f"{options['n_layers']} × {options['n_hidden']} hidden units, {len(self.labels)} labels"
+        hidden = f"{options['n_layers']} × {options['n_hidden']}" if options["n_layers"] else "no"
+        return f"{hidden} hidden units, {len(self.labels)} labels"
 
 
 def _check_data(adata: AnnData, layer: str | None, missing: str) -> None:

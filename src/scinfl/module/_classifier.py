@@ -12,7 +12,7 @@ from scinfl.nn import MLP
 
 
 class ClassifierModule(nn.Module):
-    """Encoder and linear head.
+    """Encoder and linear head; without hidden layers the head alone, which is multinomial regression.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class ClassifierModule(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = MLP(n_input, n_hidden, n_layers, dropout=dropout, input_dropout=input_dropout, norm=norm)
-        self.head = nn.Linear(n_hidden, n_labels)
+        self.head = nn.Linear(n_hidden if n_layers else n_input, n_labels)
 
     @property
     def metric_names(self) -> list[str]:

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Self
 
+import numpy as np
 import pandas as pd
 
 from scinfl.federation import Payload, Protection, Run, Strategy
+from scinfl.model.base._cells import sites_of
 from scinfl.model.base._local_training import LocalTraining
 from scinfl.model.base._locked_model import LockedModel
 from scinfl.model.base._options import TrainOptions
@@ -43,10 +45,16 @@ class FederatedModel(LockedModel):
         twin._keyed = self._keyed.copy()
         return twin
 
+    def _site_of_rows(self, options: TrainOptions) -> np.ndarray:
+        """Site of each row; where the others are on machines of their own, all are of this one."""
+        if options.remote is not None:
+            return np.full(self._adata.n_obs, options.remote.site)
+        return sites_of(self._adata, self._setup_args()["site_key"]).astype(str).to_numpy()
+
     def _protections(self, options: TrainOptions, n_sites: int) -> Sequence[Protection]:
-        """Protections of a run, with the default filled in."""
+        """Protections of a run over ``n_sites`` here or the sites elsewhere, with the default filled in."""
         if options.protections == "default":
-            return default_protections(options.key, n_sites)
+            return default_protections(options.key, n_sites if options.remote is None else len(options.remote.sites))
         return options.protections
 
     def _training_of(
