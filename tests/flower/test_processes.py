@@ -171,7 +171,7 @@ def test_a_server_whose_superlink_died_says_so_and_goes_on(tmp_path, fresh_key):
 def test_what_is_not_loopback_reaches_the_sites_calls_only():
     import asyncio
 
-    from scinfl.flower.server._superlink_process import LoopbackOnly
+    from scinfl.flower.server._superlink_process import Gate
 
     async def status(path, client):
         sent = []
@@ -182,7 +182,7 @@ def test_what_is_not_loopback_reaches_the_sites_calls_only():
         async def send(message):
             sent.append(message)
 
-        await LoopbackOnly(app)({"type": "http", "path": path, "client": (client, 1)}, None, send)
+        await Gate(app)({"type": "http", "path": path, "client": (client, 1), "headers": ()}, None, send)
         return sent[0]["status"]
 
     for path, client, expected in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -121,7 +122,9 @@ def _add(options: argparse.Namespace) -> None:
 
 def _server(options: argparse.Namespace) -> None:
     from scinfl.flower import run_server
+    from scinfl.flower.server import forget_trust
 
+    forget_trust(os.environ)
     _prepare()
     progress = sys.stderr.isatty()
     run_server(

@@ -55,7 +55,6 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_push_object_fn_protobuf,  # sends one array
 )
 from flwr.supercore.inflatable.inflatable_utils import (
-    ObjectPullError,  # an array did not come
     pull_and_inflate_object_from_tree,  # fetches a message with its arrays
     push_objects,  # sends arrays
 )
@@ -63,7 +62,10 @@ from flwr.supercore.interceptors import (
     RuntimeVersionHttpInterceptor,  # names our version of Flower in a call
     SuperExecAuthHttpInterceptor,  # proves with a secret that a call is that of the server's own executor
 )
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes  # key of a site, as Flower compares it
+from flwr.supercore.primitives.asymmetric import (
+    public_key_to_bytes,  # key of a site, as Flower compares it
+    verify_signature,  # of a call
+)
 from flwr.supercore.runtime import RuntimeHttpClient  # calls of the process that runs the server's app
 from flwr.supercore.task_identity import TaskIdentity  # what that process is, where Flower looks for it
 from flwr.supernode.fleet_http_client import FleetHttpClient  # calls of a site
@@ -77,6 +79,9 @@ ACQUIRE_TASK = "/flwr.proto.Runtime/AcquireTask"
 
 FLEET_CALLS = "/v1/fleet/"
 """Where a SuperLink answers sites."""
+
+SITE_HEADERS = ("flwr-public-key", "flwr-timestamp", "flwr-signature")
+"""Headers by which a site proves a call: its public key, a time, and its signature of that."""
 
 OPERATOR_CALL = "/v1/control/list-nodes"
 """Where it answers an operator who asks for the sites: a call that changes nothing."""

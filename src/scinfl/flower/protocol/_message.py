@@ -15,8 +15,14 @@ from safetensors.numpy import save as save_tensors
 
 from scinfl.federation import Update
 from scinfl.federation.rounds import metadata_of, write_atomically
-
-_KINDS = {"float32", "float64", "uint32", "uint64"}
+from scinfl.flower.protocol._limits import (
+    MOST_ATTEMPTS,
+    check_updates,
+    checked_count,
+    checked_name,
+    own_array,
+    read_json,
+)
 
 
 @dataclass(frozen=True)
@@ -68,25 +74,26 @@ class Message:
         Raises
         ------
         ValueError
-            If it is something else.
+            If it is something else, or exceeds a limit.
         """
         try:
-            content = json.loads(text)
+            content = read_json(text)
+            check_updates(content["updates"])
             updates = tuple(
                 Update(
                     site=str(head["site"]),
-                    round=int(head["round"]),
-                    state={str(name): _own(arrays[f"{number}/{name}"]) for name in head["arrays"]},
+                    round=checked_count("a round", head["round"]),
+                    state={str(name): own_array(arrays[f"{number}/{name}"]) for name in head["arrays"]},
                     n_obs=0,
                     weight=0.0,
-                    key_version=None if head["key_version"] is None else int(head["key_version"]),
+                    key_version=_version(head["key_version"]),
                     purpose=str(head["purpose"]),
                     header={str(name): bytes.fromhex(value) for name, value in head["header"].items()},
                 )
                 for number, head in enumerate(content["updates"])
             )
             return cls(str(content["kind"]), dict(content["fields"]), updates)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
             msg = f"Expected a message of this federation, found something else ({error}). Install the same scinfl."
             raise ValueError(msg) from error
 
@@ -112,6 +119,29 @@ def sums_message(step: int, sums: Sequence[tuple[Update, Sequence[tuple[str, ...
     return Message("sums", {"step": step, "members": members}, tuple(combined for combined, _ in sums))
 
 
+def check_step(message: Message) -> None:
+    """Refuse a question about a step whose numbers or sums make no sense, before training sees it.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    step = checked_count("a step", message.fields.get("step"))
+    checked_count("an attempt", message.fields.get("attempt", 0), MOST_ATTEMPTS)
+    n_updates = 0
+    for head in message.fields["sums"]:
+        checked_count("the step of a sum", head["step"], step)
+        n_updates += len(head["members"])
+        for names in head["members"]:
+            for name, *header in names:
+                checked_name("the name of a site", name)
+                _ = [bytes.fromhex(value) for value in header]
+    if n_updates != len(message.updates):
+        msg = f"Expected {n_updates} sums, found {len(message.updates)}. Nothing of them was used."
+        raise ValueError(msg)
+
+
 def members_of(names: Sequence[Sequence[str]], combined: Update) -> list[Update]:
     """Members of a sum, as a protection decodes with them."""
     members = []
@@ -122,8 +152,5 @@ def members_of(names: Sequence[Sequence[str]], combined: Update) -> list[Update]
     return members
 
 
-def _own(array: np.ndarray) -> np.ndarray:
-    if str(array.dtype) not in _KINDS:
-        msg = f"an array of {array.dtype}"
-        raise ValueError(msg)
-    return np.array(array)
+def _version(value: object) -> int | None:
+    return None if value is None else checked_count("a version of the key", value)

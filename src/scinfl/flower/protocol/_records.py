@@ -13,6 +13,7 @@ from scinfl.flower._flwr import (
     pull_and_inflate_object_from_tree,
     set_message_id,
 )
+from scinfl.flower.protocol._limits import read_array
 from scinfl.flower.protocol._message import Message
 
 _TYPES = {"step": MessageType.TRAIN}
@@ -39,8 +40,8 @@ def from_flower(carrier: FlowerMessage) -> Message:
     """
     try:
         text = carrier.content.config_records["message"]["text"]
-        arrays = {name: array.numpy() for name, array in carrier.content.array_records["arrays"].items()}
-    except (KeyError, ValueError, TypeError) as error:
+        arrays = {name: read_array(array.data) for name, array in carrier.content.array_records["arrays"].items()}
+    except Exception as error:  # whatever the sender made fail
         msg = f"Expected a message of this federation, found something else ({error}). Install the same scinfl."
         raise ValueError(msg) from error
     return Message.from_parts(str(text), arrays)

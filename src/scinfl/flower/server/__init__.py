@@ -4,6 +4,7 @@ The coordinator asks sites for steps and passes their masked terms to an aggrega
 is kept in its folder. Flower's SuperLink, a process of its own, carries the messages.
 """
 
+from scinfl.flower.server._environment import forget_trust
 from scinfl.flower.server._run import revoke_site, run_server
 
-__all__ = ["revoke_site", "run_server"]
+__all__ = ["forget_trust", "revoke_site", "run_server"]

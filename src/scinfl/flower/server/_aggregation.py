@@ -71,7 +71,7 @@ class Aggregation:
 
     def add(self, now: float, coming: Collection[str], slow: Collection[str]) -> Summed | None:
         """Sums of the step, once nobody is waited for any longer."""
-        found = {site: _beliefs(updates) for site, updates in self._answers.items()}
+        found = self._forms()
         usual = usual_of(found, self._min_sites)
         if usual is None:
             self._enough = None
@@ -83,6 +83,13 @@ class Aggregation:
             del self._answers[site]
             self._leave_out(site, found[site], usual)
         return self._sums()
+
+    def _forms(self) -> dict[str, Any]:
+        """What each site sent terms of, and under which beliefs: terms of one form can be added."""
+        return {
+            site: sorted((own.purpose, own.round, *self._server.form_of(own)) for own in updates)
+            for site, updates in self._answers.items()
+        }
 
     def _must_wait(self, now: float, missing: Collection[str]) -> bool:
         self._enough = self._enough or now
@@ -133,6 +140,10 @@ class Aggregation:
                 msg = f"Expected masked terms of site '{site}', found others. Nothing of them was used."
                 raise ValueError(msg)
             self._server.verify(update)
+            masked = update.state[MASKED]
+            if masked.ndim != 1 or masked.dtype.kind != "u":
+                msg = f"Expected masked integers in a row, found {masked.dtype} {masked.shape}. Nothing was used."
+                raise ValueError(msg)
             if update.header["nonce"].hex() in self._used:
                 msg = (
                     f"Expected a fresh term of '{update.purpose}', found one that was added before: an old answer. "
@@ -154,8 +165,3 @@ def usual_of(found: Mapping[str, Any], least: int) -> Any:
 
 def _purposes(updates: Sequence[Update]) -> list[tuple[str, int]]:
     return sorted((update.purpose, update.round) for update in updates)
-
-
-def _beliefs(updates: Sequence[Update]) -> list[tuple[str, int, str]]:
-    """What a site sent terms of, and the digest of what it believes."""
-    return sorted((own.purpose, own.round, own.header.get("context", b"").hex()) for own in updates)

@@ -47,7 +47,7 @@ def _call(
 ) -> tuple[int, bytes]:
     """Status and content of the answer to an operator."""
     trusted = ssl.create_default_context(cafile=str(authority))
-    with httpx.Client(transport=httpx.HTTPTransport(verify=trusted, local_address=source)) as client:
+    with httpx.Client(transport=httpx.HTTPTransport(verify=trusted, local_address=source), trust_env=False) as client:
         answer = client.post(f"https://{address}{OPERATOR_CALL}", headers=headers)
     return answer.status_code, answer.content
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from scinfl._checks import first_of
 from scinfl.federation import Update
 from scinfl.flower._format import in_bytes
+from scinfl.flower.protocol._limits import checked_count
 from scinfl.flower.protocol._message import Message, sums_message
 from scinfl.flower.protocol._preflight import check_hello
 from scinfl.flower.server._aggregation import Aggregation
@@ -33,6 +34,10 @@ _MOST_ATTEMPTS = 1_000_000  # at one step, by one server
 _ANSWERS = ("step", "repeat", "advertise", "reveal")
 _WITH_ROUNDS = ("training", "evaluation")
 _AT_WORK = ("new", "greeted", "ready")
+
+
+class StoppedError(RuntimeError):
+    """The run cannot go on, whatever sites send next."""
 
 
 class Coordinator:
@@ -87,6 +92,7 @@ class Coordinator:
         self._participants = Participants()
         self._tickets: dict[str, tuple[Participant, tuple[object, ...]]] = {}  # of those that left since, too
         self._finished: set[str] = set()
+        self._failed: dict[str, str] = {}  # why, by site
         self._used = self._kept.nonces()
         self._reported: set[str] = set()
         self._met: set[str] = set()
@@ -187,11 +193,13 @@ class Coordinator:
         if message is None:
             return
         self._answered = time.monotonic()
+        if message.kind == "busy":
+            return
         self._slow.discard(str(participant.site))
         try:
             if asked != self._aggregation.turn and message.kind in _ANSWERS:
-                participant.position = int(message.fields["position"])
-                self._journal.log("late", site=participant.site, step=message.fields.get("step"))
+                participant.position = self._position_in(message)
+                self._journal.log("late", site=participant.site, step=self._kept.n_sums)
                 return
             {
                 "hello": self._take_hello,
@@ -201,14 +209,19 @@ class Coordinator:
                 "finished": self._take_finished,
                 "failed": self._take_failed,
                 "bye": self._take_failed,
+                "hello first": self._take_restarted,
+                "unread": self._take_unread,
             }[message.kind](participant, message)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (OSError, StoppedError):
+            raise
+        except Exception as error:  # noqa: BLE001 (whatever a site sent: it ends no run)
             participant.n_refused += 1
             if participant.n_refused >= _MAX_REFUSALS:
                 participant.stage = "refused"
-            participant.reason = str(error) if participant.stage == "refused" else ""
-            self._journal.log("refused", site=participant.site, kind=message.kind, reason=str(error))
-            self._report(f"refused an answer of {named(participant)}: {error}")
+            reason = f"{error}"[:500] or type(error).__name__
+            participant.reason = reason if participant.stage == "refused" else ""
+            self._journal.log("refused", site=participant.site, kind=message.kind[:20], reason=reason)
+            self._report(f"refused an answer of {named(participant)}: {reason}")
 
     def _take_hello(self, participant: Participant, message: Message) -> None:
         hello = dict(message.fields)
@@ -222,7 +235,9 @@ class Coordinator:
             if other is not participant and other.site == site and other.stage != "refused":
                 msg = f"site '{site}' is here twice. Stop one of the two"
                 raise ValueError(msg)
+        checks_of(hello)
         participant.site, participant.hello, participant.stage = site, hello, "greeted"
+        self._failed.pop(site, None)
         if self._kept.facts:
             self._admit(participant, site)
         back = "back" if site in self._met else "here"
@@ -247,22 +262,40 @@ class Coordinator:
                 "Expected all sites to agree on labels or perturbations, features and gene ontology, found that they "
                 "do not. Compare the files that the sites read, and start the server again."
             )
-            raise RuntimeError(msg)
+            raise StoppedError(msg)
         if self._agreed[str(participant.site)] != next(iter(self._agreed.values())):
             participant.stage = "refused"
             msg = "it knows other labels, perturbations or features than those that the run began with"
             raise ValueError(msg)
-        participant.position, participant.stage = int(message.fields["position"]), "ready"
+        participant.position, participant.stage = self._position_in(message), "ready"
+
+    def _position_in(self, message: Message) -> int:
+        """Step of the run that a site is at."""
+        position = checked_count("a position", message.fields["position"])
+        if position > self._kept.n_sums:
+            msg = f"it is at step {position}, the run at step {self._kept.n_sums}"
+            raise ValueError(msg)
+        return position
 
     def _take_behind(self, participant: Participant, message: Message) -> None:
-        position = int(message.fields["position"])
-        if position == participant.position or position > self._kept.n_sums:
-            msg = f"it is at step {position}, the run at step {self._kept.n_sums}"
+        position = self._position_in(message)
+        if position == participant.position:
+            msg = f"it was at step {position} before, and brings nothing for it"
             raise ValueError(msg)
         participant.position = position
 
+    def _take_restarted(self, participant: Participant, message: Message) -> None:
+        """A site that started again knows nothing of this run: it is greeted first."""
+        del message
+        participant.stage = "new"
+
+    def _take_unread(self, participant: Participant, message: Message) -> None:
+        del participant
+        msg = f"it could not use a message: {str(message.fields.get('message', ''))[:500]}"
+        raise ValueError(msg)
+
     def _take_step(self, participant: Participant, message: Message) -> None:
-        position = int(message.fields["position"])
+        position = self._position_in(message)
         self._aggregation.take(str(participant.site), message)
         participant.position = position
 
@@ -280,6 +313,13 @@ class Coordinator:
         reason = str(message.fields.get("message", "it stopped"))[:500]
         self._journal.log("failed", site=participant.site, reason=reason)
         self._report(f"site '{participant.site}' stopped: {reason}")
+        self._failed[str(participant.site)] = reason
+        if not self._kept.n_sums and self._failed.keys() >= self._expected:
+            why = "; ".join(f"'{site}': {own}" for site, own in sorted(self._failed.items()))
+            msg = (
+                f"Expected sites that take part, found that all stopped before the first step ({why}). Mend that first."
+            )
+            raise StoppedError(msg[:2000])
 
     # ---- steps
 

@@ -38,6 +38,7 @@ class PairwiseAggregation(Aggregation):
         self._ads: dict[str, list[Advertisement]] = {}
         self._members: set[str] = set()
         self._seeds: dict[str, dict[str, bytes]] = {}
+        self._odd: set[str] = set()  # whose terms do not fit to those of the others
         self._pending = folder / "pending.safetensors"
         if self._pending.exists():
             self._take_up(Message.read(self._pending))
@@ -56,7 +57,7 @@ class PairwiseAggregation(Aggregation):
         """What a site is asked for in the present phase."""
         asked = {"phase": self._phase, "attempt": self._attempt, "bounds": self._bounds}
         if self._phase == "advertise":
-            return None if site in self._ads else asked
+            return None if site in self._ads or site in self._odd else asked
         if site not in self._members:
             return None
         if self._phase == "terms":
@@ -74,6 +75,9 @@ class PairwiseAggregation(Aggregation):
             self._ads[site] = ads
         elif message.kind == "reveal" and self._phase == "reveal":
             self._seeds[site] = self._checked_seeds(site, message.fields["seeds"])
+        elif message.kind == "step" and any("commitment" not in own.header for own in message.updates):
+            msg = f"Expected masked terms of '{site}' with a commitment, found none. Nothing of it was used."
+            raise ValueError(msg)
         elif message.kind == "repeat" or (message.kind == "step" and self._phase == "terms"):
             super().take(site, message)
         else:
@@ -83,7 +87,7 @@ class PairwiseAggregation(Aggregation):
     def add(self, now: float, coming: Collection[str], slow: Collection[str]) -> Summed | None:
         """Sums of the step, once the seeds of all terms are here."""
         if self._phase == "advertise":
-            self._relay(now, set(coming) - self._ads.keys() - set(slow))
+            self._relay(now, set(coming) - self._ads.keys() - set(slow) - self._odd)
         elif self._phase == "terms":
             self._collect(now, coming)
         elif self._seeds.keys() >= self._members:
@@ -115,6 +119,14 @@ class PairwiseAggregation(Aggregation):
             self._journal.log("lost", step=self._step, sites=sorted(missing), attempt=self._attempt)
             self._start_again()
             return
+        found = self._forms()
+        usual = usual_of(found, 1)
+        if odd := {site for site, own in found.items() if own != usual}:
+            for site in sorted(odd):
+                self._leave_out(site, found[site], usual)
+            self._odd |= odd
+            self._start_again()
+            return
         heads = {"attempt": self._attempt, "members": sorted(self._members)}
         updates = tuple(update for own in self._answers.values() for update in own)
         Message("pending", {**heads, "step": self._step}, updates).write(self._pending)
@@ -139,7 +151,8 @@ class PairwiseAggregation(Aggregation):
     def _checked_seeds(self, site: str, seeds: Mapping[str, str]) -> dict[str, bytes]:
         found = {str(purpose): bytes.fromhex(seed) for purpose, seed in seeds.items()}
         for update in self._answers[site]:
-            if hashlib.sha256(found[update.purpose]).digest() != update.header["commitment"]:
+            seed = found[update.purpose]
+            if len(seed) != 32 or hashlib.sha256(seed).digest() != update.header["commitment"]:
                 msg = f"Expected the seed that site '{site}' committed to, found another. Nothing of it was used."
                 raise ValueError(msg)
         return found

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from scinfl.flower.protocol._limits import checked_count
 from scinfl.flower.protocol._message import Message
 from scinfl.flower.protocol._preflight import compare
 
@@ -60,8 +61,11 @@ class Participants(dict[int, Participant]):
 
 
 def checks_of(hello: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a greeting is compared."""
-    return {"checks": hello["checks"], "key": hello["key"]}
+    """What of a greeting is compared, and nothing that cannot be."""
+    version, fingerprint = hello["key"]
+    checks = {str(name): str(value) for name, value in hello["checks"].items()}
+    bytes.fromhex(hello["facts"])
+    return {"checks": checks, "key": [checked_count("a version of the key", version), str(fingerprint)]}
 
 
 def compare_sites(checks: Mapping[str, Mapping[str, Any]]) -> None:

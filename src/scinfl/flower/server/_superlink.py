@@ -50,8 +50,9 @@ from scinfl.flower._flwr import (
     stop_retrying,
 )
 from scinfl.flower.server._closed_port import check_closed
-from scinfl.flower.server._superlink_process import PARENT
-from scinfl.flower.setup._kit import CA, SERVER_CERTIFICATE, SERVER_KEY
+from scinfl.flower.server._environment import forget_trust
+from scinfl.flower.server._superlink_process import KEYS_OF_SITES, PARENT
+from scinfl.flower.setup._kit import CA, SERVER_CERTIFICATE, SERVER_KEY, SITES
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ class SuperLink:
             *("--superexec-auth-secret-file", str(secret), "--disable-runtime-dependency-installation"),
         ]
         with (state / "superlink.log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=_environment(state))  # noqa: S603
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=_environment(state, kit / SITES))  # noqa: S603
 
     @property
     def pid(self) -> int:
@@ -229,16 +230,19 @@ def _beat(client: RuntimeHttpClient, stop: threading.Event) -> None:
             logger.debug("A heartbeat to the SuperLink failed: %s", error)
 
 
-def _environment(state: Path) -> dict[str, str]:
+def _environment(state: Path, sites: Path) -> dict[str, str]:
     """Environment in which Flower sends no telemetry, keeps its files in one folder, and trusts proxies here alone."""
+    inherited = dict(os.environ)
+    forget_trust(inherited)
     return {
-        **{name: value for name, value in os.environ.items() if not name.startswith("FLWR_")},
+        **inherited,
         "FORWARDED_ALLOW_IPS": "127.0.0.1",
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_HOME": str(state / "flwr"),
         "FLWR_LOG_LEVEL": "INFO",
         PARENT: str(os.getpid()),
+        KEYS_OF_SITES: str(sites),
     }
 
 

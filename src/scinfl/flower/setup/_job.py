@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -18,6 +19,9 @@ JOB = "job.toml"
 SITE_SETTINGS = "site.toml"
 _MODELS = ("Classifier", "GEARS", "SpaMosaic")
 _NOISE = ("SampleDP", "UpdateDP")
+_MOST_TEXT = 1 << 20
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,40}")
+"""Names of sites and runs: they become names of files."""
 _BY_US = {  # what the federation itself decides
     "key": "every site passes its own with `--key`",
     "protections": "write `sum` in [federation], and [[protections]]",
@@ -109,9 +113,12 @@ class Job:
         ValueError
             If it cannot be used; the message names the entry.
         """
+        if len(text) > _MOST_TEXT:
+            msg = f"Expected a job of at most {_MOST_TEXT} characters, found {len(text)}. Compare it with the template."
+            raise ValueError(msg)
         try:
             content = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
             msg = f"Expected a job in TOML, found a mistake: {error}. Compare it with the template."
             raise ValueError(msg) from error
         known = ("federation", "model", "setup", "train", "strategy", "protections")
@@ -157,7 +164,8 @@ class Job:
         number_between("give_up in [federation]", self.give_up, 0, 1e8, open_low=True)
         number_between("wait in [federation]", self.wait, 0, 1e8)
         whole_number("min_sites in [federation]", self.min_sites, 2)
-        if self.min_sites > len(set(self.sites)) or len(set(self.sites)) < len(self.sites):
+        check_names(self.sites)
+        if self.min_sites > len(set(self.sites)) or len({site.casefold() for site in self.sites}) < len(self.sites):
             msg = (
                 f"Expected at least {self.min_sites} sites with different names in [federation], as `min_sites` asks "
                 f"for, found {list(self.sites)}. Name them all in `sites`."
@@ -216,6 +224,13 @@ class Job:
             for name in _entries(ours, section).keys() | _entries(theirs, section).keys()
             if _entries(ours, section).get(name) != _entries(theirs, section).get(name)
         )
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse names that should not become those of files."""
+    if odd := [name for name in names if not NAME.fullmatch(name)]:
+        msg = f"Expected names of letters, digits, '_' and '-', found {first_of(odd)}. Write for example 'north'."
+        raise ValueError(msg)
 
 
 _COLUMNS = ("labels_key", "layer", "group_key", "condition_key", "section_key", "spatial_key")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -15,8 +14,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from scinfl._checks import first_of, new_path
-from scinfl.flower.setup._job import JOB, SITE_SETTINGS, Job
+from scinfl._checks import new_path
+from scinfl.flower.setup._job import JOB, SITE_SETTINGS, Job, check_names
 from scinfl.flower.setup._templates import job_template, operator_guide, site_guide, site_template
 from scinfl.privacy import Identity, PublicIdentity
 
@@ -28,7 +27,6 @@ IDENTITY = "identity.json"
 IDENTITIES = "identities"
 SITES = "sites"
 ADDRESS = "address"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,40}")
 _DAYS = 825  # the longest that most TLS stacks accept
 
 
@@ -161,7 +159,7 @@ def add_site(kit: str | Path, site: str) -> Path:
     if not (server / SITES).is_dir():
         msg = f"Expected the folder of the operator, found none at '{server}'. Name the folder 'server' of the kit."
         raise FileNotFoundError(msg)
-    _check_names([site])
+    check_names([site])
     path = server.parent / f"site_{site}"
     if path.exists() or list((server / SITES).glob(f"{site}.*")):
         msg = f"Expected a name that no site has or had, found '{site}'. Choose another."
@@ -204,14 +202,8 @@ def _checked_names(sites: Sequence[str]) -> list[str]:
     if len(set(names)) < len(names) or len(names) < 2:
         msg = f"Expected at least 2 sites with different names, found {names}. Write `--sites north,south,west`."
         raise ValueError(msg)
-    _check_names(names)
+    check_names(names)
     return names
-
-
-def _check_names(names: Sequence[str]) -> None:
-    if odd := [name for name in names if not _NAME.fullmatch(name)]:
-        msg = f"Expected names of letters, digits, '_' and '-', found {first_of(odd)}. Write for example 'north'."
-        raise ValueError(msg)
 
 
 def _certificate(

@@ -24,9 +24,9 @@ def client_app(mailbox: Mailbox, *, stop: Callable[[], None]) -> ClientApp:
         del context
         try:
             reply = mailbox.handle(from_flower(carrier))
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             logger.warning("A message of the server could not be read: %s", error)
-            reply = Message("unread")
+            reply = Message("unread", {"message": str(error)[:500]})
         if reply.kind in ("finished", "failed", "bye"):
             stop()
         return FlowerMessage(to_records(reply), reply_to=carrier)

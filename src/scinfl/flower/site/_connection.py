@@ -25,7 +25,6 @@ from scinfl.flower._flwr import (
     FlowerError,
     Node,
     NodeAuthHttpInterceptor,
-    ObjectPullError,
     PullMessagesRequest,
     PushMessagesRequest,
     RuntimeVersionHttpInterceptor,
@@ -169,7 +168,9 @@ class FleetConnection:
         run = head.metadata.run_id
         try:
             message = fetch(self._client, node, head, response.message_object_trees[0], seconds=_SECONDS_TO_FETCH)
-        except ObjectPullError as error:
+        except httpx.HTTPError:
+            raise
+        except Exception as error:  # noqa: BLE001 (whatever the server sent)
             logger.info("A message came without its content (%s); the server will send it again.", error)
             return True
         started = time.perf_counter()

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
-from queue import Queue
 
-from scinfl.flower.protocol._message import Message
+from scinfl.flower.protocol._limits import checked_name
+from scinfl.flower.protocol._message import Message, check_step
+
+logger = logging.getLogger(__name__)
+
+_PATIENCE = 15.0  # seconds after which a question is answered with "busy"; shorter than any message lives
+_HELLO_FIRST = Message("hello first")
+_BUSY = Message("busy")
 
 
 class OtherRunError(Exception):
@@ -18,105 +25,169 @@ class EndedError(RuntimeError):
 
 
 class Mailbox:
-    """Answers messages as they come; passes those about training on, and waits for the answers of training.
+    """Answers every message of the server within a bound, whatever comes first.
+
+    Training is a computation that is suspended wherever it needs the server: it holds one question at a time, and takes
+    the next one only after it has answered that. The side of the connection waits for an answer only so long, and
+    reports that the site is busy; the same question then gets the answer as soon as it is there.
 
     Parameters
     ----------
     greet
         Answers ``"hello"``: checks of the site for a run.
+    patience
+        Seconds to wait for training.
     """
 
-    def __init__(self, greet: Callable[[Message], Message]) -> None:
-        self._greet = greet
+    def __init__(self, greet: Callable[[Message], Message], *, patience: float = _PATIENCE) -> None:
+        self._greet, self._patience = greet, patience
         self._lock = threading.Condition()
-        self._run: str | None = None
-        self._facts: Mapping[str, str] | None = None
+        self._run: str | None = None  # that the server asks for
+        self._trained: str | None = None  # that training works on
+        self._facts: Mapping[str, bytes] | None = None
         self._ready: Message | None = None
         self._failed: Message | None = None
         self._end: str | None = None
-        self._asked: Queue[Message | None] = Queue()
-        self._answers: Queue[Message] = Queue()
+        self._finished: Message | None = None
+        self._is_delivered = False
+        self._asked: Message | None = None
+        self._is_taken = False
+        self._answer: Message | None = None  # to what was asked last
 
     # ---- in the thread of the connection
 
     def handle(self, message: Message) -> Message:
-        """Answer one message of the server."""
+        """Answer one message of the server; what makes no sense is refused with a reason, and changes nothing."""
         if message.kind == "end":
-            self._stop(str(message.fields.get("reason", "")))
+            self._stop(str(message.fields.get("reason", ""))[:500])
             return Message("bye", {"message": "the server ended the run"})
         if self._failed is not None:
             return self._failed
-        if message.kind == "hello":
-            answer = self._greet(message)
-            self._begin(str(message.fields["run"]))
-            return answer
-        if message.kind == "agree":
-            return self._agree(message)
-        if message.kind == "step":
-            self._asked.put(message)
-            return self._answers.get()
-        return Message("failed", {"message": f"it knows no messages of kind '{message.kind}': install the same scinfl"})
+        try:
+            act = {"hello": self._hello, "agree": self._agree, "step": self._step}[message.kind]
+            run = checked_name("the name of a run", message.fields.get("run"))
+            if message.kind == "step":
+                check_step(message)
+        except KeyError:
+            return _refused(f"it knows no messages of kind '{message.kind[:20]}': install the same scinfl")
+        except Exception as error:  # noqa: BLE001 (whatever the server made fail)
+            return _refused(str(error))
+        try:
+            return act(run, message)
+        except OSError:
+            raise  # of our own files
+        except Exception as error:
+            logger.debug("A message of kind '%s' could not be used.", message.kind, exc_info=True)
+            return _refused(f"it cannot use a message of kind '{message.kind}' ({type(error).__name__})")
 
-    def _begin(self, run: str) -> None:
+    def _hello(self, run: str, message: Message) -> Message:
+        answer = self._greet(message)
         with self._lock:
-            if self._run is not None and run != self._run:
-                self._facts = self._ready = None
-                self._asked.put(None)
+            if run != self._run:
+                self._facts = self._ready = self._asked = self._answer = self._finished = None
+                self._is_taken = False
             self._run = run
-
-    def _agree(self, message: Message) -> Message:
-        with self._lock:
-            self._facts = message.fields["facts"]
             self._lock.notify_all()
-            self._lock.wait_for(lambda: self._ready is not None or self._failed is not None)
-            return self._failed or self._ready  # type: ignore[return-value]
+        return answer
+
+    def _agree(self, run: str, message: Message) -> Message:
+        facts = {str(site): bytes.fromhex(own) for site, own in message.fields["facts"].items()}
+        with self._lock:
+            if run != self._run:
+                return _HELLO_FIRST
+            self._facts = facts if self._facts is None else self._facts
+            self._lock.notify_all()
+            return self._first(lambda: self._ready)
+
+    def _step(self, run: str, message: Message) -> Message:
+        with self._lock:
+            if run != self._run or self._ready is None:
+                return _HELLO_FIRST
+            if self._asked is None or self._asked.fields != message.fields:
+                self._lock.wait_for(lambda: self._is_free() or self._has_ended(), self._patience)
+                if not self._is_free():
+                    return self._failed or _BUSY
+                self._asked, self._is_taken, self._answer = message, False, None
+                self._lock.notify_all()
+            answer = self._first(lambda: self._finished or self._answer)
+            self._is_delivered = answer is self._finished
+            self._lock.notify_all()
+            return answer
+
+    def _is_free(self) -> bool:
+        """Whether training works on no other question."""
+        return not self._is_taken or self._answer is not None or self._finished is not None
+
+    def _has_ended(self) -> bool:
+        return self._failed is not None or self._end is not None
+
+    def _first(self, find: Callable[[], Message | None]) -> Message:
+        """Wait for an answer of training, with the lock held."""
+        self._lock.wait_for(lambda: find() is not None or self._has_ended(), self._patience)
+        return self._failed or find() or _BUSY
 
     def _stop(self, reason: str) -> None:
         with self._lock:
             self._end = reason
             self._lock.notify_all()
-        self._asked.put(None)
 
     # ---- in the thread of training
 
-    def wait_for_facts(self) -> tuple[str, Mapping[str, str]]:
+    def wait_for_facts(self) -> tuple[str, Mapping[str, bytes]]:
         """Run and sealed facts of all sites, once the server sent them."""
         with self._lock:
-            while True:
-                self._lock.wait_for(lambda: self._facts is not None or self._end is not None, timeout=0.5)
-                self._check_end()
-                if self._facts is not None and self._run is not None:
-                    return self._run, self._facts
+            self._lock.wait_for(lambda: self._facts is not None or self._end is not None)
+            self._check_end()
+            self._trained = self._run
+            return str(self._run), self._facts or {}
 
     def be_ready(self, message: Message) -> None:
         """Report to the server that training can begin."""
         with self._lock:
+            self._check()
             self._ready = message
             self._lock.notify_all()
 
     def next(self) -> Message:
         """Next question about training."""
-        message = self._asked.get()
-        if message is None:
-            self._check_end()
-            raise OtherRunError
-        return message
+        with self._lock:
+            self._lock.wait_for(
+                lambda: self._end is not None or self._run != self._trained or (self._asked and not self._is_taken)
+            )
+            self._check()
+            self._is_taken = True
+            return self._asked  # type: ignore[return-value]
 
     def answer(self, message: Message) -> None:
-        """Answer it."""
+        """Answer it; that training is finished answers whatever is asked next, which is waited for so long."""
         with self._lock:
+            self._check()
             if self._ready is not None and "position" in message.fields:
                 self._ready = Message("ready", {**self._ready.fields, "position": message.fields["position"]})
-        self._answers.put(message)
+            if message.kind == "finished":
+                self._finished = message
+            self._answer = message
+            self._lock.notify_all()
+            if message.kind == "finished":
+                self._lock.wait_for(lambda: self._is_delivered or self._has_ended(), 4 * self._patience)
 
     def fail(self, message: str) -> None:
         """Report to the server, now and whenever it asks, that this site stopped."""
         with self._lock:
             self._failed = Message("failed", {"message": message})
             self._lock.notify_all()
-        self._answers.put(self._failed)
+
+    def _check(self) -> None:
+        self._check_end()
+        if self._run != self._trained:
+            raise OtherRunError
 
     def _check_end(self) -> None:
         if self._end is not None:
             msg = f"The server ended the run: {self._end}"
             raise EndedError(msg)
+
+
+def _refused(reason: str) -> Message:
+    logger.warning("A message of the server was refused: %s", reason)
+    return Message("unread", {"message": reason[:500]})

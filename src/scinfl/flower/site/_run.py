@@ -148,6 +148,11 @@ class _Site:
 
     def payload(self) -> pd.DataFrame:
         """List of one local epoch, as if this site were alone."""
+        if self._job.noise:
+            self._report(
+                "The other sites also get the list of labels, or perturbations, that this site has, sealed and without "
+                "noise: a label that one patient alone has shows that patient."
+            )
         summing = rehearsed_sum(self._key, self._identity, self._job.bits)
         self._check_start()
         facts = self._task.rehearsal()
@@ -200,7 +205,7 @@ class _Site:
             self._report(f"site '{self._name}' waits for the server")
             run, facts = mailbox.wait_for_facts()
             try:
-                return self._train(mailbox, run, {site: bytes.fromhex(own) for site, own in facts.items()})
+                return self._train(mailbox, run, facts)
             except OtherRunError:
                 self._report("the server began another run")
 

@@ -81,6 +81,13 @@ class Aggregator:
             )
             raise ValueError(msg)
 
+    @staticmethod
+    def form_of(update: Update) -> tuple[object, ...]:
+        """What uploads of one sum have in common: those of one form can be added."""
+        integers, header = update.state[MASKED], update.header
+        common = tuple(header.get(name, b"").hex() for name in _COMMON)
+        return str(integers.dtype), integers.shape, update.key_version, tuple(sorted(header)), common
+
     def verify(self, update: Update) -> None:
         """Refuse an upload that its site did not sign."""
         try:

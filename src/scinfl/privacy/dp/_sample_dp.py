@@ -46,7 +46,9 @@ class SampleDP(SpendsPrivacy):
     **Unit.** Neighbouring data differ in one row, or with ``unit="group"`` in all rows of one patient, added to or
     removed from one site. A patient with rows at several sites spends at each. ``batch_size`` counts units.
 
-    **What is not covered.** The number of units of a site (it sets weights and steps) counts as known. Metrics of
+    **What is not covered.** The number of units of a site (it sets weights and steps) counts as known, and so do its
+    labels: in a federation over several machines their list leaves each site without noise, sealed for the other sites.
+    A label that a single patient has shows that patient (`min_cells_per_label` in `site.toml` refuses it). Metrics of
     validation rows would leave without noise, hidden from the server by keyed sums but not from the other sites, so
     they are refused unless you allow them; then those rows have no guarantee. The training loss is not reported.
     Settings that you tried on the same data cost as much again.

@@ -1,0 +1,238 @@
+"""Whatever one party sends, the other answers or refuses it within a bound, and goes on."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tests.flower.conftest import SITES, job_text, make_cells, same, trained_in_process
+from tests.flower.evil import Evil
+
+from scinfl.federation import Update
+from scinfl.flower.protocol._limits import read_array
+from scinfl.flower.protocol._message import Message
+from scinfl.flower.server._coordinator import Coordinator, StoppedError
+from scinfl.flower.setup._job import Job
+from scinfl.privacy.aggregation import MASKED, Aggregator
+
+DEEP = "[" * 100_000 + "]" * 100_000
+HUGE = str(10**400)
+
+
+# ---- at a site
+
+
+def test_a_run_whose_name_is_a_path_is_refused(tmp_path):
+    evil = Evil(tmp_path / "evil")
+    evil.federation.start()
+    target = tmp_path / "elsewhere"
+    for name in (str(target), "../../elsewhere", "a/b", "", ".", "a" * 99, 3, None):
+        answer = evil.handle(SITES[0], Message("hello", {"run": name, "job": evil.federation.job.text}))
+        assert answer.kind == "unread"
+        assert "letters, digits" in answer.fields["message"]
+    assert not target.exists()
+    evil.start_run()
+    assert isinstance(evil.step(0), Message)  # and the run goes on
+
+
+def test_a_question_that_reaches_a_restarted_site_first_is_answered_at_once(tmp_path):
+    evil = Evil(tmp_path / "evil")
+    evil.federation.start()
+    started = time.monotonic()
+    for message in (
+        Message("step", {"run": "r0", "step": 3, "sums": [], "bounds": {}}),
+        Message("agree", {"run": "r0", "facts": {}}),
+    ):
+        assert evil.handle(SITES[0], message).kind == "hello first"
+    assert time.monotonic() - started < 5
+    evil.start_run()
+    assert isinstance(evil.step(0), Message)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"step": -1},
+        {"step": 0.0},
+        {"step": 10**400},
+        {"step": None},
+        {"attempt": -1},
+        {"attempt": True},
+        {"sums": [{"step": 5, "members": []}]},
+        {"sums": [{"step": 0, "members": [[["../x", "00"]]]}]},
+        {"sums": [{"step": 0, "members": [[["hospital_0", "zz"]]]}]},
+        {"sums": [{"step": 0, "members": [[["hospital_0", "00"]]]}]},
+        {"sums": 3},
+        {"sums": None},
+    ],
+    ids=lambda own: repr(own)[:60],
+)
+def test_a_question_that_makes_no_sense_is_refused_and_the_site_goes_on(shared, fields):
+    asked = {"run": "r0", "step": 0, "sums": [], "bounds": {}, **fields}
+    assert shared.handle(SITES[0], Message("step", asked)).kind == "unread"
+    assert not shared.federation.errors
+    assert shared.ask(SITES[0], 0).kind == "step"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    return Evil(tmp_path_factory.mktemp("evil") / "evil").start()
+
+
+def test_a_site_that_trains_for_long_says_that_it_is_busy_and_answers_later(tmp_path):
+    evil = Evil(tmp_path / "evil").start()
+    site, mailbox = evil.federation.sites[SITES[0]], evil.federation.mailboxes[SITES[0]]
+    mailbox._patience = 0.05
+    first = evil.step(0)
+    kinds, asked = [], Message("step", {"run": "r0", "step": 1, "sums": [], "bounds": {}}, first.updates)
+    asked = replace(asked, fields={**asked.fields, "sums": [{"step": 0, "members": first.fields["members"]}]})
+    until = time.monotonic() + 30
+    while (not kinds or kinds[-1] == "busy") and time.monotonic() < until:
+        kinds.append(mailbox.handle(asked).kind)
+    assert kinds[-1] == "step"
+    assert kinds.count("busy") == len(kinds) - 1
+    assert mailbox.handle(asked).kind == "step"
+    assert site._name == SITES[0]
+
+
+@pytest.mark.parametrize("text", [DEEP, '{"kind": "step", "fields": ' + DEEP, "{}", "3", '{"kind": NaN}', "x" * 10])
+def test_text_that_is_deep_or_no_message_is_refused(text):
+    with pytest.raises(ValueError, match="Expected a message of this federation"):
+        Message.from_parts(text, {})
+
+
+@pytest.mark.parametrize("number", ["-1", "1e999", HUGE, "1.5", "true", '"3"', "NaN"])
+def test_a_round_that_is_no_count_is_refused(number):
+    text, _ = Message("step", updates=(Update("a", 77, {}, 0),)).to_parts()
+    with pytest.raises(ValueError, match="Expected a message of this federation"):
+        Message.from_parts(text.replace("77", number), {})
+
+
+def test_an_array_that_claims_more_than_it_brings_is_refused():
+    from io import BytesIO
+
+    file = BytesIO()
+    np.save(file, np.arange(10, dtype=np.uint64))
+    content = file.getvalue()
+    assert np.array_equal(read_array(content), np.arange(10))
+    for old, new in ((b"(10,), }", b"(10000000000000,)}"), (b"'<u8'", b"'|O8'"), (b"(10,)", b"(11,)")):
+        changed = content.replace(old, new)
+        assert changed != content
+        with pytest.raises(ValueError, match=r"array|header|format|parse"):
+            read_array(changed)
+    with pytest.raises(ValueError, match="magic"):
+        read_array(b"nothing")
+
+
+def test_deep_jobs_and_names_that_share_a_file_are_refused():
+    with pytest.raises(ValueError, match="found a mistake"):
+        Job.parse("a = " + DEEP)
+    for names in (["uni/köln", "b", "c"], ["../x", "b", "c"], ["A", "a", "c"]):
+        with pytest.raises(ValueError, match="names"):
+            Job.parse(job_text(names))
+
+
+def test_what_comes_over_flower_is_read_under_the_same_limits():
+    pytest.importorskip("flwr")
+    from scinfl.flower.protocol._records import from_flower
+
+    records = {"message": {"text": DEEP}}
+    carrier = SimpleNamespace(content=SimpleNamespace(config_records=records, array_records={"arrays": {}}))
+    with pytest.raises(ValueError, match="Expected a message"):
+        from_flower(carrier)
+
+
+# ---- at the server
+
+
+@pytest.mark.parametrize(
+    ("kind", "positions"), [("ready", [-1, "third"]), ("step", [float("inf"), 10**6]), ("behind", [-1, 10**400])]
+)
+def test_a_position_that_makes_no_sense_is_refused_and_training_goes_on(make_federation, fresh_key, kind, positions):
+    federation, left = make_federation(job_text(n_rounds=2)), list(positions)
+
+    def change(site, answer):
+        wanted = "ready" if kind == "ready" else "step"
+        if site == SITES[1] and answer.kind == wanted and left:
+            return Message(kind, {**answer.fields, "position": left.pop()}, answer.updates)
+        return answer
+
+    federation.transport.changes.append(change)
+    federation.run()
+    assert sum(f"refused an answer of site '{SITES[1]}'" in line for line in federation.lines) == 2
+    assert same(federation.model(SITES[1]), trained_in_process(make_cells(), fresh_key, n_rounds=2))
+
+
+def test_no_error_on_an_answer_ends_the_server(make_federation, monkeypatch):
+    federation = make_federation(job_text(n_rounds=2))
+    left = {site: [RecursionError, MemoryError] if site == SITES[0] else [OverflowError, IndexError] for site in SITES}
+    usual = Coordinator._take_step
+
+    def fail(self, participant, message):
+        if left[participant.site]:
+            raise left[participant.site].pop()
+        usual(self, participant, message)
+
+    monkeypatch.setattr(Coordinator, "_take_step", fail)
+    federation.run()
+    for error in (RecursionError, MemoryError, OverflowError, IndexError):
+        assert any(error.__name__ in line for line in federation.lines)
+    assert federation.model(SITES[0]) is not None
+
+
+@pytest.mark.parametrize(
+    ("sum_", "what"), [("keyed", "header"), ("keyed", "shape"), ("pairwise", "key version"), ("pairwise", "shape")]
+)
+def test_a_term_that_cannot_be_added_is_left_out_with_its_site(make_federation, sum_, what, monkeypatch):
+    """A site signs a term in another form under the context of the others."""
+    sites = [*SITES, "hospital_3"]
+    job = job_text(sites, n_rounds=2, deadline=0.3)
+    job = job.replace("deadline", 'sum = "pairwise"\ndeadline') if sum_ == "pairwise" else job
+    federation = make_federation(job, adata=make_cells(n_sites=4), sites=sites)
+    monkeypatch.setattr(Aggregator, "verify", lambda self, update: None)
+
+    def change(site, answer):
+        if site != "hospital_3" or answer.kind != "step":
+            return answer
+        term, *others = answer.updates
+        if what == "header":
+            term = replace(term, header={**term.header, "bound": b"\1"})
+        elif what == "shape":
+            term = replace(term, state={MASKED: term.state[MASKED][:-1]})
+        else:
+            term = replace(term, key_version=7)
+        return replace(answer, updates=(term, *others))
+
+    federation.transport.changes.append(change)
+    federation.run()
+    assert any("left out site 'hospital_3'" in line for line in federation.lines)
+    assert same(federation.model(SITES[0]), federation.model(SITES[1]))
+
+
+def test_a_run_that_no_site_can_begin_ends_with_the_reasons(make_federation):
+    federation = make_federation()
+    for site in federation.sites.values():
+        site._make_model = lambda *args: 1 / 0
+    federation.start()
+    started = time.monotonic()
+    with pytest.raises(StoppedError, match=r"all stopped before the first step.*'hospital_2': ZeroDivisionError"):
+        federation.server().run(federation.transport)
+    assert time.monotonic() - started < 20
+
+
+def test_a_site_that_forgot_the_run_is_greeted_again(make_federation, fresh_key):
+    federation, done = make_federation(job_text(n_rounds=2)), []
+
+    def forget(site, answer):
+        if site == SITES[1] and answer.kind == "step" and answer.fields["step"] == 1 and not done:
+            done.append(1)
+            return Message("hello first")
+        return answer
+
+    federation.transport.changes.append(forget)
+    federation.run()
+    assert done
+    assert same(federation.model(SITES[1]), trained_in_process(make_cells(), fresh_key, n_rounds=2))
