@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import json
 import os
 import re
 import signal
@@ -29,6 +30,8 @@ from scinfl.model import Classifier
 from scinfl.privacy import Key
 
 SITES = ["hospital_0", "hospital_1", "hospital_2"]
+RUN = "r0"
+"""Name of the runs of this process: what sites draw follows from it."""
 JOB = """
 [federation]
 sites = {sites}
@@ -76,12 +79,12 @@ def job_text(sites=SITES, *, min_sites=3, deadline=10, n_hidden=16, n_rounds=4, 
     )
 
 
-def trained_in_process(adata, key, *, n_hidden=16, n_rounds=4, **options):
-    """The same training without a network."""
+def trained_in_process(adata, key, *, n_hidden=16, n_rounds=4, run=RUN, **options):
+    """The same training without a network, to the last bit that of the run of this name."""
     adata = adata.copy()
     Classifier.setup_anndata(adata, "label", site_key="site")
     model = Classifier(adata, n_hidden=n_hidden)
-    model.train(n_rounds, key=key, progress=False, **options)
+    model.train(n_rounds, key=key, run=run, progress=False, **options)
     return model
 
 
@@ -138,17 +141,17 @@ class CrashError(Exception):
 class LocalFederation:
     """Server and sites in threads, without Flower."""
 
-    def __init__(self, folder, adata, key, job, *, keys=None, data=None, sites=SITES):
+    def __init__(self, folder, adata, key, job, *, keys=None, data=None, sites=SITES, run=RUN, **options):
         self.folder, self.job, self.key = folder, Job.parse(job), key
         (folder / "job.toml").write_text(job)
         if not (folder / "kit").exists():
             make_kit(folder / "kit", list(self.job.sites), job=folder / "job.toml")
-        self.lines, self.errors = [], {}
+        self.lines, self.errors, self.run_name = [], {}, run
         self.sites = {}
         for site in sites:
             own = (data or {}).get(site)
             own = adata[adata.obs["site"] == site].copy() if own is None else own
-            self.sites[site] = _Site(self.kit(site), own, (keys or {}).get(site, key), self.lines.append)
+            self.sites[site] = _Site(self.kit(site), own, (keys or {}).get(site, key), self.lines.append, **options)
         self.mailboxes = {site: Mailbox(own._greet) for site, own in self.sites.items()}
         self.transport = LocalTransport(self.mailboxes)
         self._threads = [threading.Thread(target=self._train, args=(site,), daemon=True) for site in self.sites]
@@ -160,7 +163,9 @@ class LocalFederation:
         run = self.folder / "kit" / "server" / "run"
         run.mkdir(exist_ok=True)
         identities = pinned_identities(self.folder / "kit" / "server")
-        return Coordinator(run, self.job, identities, self.lines.append, resume=resume, expected=expected, poll=0.002)
+        server = Coordinator(run, self.job, identities, self.lines.append, resume=resume, expected=expected, poll=0.002)
+        server._kept.run = self.run_name
+        return server
 
     def _train(self, site):
         try:
@@ -263,6 +268,11 @@ class Processes:
 
     def kit(self, site):
         return self.folder / "kit" / f"site_{site}"
+
+    @property
+    def run(self):
+        """Name of the run, once sites agreed on it."""
+        return json.loads((self.folder / "kit" / "server" / "run" / "run.json").read_text())["run"]
 
     def text(self, name):
         log = self.folder / f"{name}.log"

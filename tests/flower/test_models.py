@@ -9,7 +9,7 @@ import mudata as mu
 import numpy as np
 import pandas as pd
 import pytest
-from tests.flower.conftest import SITES, LocalFederation, job_text, make_cells, same, trained_in_process
+from tests.flower.conftest import RUN, SITES, LocalFederation, job_text, make_cells, same, trained_in_process
 
 from scinfl import datasets, model
 from scinfl.pp import align_genes, join_sections, perturbations, split_perturbations
@@ -68,7 +68,7 @@ def gears_in_process(screen, key, **train):
     adata = screen.copy()
     model.GEARS.setup_anndata(adata, site_key="site")
     expected = model.GEARS(adata, gene_ontology=adata.uns["gene_terms"], n_hidden=8)
-    expected.train(3, key=key, batch_size=8, progress=False, **train)
+    expected.train(3, key=key, run=RUN, batch_size=8, progress=False, **train)
     return expected
 
 
@@ -187,7 +187,7 @@ def spamosaic_in_process(data, key, **model_options):
     setup = model.SpaMosaic.setup_mudata if isinstance(data, mu.MuData) else model.SpaMosaic.setup_anndata
     setup(data, section_key="section", site_key="site")
     expected = model.SpaMosaic(data, n_components=8, n_latent=4, **model_options)
-    expected.train(2, key=key, batch_size=64, progress=False)
+    expected.train(2, key=key, run=RUN, batch_size=64, progress=False)
     return expected
 
 
@@ -315,7 +315,7 @@ def test_a_later_run_goes_on_from_the_model_with_a_new_site(tmp_path, fresh_key)
     assert not after.errors
     expected = trained_in_process(first, fresh_key)
     expected.add_site(adata[adata.obs["site"] == "hospital_3"].copy())
-    expected.train(2, key=fresh_key, progress=False)
+    expected.train(2, key=fresh_key, run=RUN, progress=False)
     for site in sites:
         assert same(after.model(site), expected)
 

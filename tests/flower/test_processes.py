@@ -70,8 +70,10 @@ def test_a_federation_of_processes_from_start_to_end(tmp_path, monkeypatch):
         (superlink,) = children(server)
         for pid in (server, superlink):
             os.kill(pid, signal.SIGSTOP)
-        expected = trained_in_process(adata, fresh_key, n_rounds=6, local_epochs=4)
-        so_far = trained_in_process(adata, fresh_key, n_rounds=2, local_epochs=4, smoothing=0.0)  # a mean that was sent
+        expected = trained_in_process(adata, fresh_key, n_rounds=6, local_epochs=4, run=running.run)
+        so_far = trained_in_process(
+            adata, fresh_key, n_rounds=2, local_epochs=4, smoothing=0.0, run=running.run
+        )  # a mean that was sent
         secrets = secret_scan.secret_bytes(fresh_key, parameters(so_far), COORDINATES)
         secrets |= {name: name.encode() for name in ("type_2", "gene_17")}
         assert len(secrets) > 12
@@ -165,7 +167,8 @@ def test_a_server_whose_superlink_died_says_so_and_goes_on(tmp_path, fresh_key):
         assert running.wait("server") == 0
         for site in SITES:
             assert running.wait(site) == 0
-            assert same(load(running.kit(site) / "model", fresh_key), trained_in_process(adata, fresh_key, n_rounds=6))
+            expected = trained_in_process(adata, fresh_key, n_rounds=6, run=running.run)
+            assert same(load(running.kit(site) / "model", fresh_key), expected)
 
 
 def test_what_is_not_loopback_reaches_the_sites_calls_only():

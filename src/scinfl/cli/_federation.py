@@ -72,7 +72,17 @@ def add_federation(commands: Commands, report: Report) -> None:
     site.add_argument("kit", type=Path, help="folder of the site")
     site.add_argument("--data", type=Path, required=True, help="h5ad or h5mu file of this site")
     site.add_argument("--key", type=Path, required=True, help="key file of the sites")
-    site.add_argument("--yes", action="store_true", help="agree to what leaves the site without being asked")
+    site.add_argument(
+        "--yes", action="store_true", help="agree to what leaves the site in this run without being asked"
+    )
+    site.add_argument("--runs", type=int, default=1, help="new runs that are agreed to (default 1), for a service")
+    site.add_argument(
+        "--accept-difference",
+        action="append",
+        default=[],
+        metavar="SITE",
+        help="take part though this site is in one of two runs over the same data only, so that it can be read",
+    )
     site.add_argument("--dry-run", action="store_true", help="list what would leave the site, and stop")
     site.add_argument("--poll", type=float, default=0.5, help="seconds between looks for messages (default 0.5)")
     site.set_defaults(run=_site)
@@ -152,7 +162,16 @@ def _site(options: argparse.Namespace) -> None:
         options.report(f"In all rounds together this site will send:\n{_as_text(payload)}")
         return options.yes or _answer("Take part? [y/N] ")
 
-    run_site(options.kit, data=options.data, key=options.key, confirm=confirm, report=options.report, poll=options.poll)
+    run_site(
+        options.kit,
+        data=options.data,
+        key=options.key,
+        confirm=confirm,
+        report=options.report,
+        poll=options.poll,
+        n_runs=options.runs,
+        accept_difference=options.accept_difference,
+    )
 
 
 def _prepare() -> None:

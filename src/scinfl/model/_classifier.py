@@ -271,7 +271,7 @@ class Classifier(FederatedModel):
         target = resolve_device(options.device)
         data = {}
         for number, (name, rows) in enumerate(sites.items(), options.first_number):
-            draw = np.random.default_rng([options.rng, number])
+            draw = np.random.default_rng([options.seed, number])
             train, validation = _split(rows, codes, groups, options.validation_size, draw)
             weights = {}
             if options.class_weight == "balanced":

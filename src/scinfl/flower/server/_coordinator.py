@@ -13,6 +13,7 @@ from tqdm import tqdm
 from scinfl._checks import first_of
 from scinfl.federation import Update
 from scinfl.flower._format import in_bytes
+from scinfl.flower.protocol._difference import describe_difference, find_difference
 from scinfl.flower.protocol._limits import checked_count
 from scinfl.flower.protocol._message import Message, sums_message
 from scinfl.flower.protocol._preflight import check_hello
@@ -342,6 +343,12 @@ class Coordinator:
         self._kept.write()
         self._journal.log("preflight", sites=sorted(self._kept.facts))
         sites = first_of(sorted(self._kept.facts), 20)
+        found = find_difference(self._kept.facts, self._kept.add_members(), self._job.min_sites)
+        if found is not None:
+            self._report(
+                f"warning: {describe_difference(*found, self._kept.facts)}. Sites refuse a run over the same data that "
+                "shows this, unless they start with `--accept-difference`"
+            )
         self._report(f"preflight passed: same job, version, key and features at {sites}")
         self._started = self._answered = now
 

@@ -16,6 +16,7 @@ from scinfl.flower.protocol._message import Message
 from scinfl.flower.setup._job import Job
 
 _RUN = "run.json"
+_MEMBERS = "members.json"
 _HISTORY = "history.csv"
 _SUMS = "sums"
 _COLUMNS = ["step", "round", "sites", "left_out", "seconds", "bytes"]
@@ -86,6 +87,13 @@ class RunFolder:
             "starts": self.n_starts,
         }
         write_atomically(self.path / _RUN, json.dumps(content, indent=1).encode())
+
+    def add_members(self) -> dict[str, list[list[str]]]:
+        """Note the sites of this run beside its folder; returns those of earlier runs."""
+        file = self.path.parent / _MEMBERS
+        earlier = json.loads(file.read_text()) if file.exists() else {}
+        write_atomically(file, json.dumps({**earlier, self.run: [sorted(self.facts)]}, indent=1).encode())
+        return {run: sets for run, sets in earlier.items() if run != self.run}
 
     def close(self) -> None:
         """Keep that a site has the model."""

@@ -32,6 +32,7 @@ _BY_US = {  # what the federation itself decides
     "progress": "the command prints one line per round",
     "dry_run": "start the site with `--dry-run`",
     "device": "every site names its own in site.toml",
+    "run": "the server gives every run a name",
     "remote": "the sites are given in [federation]",
 }
 _NOT_IN_A_JOB = {"self", "adata", "mdata", "data", "registry", "facts", "gene_ontology", "kwargs"}

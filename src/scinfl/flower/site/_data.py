@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
@@ -10,10 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from anndata import AnnData
 from mudata import MuData
+from scipy.sparse import issparse
 
 from scinfl import _checks
+from scinfl.privacy.keys import joined
 
 
 def read_data(data: str | os.PathLike[str] | AnnData | MuData) -> AnnData | MuData:
@@ -21,6 +25,18 @@ def read_data(data: str | os.PathLike[str] | AnnData | MuData) -> AnnData | MuDa
     if isinstance(data, AnnData | MuData):
         return data.copy()
     return _checks.read_data(Path(data))
+
+
+def fingerprint_of(data: AnnData | MuData) -> str:
+    """Hash of values and names; the same data have the same one, whatever is written beside them."""
+    digest = hashlib.sha256()
+    for name, own in sorted(data.mod.items()) if isinstance(data, MuData) else [("", data)]:
+        digest.update(joined(name, *map(str, own.obs_names)) + joined(*map(str, own.var_names)))
+        for matrix in (own.X, *(own.layers[layer] for layer in sorted(own.layers))):
+            parts = (matrix.data, matrix.indices, matrix.indptr) if issparse(matrix) else (matrix,)
+            for part in parts:
+                digest.update(b"none" if part is None else np.ascontiguousarray(part).data)
+    return digest.hexdigest()
 
 
 def copy_folder(source: Path, target: Path) -> None:

@@ -16,15 +16,28 @@ from scinfl.flower.site._upload_log import Upload, UploadLog
 from scinfl.privacy import PairwiseSum, Seal
 from scinfl.privacy.aggregation import Advertisement, MaskedSum, Place, names_of, purpose_of
 
+Watch = Callable[[Sequence[Place], Sequence[str]], None]
+
 
 class Masking:
     """Masks the terms of a site for one step, under the bounds that all sites know of, or asks for wider ones.
 
     What a sum in this step must hold of this site is kept, also for after a restart: an old upload in a sum is noticed.
+
+    Parameters
+    ----------
+    protection
+        Masks and reads.
+    site
+        Name of the site.
+    uploads
+        Where uploads are noted.
+    watch
+        Called with the places and the members of sums as soon as these are known; refuses them with an error.
     """
 
-    def __init__(self, protection: MaskedSum, site: str, uploads: UploadLog) -> None:
-        self.protection = protection
+    def __init__(self, protection: MaskedSum, site: str, uploads: UploadLog, *, watch: Watch | None = None) -> None:
+        self.protection, self._watch = protection, watch
         self._site, self._uploads = site, uploads
         self._last: tuple[object, Message] | None = None  # the same question gets the same answer
         self._masked: int | None = None  # step that this process masked last
@@ -79,6 +92,10 @@ class Masking:
                 protection.widen(purpose, bound)
         return wider
 
+    def _look(self, places: Sequence[Place], members: Sequence[str]) -> None:
+        if self._watch is not None:
+            self._watch(places, members)
+
     def _exchanges(self, places: Sequence[Place]) -> dict[Place, bytes]:
         del places
         return {}
@@ -109,6 +126,7 @@ class Masking:
         if any(own != members[0] for own in members):
             msg = "Expected the same sites in all sums of a step, found others. Do not trust this server."
             raise TamperedSumError(msg)
+        self._look(places, members[0])
         counted = self._site in members[0]
         history = self._uploads.history(position)
         if counted:
@@ -156,8 +174,10 @@ class PairwiseMasking(Masking):
 
     protection: PairwiseSum
 
-    def __init__(self, protection: PairwiseSum, site: str, uploads: UploadLog, *, file: Path, seal: Seal) -> None:
-        super().__init__(protection, site, uploads)
+    def __init__(
+        self, protection: PairwiseSum, site: str, uploads: UploadLog, *, file: Path, seal: Seal, **options: Any
+    ) -> None:
+        super().__init__(protection, site, uploads, **options)
         self._file, self._seal = file, seal
         self._position: int | None = None
         self._answers: dict[tuple[str, int], Message] = {}  # answers, by phase and attempt
@@ -197,6 +217,7 @@ class PairwiseMasking(Masking):
         self, asked: Mapping[str, Any], places: Sequence[Place], encode: Callable[[], Sequence[Update]]
     ) -> Message:
         ads = [Advertisement.from_json(ad) for ad in asked["ads"]]
+        self._look(places, sorted({ad.site for ad in ads}))
         for place in places:
             self.protection.receive([ad for ad in ads if (ad.purpose, ad.round) == place])
         message = super().answer(asked, self._position or 0, places, encode)

@@ -30,7 +30,8 @@ from scinfl.flower.protocol._preflight import (
 from scinfl.flower.protocol._round_history import RoundHistory
 from scinfl.flower.setup._job import JOB, SITE_SETTINGS, Job, SiteSettings
 from scinfl.flower.setup._kit import ADDRESS, CA, IDENTITIES, IDENTITY, LINK_KEY, pinned_identities
-from scinfl.flower.site._data import alone, copy_folder, read_data
+from scinfl.flower.site._data import alone, copy_folder, fingerprint_of, read_data
+from scinfl.flower.site._ledger import AgreedRun, Ledger
 from scinfl.flower.site._mailbox import EndedError, Mailbox, OtherRunError
 from scinfl.flower.site._masking import Masking, PairwiseMasking
 from scinfl.flower.site._remote_sum import RemoteSum, rehearsed_sum
@@ -39,7 +40,7 @@ from scinfl.flower.site._upload_log import UploadLog
 from scinfl.flower.tasks._registry import TASKS
 from scinfl.flower.tasks._task import Facts
 from scinfl.privacy import Identity, Key, KeyedSum, PairwiseSum, Seal
-from scinfl.privacy.aggregation import digest_of
+from scinfl.privacy.aggregation import Place, digest_of
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ SUMS = "sums"
 START = "start"
 MASKS = "pairwise.sealed"
 UPLOADS = "uploads.jsonl"
+_WITH_ROUNDS = ("training", "evaluation")
 _SHOWN = ("validation_", "epsilon")
 _SECONDS_TO_SAY_GOODBYE = 60.0
 
@@ -61,6 +63,8 @@ def run_site(
     confirm: Callable[[pd.DataFrame], bool] | None = None,
     report: Callable[[str], None] = logger.info,
     poll: float = 0.5,
+    n_runs: int = 1,
+    accept_difference: Sequence[str] = (),
 ) -> Path:
     """Take part in a federation with the data of one site, until the model is there.
 
@@ -82,6 +86,11 @@ def run_site(
         Called with one line per event, for example ``print``; the log by default.
     poll
         Seconds between two looks for messages.
+    n_runs
+        New runs that are agreed to; a run that goes on is no new one. Should the server begin more, the site stops.
+    accept_difference
+        Sites by which the members of a run may differ from those of an earlier run over the same data, though what
+        they contributed can then be computed.
 
     Returns
     -------
@@ -95,7 +104,7 @@ def run_site(
         If the server refuses the site, or ends the run.
     """
     require_flower()
-    site = _Site(Path(kit), data, key, report)
+    site = _Site(Path(kit), data, key, report, n_runs=n_runs, accepted=accept_difference)
     if confirm is not None and not confirm(site.payload()):
         msg = "Nothing was sent: what would leave the site was not agreed to."
         raise RuntimeError(msg)
@@ -128,8 +137,12 @@ class _Site:
         data: str | os.PathLike[str] | AnnData | MuData,
         key: str | os.PathLike[str] | Key,
         report: Callable[[str], None],
+        *,
+        n_runs: int = 1,
+        accepted: Sequence[str] = (),
     ) -> None:
         self._kit, self._report = kit, report
+        self._n_left, self._n_runs, self._accepted = n_runs, n_runs, sorted(accepted)
         self._settings = SiteSettings.read(kit / SITE_SETTINGS)
         self._job = Job.read(kit / JOB)
         self._job.check_options()
@@ -142,7 +155,9 @@ class _Site:
         if self._identity.site != self._name:
             msg = f"Expected the identity of site '{self._name}', found that of '{self._identity.site}'. Use one kit."
             raise ValueError(msg)
-        self._task = TASKS[self._job.model](read_data(data), self._job, self._settings)
+        own = read_data(data)
+        self._fingerprint = fingerprint_of(own)
+        self._task = TASKS[self._job.model](own, self._job, self._settings)
 
     # ---- what would leave
 
@@ -211,6 +226,7 @@ class _Site:
 
     def _train(self, mailbox: Mailbox, run: str, sealed: Mapping[str, bytes]) -> Path:
         facts = open_facts(sealed, self._key, self._job, run, identities=self._identities())
+        ledger = self._agreed(run, sorted(facts))
         self._task.join(facts)
         self._report(f"{len(facts)} sites agree on {self._task.describe(facts)}")
 
@@ -223,13 +239,31 @@ class _Site:
         engine = partial(train_remote, steps=steps, report=self._report_round)
         model = self._make_model(facts, self._start(journal))
         agreed = agreement_hash(self._task.digest(facts, model), self._key, run)
-        summing = RemoteSum(self._masking(run, agreed, journal), steps, self._name)
-        self._train_model(model, facts, engine, [*self._noise(), summing], journal=journal)
+        summing = RemoteSum(self._masking(run, agreed, journal, ledger), steps, self._name)
+        self._train_model(model, facts, engine, [*self._noise(), summing], journal=journal, run=run)
         path = self._kit / MODEL
         model.save(path, site=self._name if model.is_personal else None, overwrite=True)
         steps.finish()
         self._report(f"wrote the model to '{path}'")
         return path
+
+    def _agreed(self, run: str, members: Sequence[str]) -> Ledger:
+        """Ledger of this site, with a run that was agreed to."""
+        ledger = Ledger(self._kit, self._identity, min_sites=self._job.min_sites)
+        if not ledger.knows(run) and self._n_left < 1:
+            msg = (
+                f"Expected at most {self._n_runs} new run{'s' * (self._n_runs > 1)}, as was agreed to, found that the "
+                "server begins another. Nothing was sent. Start the site again to agree to it; a service that may take "
+                "part in several passes `--runs`."
+            )
+            raise RuntimeError(msg)
+        self._n_left -= not ledger.knows(run)
+        noise = [name for name, _ in self._job.noise]
+        own = AgreedRun(run, self._job.digest, members, self._fingerprint, noise, self._accepted)
+        ledger.add(own)
+        if noise:
+            ledger.carry_charges(own, self._kit / RUNS)
+        return ledger
 
     def _report_round(self, record: Mapping[str, Any]) -> None:
         shown = [f"loss {record['train_loss']:.3f}"] if "train_loss" in record else []
@@ -311,12 +345,17 @@ class _Site:
             raise FileNotFoundError(msg)
         return digest_of([pinned[site].to_text() for site in sorted(self._job.sites)]).hex()
 
-    def _masking(self, run: str, agreed: str, journal: Path) -> Masking:
+    def _masking(self, run: str, agreed: str, journal: Path, ledger: Ledger) -> Masking:
+        def watch(places: Sequence[Place], members: Sequence[str]) -> None:
+            if any(number <= 1 or purpose not in _WITH_ROUNDS for purpose, number in places):
+                ledger.check_members(run, members)  # later rounds follow from the randomness of this run
+
         protection, uploads = self._sum(run), UploadLog(journal / UPLOADS)
         protection.open_run(run_context(self._key, self._job, run, self._identities(), agreed))
         if not isinstance(protection, PairwiseSum):
-            return Masking(protection, self._name, uploads)
-        return PairwiseMasking(protection, self._name, uploads, file=journal / MASKS, seal=Seal(self._key))
+            return Masking(protection, self._name, uploads, watch=watch)
+        seal = Seal(self._key)
+        return PairwiseMasking(protection, self._name, uploads, file=journal / MASKS, seal=seal, watch=watch)
 
     def _sum(self, run: str) -> KeyedSum | PairwiseSum:
         options: dict[str, Any] = {"run": run, "bits": self._job.bits, "min_sites": self._job.min_sites}

@@ -128,11 +128,11 @@ class KeyedNetwork:
             )
 
     @contextmanager
-    def keyed(self, key: Key, share: Share) -> Iterator[None]:
+    def keyed(self, key: Key, share: Share, run: str | None = None) -> Iterator[None]:
         """Key a fresh network for training; a training that fails leaves it plain."""
         plain = copy.deepcopy(self.module)
         self.swap_layers(str(self.scheme), self.options, share)
-        self._draw_initial_weights(key)
+        self._draw_initial_weights(key, str(self.rng) if run is None else f"{self.rng}/{run}")
         self.give(key)
         self.locked_with = {"scheme": self.scheme, "options": self.options, **key_metadata(key)}
         try:
@@ -149,7 +149,7 @@ class KeyedNetwork:
         generator = torch.Generator().manual_seed(self.rng)
         keyed_nn.keyed(self.module, scheme, generator=generator, **options)
 
-    def _draw_initial_weights(self, key: Key) -> None:
+    def _draw_initial_weights(self, key: Key, seed: str) -> None:
         """Draw the initial weights from the key, uniform for linear layers as torch does, normal for tables.
 
         From a public seed, anyone who has the final weights could compute how far each of them moved.
@@ -157,7 +157,7 @@ class KeyedNetwork:
         with torch.no_grad():
             for name, layer in keyed_nn.keyed_layers(self.module).items():
                 for what, parameter in layer.named_parameters(recurse=False):
-                    label = f"{name}/initial {what}/{self.rng}"
+                    label = f"{name}/initial {what}/{seed}"
                     values = torch.from_numpy(key.coordinates(label, tuple(parameter.shape)))
                     if isinstance(layer, keyed_nn.CoordinateTable):
                         values = np.sqrt(2) * torch.erfinv(values * (1 - 1e-9)) * layer.std

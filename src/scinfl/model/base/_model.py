@@ -112,7 +112,7 @@ class FederatedModel(LockedModel):
             self.unlock(key)
             yield
         else:
-            with self._keyed.keyed(key, options.share):
+            with self._keyed.keyed(key, options.share, options.run):
                 yield
 
     def _federate(self, *trainings: Training) -> list[Run | None]:

@@ -52,6 +52,10 @@ class TrainOptions:
         Stop after so many rounds without a better value of ``monitor``.
     rng
         Seed of the validation split, the choice of sites, batches and dropout.
+    run
+        Name of the run. All that `rng` is a seed of, and the initial weights, then follow from the key and this name:
+        the same name repeats them, another does not, so that sums of two runs tell little about a site that is in one
+        of them only. Over several machines it is the name that the server gave the run.
     device
         ``"auto"``, ``"cpu"`` or ``"cuda:0"``.
     progress
@@ -86,6 +90,7 @@ class TrainOptions:
     monitor: str = "validation_loss"
     early_stopping: int | None = None
     rng: int = 0
+    run: str | None = None
     device: str = "auto"
     progress: bool = True
     journal: str | os.PathLike[str] | None = None
@@ -107,6 +112,9 @@ class TrainOptions:
         if self.early_stopping is not None:
             whole_number("early_stopping", self.early_stopping, 1)
         whole_number("rng", self.rng, 0)
+        if self.run is not None and self.key is None:
+            msg = f"Expected a key with `run={self.run!r}`, found none: randomness follows from both. Pass `key=`."
+            raise ValueError(msg)
         for protection in () if self.protections == "default" else self.protections:
             if not isinstance(protection, Protection):
                 msg = (
@@ -120,6 +128,13 @@ class TrainOptions:
     def averaging(self) -> Strategy:
         """The strategy, or the usual one."""
         return self.strategy or FedAvg()
+
+    @property
+    def seed(self) -> int:
+        """Seed of what sites draw in this run, 63 bits of key and run where it has a name."""
+        if self.run is None or self.key is None:
+            return self.rng
+        return int.from_bytes(self.key.derive("randomness of a run", f"{self.rng}/{self.run}")[:8], "big") >> 1
 
     @property
     def first_number(self) -> int:
@@ -137,7 +152,7 @@ class TrainOptions:
             Further settings of that training, which a model chooses.
         """
         size = batch_size or self.batch_size or 1
-        return LocalTraining(self.local_epochs, size, self.lr, self.weight_decay, self.rng, **settings)
+        return LocalTraining(self.local_epochs, size, self.lr, self.weight_decay, self.seed, **settings)
 
 
 def takes(options: type[TrainOptions]) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -377,7 +377,7 @@ class GEARS(PriorPredictor):
     def _design(self, options: GEARSOptions) -> tuple[Design, AgreedConditions | None]:
         """Cells and their parts; with what other sites agreed on where they are elsewhere."""
         design = Design.of(self._adata, self._setup_args(), self._levels)
-        size, rng, remote = options.validation_size, options.rng, options.remote
+        size, rng, remote = options.validation_size, options.seed, options.remote
         if remote is None:
             return design.with_validation(size, rng), None
         agreed = AgreedConditions.of_facts(remote.facts, self._levels, size, rng)

@@ -338,9 +338,8 @@ class SpaMosaic(SpotPredictor):
         _warn_of_pairs(owners, len(names), sum_key)
         tensors = {}
         for modality, own in measured.items():
-            fit = BasisFit(
-                own, self._options, key=sum_key, protections=guards, payload=self._payload or Payload(), rng=options.rng
-            )
+            sums: dict[str, Any] = {"key": sum_key, "protections": guards, "payload": self._payload or Payload()}
+            fit = BasisFit(own, self._options, **sums, rng=options.seed)
             self._bases[modality] = fit.basis
             place = place_of(own, self._adata.n_obs)
             tensors[modality] = fit.tensors(place, values=len(measured) > 1, graph=bool(options.graph_weight))
@@ -402,7 +401,7 @@ class SpaMosaic(SpotPredictor):
         data = {}
         for number, name in enumerate(names, options.first_number):
             rows = np.unique(np.concatenate([own.rows[own.site == name] for own in measured.values()]))
-            aside = np.random.default_rng([options.rng, number]).random(len(rows)) < options.validation_size
+            aside = np.random.default_rng([options.seed, number]).random(len(rows)) < options.validation_size
             train, validation = (MosaicBatches(tensors, part, device) for part in (rows[~aside], rows[aside]))
             data[name] = SiteData(train, validation, weights, metadata=metadata.get(name, {}))
         return data

@@ -72,7 +72,7 @@ class SpaMosaicView(ModelView):
         options = SpaMosaicOptions(**{**training, "device": "cpu"})
         measured, tensors = self.measured(data, train=True), {}
         for modality, own in measured.items():
-            fit = self.fitted(own, key=None, protections=(), rng=options.rng)
+            fit = self.fitted(own, key=None, protections=(), rng=options.seed)
             place = place_of(own, data.n_obs)
             tensors[modality] = fit.tensors(place, values=len(measured) > 1, graph=bool(options.graph_weight))
         names = sorted(set().union(*(own.site for own in measured.values())))

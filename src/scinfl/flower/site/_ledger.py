@@ -1,0 +1,203 @@
+"""What a site agreed to so far: runs, their members and data, and the privacy spent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from scinfl._errors import TamperedSumError
+from scinfl.federation import Journal
+from scinfl.flower.protocol._difference import describe_difference, find_difference
+from scinfl.privacy import Identity, Key, Seal
+
+LEDGER = "ledger"
+_CHARGE = "privacy"  # event of the journal of a run
+
+
+@dataclass(frozen=True)
+class AgreedRun:
+    """A run that a site takes part in.
+
+    Parameters
+    ----------
+    run
+        Name of the run.
+    job
+        Digest of the job.
+    members
+        Sites whose facts the run began with.
+    data
+        Fingerprint of the data of this site.
+    purposes
+        What the run adds beside training: the protections by noise, or none.
+    accepted
+        Sites by which its members are allowed to differ from an earlier run.
+    """
+
+    run: str
+    job: str
+    members: Sequence[str]
+    data: str
+    purposes: Sequence[str] = ()
+    accepted: Sequence[str] = ()
+
+
+class Ledger:
+    """A sealed journal in the folder of a site, which no run begins without.
+
+    Its entries are sealed with a secret of the site, so that neither another site nor a change of the key opens or
+    loses it; their chain and their number are verified when it is read. One process at a time writes it.
+
+    Parameters
+    ----------
+    kit
+        Folder of the site.
+    identity
+        Of the site.
+    min_sites
+        Least number of sites that hide one another.
+
+    Raises
+    ------
+    ValueError
+        If entries were changed, dropped or exchanged.
+    """
+
+    def __init__(self, kit: Path, identity: Identity, *, min_sites: int) -> None:
+        secret = hashlib.sha256(identity.sign(b"scinfl ledger of a site")).digest()
+        self._seal, self._site, self._min_sites = Seal(Key(secret, federation="ledger")), identity.site, min_sites
+        self._journal = Journal(kit / LEDGER, self._seal)
+        self._runs: dict[str, AgreedRun] = {}
+        self._sums: dict[str, set[frozenset[str]]] = {}  # members of the sums of a run
+        self._charges: dict[str, dict[str, Any]] = {}  # by number, with the run
+        self._n = 0
+        self._read()
+
+    # ---- agreement
+
+    def knows(self, run: str) -> bool:
+        """Whether a run was agreed to before."""
+        return run in self._runs
+
+    def add(self, own: AgreedRun) -> None:
+        """Note a run that was agreed to, unless its members differ by too few from an earlier one.
+
+        Raises
+        ------
+        TamperedSumError
+            If they do.
+        ValueError
+            If the run was agreed to with other data or another job.
+        """
+        known = self._runs.get(own.run)
+        if known is not None:
+            if (known.job, known.data) != (own.job, own.data):
+                msg = (
+                    f"Expected run '{own.run[:12]}' to go on with the job and data that it began with, found others. "
+                    "Take them as they were, or let the operator start a new run."
+                )
+                raise ValueError(msg)
+            if set(own.accepted) <= set(known.accepted):
+                return
+        self._check(own, own.members)
+        self._write("run", asdict(own))
+
+    def check_members(self, run: str, members: Collection[str]) -> None:
+        """Note the members of a sum over the data themselves, unless they differ by too few from an earlier run.
+
+        Raises
+        ------
+        TamperedSumError
+            If they do.
+        """
+        if frozenset(members) not in self._sums.get(run, ()):
+            self._check(self._runs[run], members)
+            self._write("sum", {"run": run, "members": sorted(members)})
+
+    def _check(self, own: AgreedRun, members: Collection[str]) -> None:
+        earlier = {
+            run: [other.members, *self._sums.get(run, ())]
+            for run, other in self._runs.items()
+            if run != own.run and other.data == own.data
+        }
+        accepted = set(own.accepted)
+        kept = {run: [one for one in sets if not set(one) ^ set(members) <= accepted] for run, sets in earlier.items()}
+        if (found := find_difference(members, kept, self._min_sites)) is not None:
+            run, differ = found
+            options = " ".join(f"--accept-difference {site}" for site in differ)
+            msg = (
+                f"Expected the members of an earlier run, or at least {self._min_sites} others, found that "
+                f"{describe_difference(run, differ, members)}. Nothing was sent. If these sites agree to that, start "
+                f"again with `{options}`."
+            )
+            raise TamperedSumError(msg)
+
+    # ---- privacy
+
+    def carry_charges(self, own: AgreedRun, runs: Path) -> None:
+        """Let the journal of a run hold what was spent on the same data before, so that one account covers all.
+
+        Parameters
+        ----------
+        own
+            The run.
+        runs
+            Folder of the journals of all runs.
+        """
+        same = [run for run, other in self._runs.items() if other.data == own.data]
+        for run in same:
+            for number, charge in _charges_in(runs / run).items():
+                if number not in self._charges:
+                    self._write("charge", {"run": run, "number": number, "charge": charge})
+        journal = Journal(runs / own.run)
+        there = _charges_in(runs / own.run)
+        for number, entry in self._charges.items():
+            if entry["run"] in same and number not in there:
+                journal.log(_CHARGE, number=number, charge=entry["charge"])
+
+    # ---- the file
+
+    def _write(self, kind: str, content: Mapping[str, Any]) -> None:
+        entry = json.dumps({"kind": kind, **content}).encode()
+        self._journal.log("entry", sealed=self._seal.seal(entry, what=LEDGER, site=self._site, number=self._n).hex())
+        self._take({"kind": kind, **content})
+        self._journal.save({}, {"n": self._n})
+
+    def _take(self, entry: dict[str, Any]) -> None:
+        kind = entry.pop("kind")
+        self._n += 1
+        if kind == "run":
+            self._runs[entry["run"]] = AgreedRun(**entry)
+        elif kind == "sum":
+            self._sums.setdefault(entry["run"], set()).add(frozenset(entry["members"]))
+        else:
+            self._charges[entry["number"]] = entry
+
+    def _read(self) -> None:
+        try:
+            kept = self._journal.load()
+            events = self._journal.events()
+            for number, event in enumerate(events):
+                sealed = bytes.fromhex(event["sealed"])
+                self._take(json.loads(self._seal.unseal(sealed, what=LEDGER, site=self._site, number=number)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._damaged(str(error)) from error
+        if not self._journal.verify() or self._n < (0 if kept is None else kept[1]["n"]):
+            why = "entries are missing"
+            raise self._damaged(why)
+
+    def _damaged(self, why: str) -> ValueError:
+        msg = (
+            f"Expected the ledger of site '{self._site}' in '{self._journal.path}' as this site wrote it, found a "
+            f"changed one ({why}). It holds which runs were agreed to, and the privacy spent: restore it from a copy."
+        )
+        return ValueError(msg)
+
+
+def _charges_in(folder: Path) -> dict[str, dict[str, Any]]:
+    events = Journal(folder).events() if folder.is_dir() else []
+    return {event["number"]: event["charge"] for event in events if event["event"] == _CHARGE}

@@ -1,0 +1,220 @@
+"""What a site agreed to: no further run, no other members over the same data, no budget twice."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+from tests.flower.conftest import SITES, LocalFederation, job_text, make_cells, parameters, same, trained_in_process
+from tests.flower.evil import Evil, job_of
+
+from scinfl._errors import TamperedSumError
+from scinfl.federation import Journal
+from scinfl.flower.protocol._message import Message
+from scinfl.flower.site._data import fingerprint_of
+from scinfl.flower.site._ledger import AgreedRun, Ledger
+from scinfl.privacy import Identity
+
+FOUR = [*SITES, "hospital_3"]
+
+
+def four(folder, sum_="keyed", **options):
+    data = {"hospital_3": make_cells(n_sites=4)}
+    return Evil(folder / "evil", job_of(sum_, sites=FOUR), sites=FOUR, data=data, **options)
+
+
+def begin(evil, run, facts_for=lambda site, facts: facts):
+    evil.runs = dict.fromkeys(evil.runs, run)
+    return evil.start_run(facts_for)
+
+
+def errors(evil, kind, match):
+    for site, thread in zip(evil.federation.sites, evil.federation._threads, strict=True):
+        thread.join(60)
+        error = evil.federation.errors[site]
+        assert isinstance(error, kind)
+        assert match in str(error)
+
+
+# ---- agreement
+
+
+def test_a_run_that_nobody_agreed_to_is_refused(tmp_path):
+    evil = Evil(tmp_path / "evil").start()
+    evil.step(0)
+    begin(evil, "r1")
+    assert {answer.kind for answer in evil.ready.values()} == {"failed"}
+    errors(evil, RuntimeError, "at most 1 new run, as was agreed to, found that the server begins another")
+    again = Evil(tmp_path / "evil", n_runs=0).start()  # the first one goes on: that is no new run
+    assert {answer.kind for answer in again.ready.values()} == {"ready"}
+
+
+def test_a_service_agrees_to_a_number_of_runs(tmp_path):
+    evil = Evil(tmp_path / "evil", n_runs=2).start()
+    evil.step(0)
+    begin(evil, "r1")
+    assert isinstance(evil.step(0), Message)
+    begin(evil, "r0")
+    assert {answer.kind for answer in evil.ready.values()} == {"ready"}
+    begin(evil, "r2")
+    errors(evil, RuntimeError, "at most 2 new runs")
+
+
+# ---- the difference of two runs
+
+
+@pytest.mark.parametrize("accepted", [(), ("hospital_3",)])
+def test_a_second_run_without_one_site_needs_agreement_by_name(tmp_path, accepted):
+    evil = four(tmp_path, n_runs=2, accepted=accepted).start()
+    evil.step(0)
+    begin(evil, "r1", lambda site, facts: {name: facts[name] for name in SITES})
+    kinds = {evil.ready[site].kind for site in SITES}
+    if accepted:
+        assert kinds == {"ready"}
+        return
+    assert kinds == {"failed"}
+    error = str(evil.federation.errors[SITES[0]])
+    assert "hospital_3 took part in one of the two only" in error
+    assert "readable to every site that reads both (hospital_0, hospital_1, hospital_2)" in error
+    assert "--accept-difference hospital_3" in error
+
+
+@pytest.mark.parametrize("sum_", ["keyed", "pairwise"])
+def test_a_site_that_is_called_lost_in_a_second_run_is_noticed_in_its_first_sums(tmp_path, sum_):
+    evil = four(tmp_path, sum_, n_runs=2).start()
+    evil.step(0)
+    begin(evil, "r1")
+    evil.sites = SITES
+    found = evil.step(0)
+    if sum_ == "pairwise":  # before anything leaves
+        assert {answer.kind for answer in found} == {"failed"}
+    else:
+        assert evil.ask(SITES[0], 1, [found]).kind == "failed"
+    error = evil.federation.errors[SITES[0]]
+    assert isinstance(error, TamperedSumError)
+    assert "hospital_3 took part in one of the two only" in str(error)
+
+
+def test_an_operator_who_starts_again_with_fewer_sites_is_warned(tmp_path, fresh_key):
+    def federation(sites, run):
+        job = job_text(sites, n_rounds=1)
+        kit = tmp_path / "kit"
+        if kit.exists():
+            shutil.move(kit / "server" / "run", tmp_path / "old run")
+            for path in [*kit.glob("*/job.toml")]:
+                path.write_text(job)
+        return LocalFederation(tmp_path, make_cells(n_sites=4), fresh_key, job, sites=sites, run=run)
+
+    first = federation(FOUR, "r0")
+    first.run()
+    assert not any("warning" in line for line in first.lines)
+    second = federation(SITES, "r1")
+    second.start()
+    with pytest.raises(RuntimeError, match="all stopped before the first step"):
+        second.server().run(second.transport)
+    (line,) = [line for line in second.lines if line.startswith("warning")]
+    assert "hospital_3 took part in one of the two only" in line
+    assert all("--accept-difference hospital_3" in str(error) for error in second.errors.values())
+
+
+# ---- privacy
+
+
+def test_a_budget_is_spent_once_however_many_runs_there_are(tmp_path):
+    pytest.importorskip("opacus")
+    noise = '\n[[protections]]\nclass = "SampleDP"\ntarget_epsilon = 2.0\ndelta = 1e-3\n'
+    evil = Evil(tmp_path / "evil", job_text(n_rounds=2, more="validation_size = 0" + noise), n_runs=2).start()
+    before = evil.step(0)
+    for step in (1, 2):
+        before = evil.step(step, [before])
+    begin(evil, "r1")
+    first = evil.step(0)
+    assert {evil.ask(site, 1, [first]).kind for site in SITES} == {"failed"}
+    errors(evil, ValueError, "budget of 2 that lasts for another round")
+    for site in SITES:
+        charged = [
+            sum(event["event"] == "privacy" for event in Journal(evil.federation.kit(site) / "runs" / run).events())
+            for run in ("r0", "r1")
+        ]
+        assert charged == [2, 2]  # of the first run, carried over
+
+
+def test_what_was_spent_is_remembered_without_the_folder_of_its_run(tmp_path):
+    identity = Identity.generate("a")
+    ledger, runs = Ledger(tmp_path, identity, min_sites=3), tmp_path / "runs"
+    own = [AgreedRun(run, "job", ("a", "b", "c"), "data", ("SampleDP",)) for run in ("r0", "r1", "r2")]
+    ledger.add(own[0])
+    charge = {"site": "a", "noise_multiplier": 1.0, "sample_rate": 0.1, "n_steps": 10}
+    Journal(runs / "r0").log("privacy", number="01", charge=charge)
+    for run in own[1:]:
+        ledger = Ledger(tmp_path, identity, min_sites=3)
+        ledger.add(run)
+        ledger.carry_charges(run, runs)
+        ledger.carry_charges(run, runs)
+        shutil.rmtree(runs / "r0", ignore_errors=True)
+        assert [event["charge"] for event in Journal(runs / run.run).events()] == [charge]
+
+
+# ---- the file
+
+
+@pytest.mark.parametrize("what", ["dropped", "cut", "exchanged", "changed", "of another site"])
+def test_a_ledger_that_was_changed_is_refused(tmp_path, what):
+    identity = Identity.generate("a")
+    ledger = Ledger(tmp_path, identity, min_sites=2)
+    for number in range(3):
+        ledger.add(AgreedRun(f"r{number}", "job", ("a", "b", "c"), "data"))
+    file = tmp_path / "ledger" / "audit.jsonl"
+    lines = file.read_bytes().split(b"\n")[:-1]
+    assert b"r1" not in file.read_bytes()
+    if what == "of another site":
+        identity = Identity.generate("a")
+    else:
+        lines = {
+            "dropped": [lines[0], lines[2]],
+            "cut": lines[:2],
+            "exchanged": [lines[1], lines[0], lines[2]],
+            "changed": [lines[0].replace(b'"time": "2', b'"time": "1'), *lines[1:]],
+        }[what]
+        file.write_bytes(b"\n".join(lines) + b"\n")
+    with pytest.raises(ValueError, match="Expected the ledger of site 'a'"):
+        Ledger(tmp_path, identity, min_sites=2)
+
+
+def test_a_run_goes_on_with_its_own_job_and_data_only(tmp_path):
+    ledger = Ledger(tmp_path, Identity.generate("a"), min_sites=2)
+    ledger.add(AgreedRun("r", "job", ("a", "b"), "data"))
+    with pytest.raises(ValueError, match="job and data that it began with"):
+        ledger.add(AgreedRun("r", "job", ("a", "b"), "others"))
+
+
+def test_data_have_the_same_fingerprint_whatever_is_noted_beside_them():
+    adata = make_cells()
+    noted = adata.copy()
+    noted.obs["more"], noted.uns["more"] = 1, 2
+    changed = adata.copy()
+    changed.X[3, 4] += 1
+    assert fingerprint_of(noted) == fingerprint_of(adata)
+    assert len({fingerprint_of(own) for own in (adata, changed, adata[1:].copy(), adata[:, 1:].copy())}) == 4
+
+
+# ---- randomness
+
+
+def test_a_run_repeats_its_numbers_and_another_does_not(tmp_path, fresh_key):
+    adata = make_cells()
+    models = {run: trained_in_process(adata, fresh_key, n_rounds=1, run=run) for run in ("r0", "r0 again", "r1", None)}
+    assert same(models["r0"], trained_in_process(adata, fresh_key, n_rounds=1))
+    first, other = (parameters(models[run]) for run in ("r0", "r1"))
+    trained = [name for name, _ in models["r0"].module.named_parameters() if "meta" not in name]
+    assert trained
+    assert not any(np.array_equal(first[name], other[name]) for name in trained)
+    apart = LocalFederation(tmp_path, adata, fresh_key, job_text(n_rounds=1), run="r1")
+    apart.run()
+    assert same(apart.model(SITES[0]), models["r1"])
+
+
+def test_a_name_of_a_run_needs_a_key():
+    with pytest.raises(ValueError, match="Expected a key with `run='r0'`"):
+        trained_in_process(make_cells(), None)
