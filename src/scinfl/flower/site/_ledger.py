@@ -103,7 +103,7 @@ class Ledger:
                 raise ValueError(msg)
             if set(own.accepted) <= set(known.accepted):
                 return
-        self._check(own, own.members)
+        self._check(own, own.members, "Nothing was sent.")
         self._write("run", asdict(own))
 
     def check_members(self, run: str, members: Collection[str]) -> None:
@@ -115,10 +115,10 @@ class Ledger:
             If they do.
         """
         if frozenset(members) not in self._sums.get(run, ()):
-            self._check(self._runs[run], members)
+            self._check(self._runs[run], members, "This site stopped before it read the sum.")
             self._write("sum", {"run": run, "members": sorted(members)})
 
-    def _check(self, own: AgreedRun, members: Collection[str]) -> None:
+    def _check(self, own: AgreedRun, members: Collection[str], done: str) -> None:
         earlier = {
             run: [other.members, *self._sums.get(run, ())]
             for run, other in self._runs.items()
@@ -131,7 +131,7 @@ class Ledger:
             options = " ".join(f"--accept-difference {site}" for site in differ)
             msg = (
                 f"Expected the members of an earlier run, or at least {self._min_sites} others, found that "
-                f"{describe_difference(run, differ, members)}. Nothing was sent. If these sites agree to that, start "
+                f"{describe_difference(run, differ, members)}. {done} If these sites agree to that, start "
                 f"again with `{options}`."
             )
             raise TamperedSumError(msg)
