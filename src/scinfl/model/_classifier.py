@@ -110,6 +110,7 @@ class Classifier(FederatedModel):
     """
 
     module: ClassifierModule
+    first_layer: str
 
     def __init__(
         self,

@@ -118,6 +118,10 @@ def test_save_and_load_bring_the_same_embedding_and_a_lock(keyed, sections, tmp_
     one = sections[(sections.obs["section"] == "mouse_1").to_numpy()].copy()
     expected = model.get_latent_representation()[(sections.obs["section"] == "mouse_1").to_numpy()]
     np.testing.assert_allclose(other.get_latent_representation(one), expected, atol=1e-4)
+    other.save(tmp_path / "copy")
+    copied = SpaMosaic.load(tmp_path / "copy")
+    copied.unlock(key)
+    np.testing.assert_allclose(copied.get_latent_representation(one), expected, atol=1e-4)
 
 
 def test_a_section_of_few_counts_is_read_as_counts_too(keyed, sections):

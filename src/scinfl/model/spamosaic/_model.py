@@ -415,6 +415,7 @@ class SpaMosaic(SpotPredictor):
     def _made_of(
         cls, adata: AnnData | None, registry: dict | None, arguments: dict[str, Any], facts: dict[str, Any]
     ) -> Self:
+        arguments = {name: value for name, value in arguments.items() if name != "data"}  # a model loaded without
         return cls(adata, registry=registry, **{**arguments, "facts": facts})
 
     def _summary(self) -> str:
