@@ -27,6 +27,7 @@ from scinfl.flower.setup._kit import make_kit, pinned_identities
 from scinfl.flower.site._mailbox import Mailbox
 from scinfl.flower.site._run import _Site
 from scinfl.model import Classifier
+from scinfl.nn import add_offsets
 from scinfl.privacy import Key
 
 SITES = ["hospital_0", "hospital_1", "hospital_2"]
@@ -89,7 +90,8 @@ def trained_in_process(adata, key, *, n_hidden=16, n_rounds=4, run=RUN, **option
 
 
 def parameters(model):
-    return {name: tensor.numpy() for name, tensor in model.module.state_dict().items()}
+    state = add_offsets(model.module, model.module.state_dict(), sign=-1)  # which every model has its own of
+    return {name: tensor.numpy() for name, tensor in state.items()}
 
 
 def same(one, other):

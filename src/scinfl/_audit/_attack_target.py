@@ -20,7 +20,6 @@ from scinfl.nn import (
     keyed_layers,
     set_key,
     unkeyed,
-    unlock,
 )
 from scinfl.privacy import Key
 
@@ -73,13 +72,13 @@ class AttackTarget:
 
     def site_network(self) -> nn.Module:
         """The trained network as sites train it."""
-        network = self.view.for_training(self.key).network.to(CPU)
-        if self.hides_updates:
-            own = dict(network.named_parameters())
-            with torch.no_grad():
-                for name, value in unlock(self.network, dict(network.named_parameters())).items():
-                    if name in own:
-                        own[name].copy_(value)
+        network, _, open_state = self.view.for_training(self.key)
+        network = network.to(CPU)
+        own = dict(network.named_parameters())
+        with torch.no_grad():
+            for name, value in open_state({name: p.detach().numpy() for name, p in own.items()}).items():
+                if name in own:
+                    own[name].copy_(value)
         return network
 
 

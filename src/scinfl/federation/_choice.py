@@ -56,9 +56,10 @@ def check_sites(
         found = f"{n} of {len(sites)}"
         msg = f"Expected at least {least} sites in a round, as the protections ask for, found {found}. {cure}."
         raise ValueError(msg)
-    if strategy.needs_plaintext and protections:
+    hiding = [protection for protection in protections if not protection.adds_alike]
+    if strategy.needs_plaintext and hiding:
         msg = (
-            f"Expected no protections with {type(strategy).__name__}, found {len(protections)}: it compares single "
+            f"Expected no protections with {type(strategy).__name__}, found {len(hiding)}: it compares single "
             "updates, which a masked sum hides. Use FedAvg, or pass `protections=()`."
         )
         raise ValueError(msg)

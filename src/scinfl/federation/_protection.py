@@ -24,6 +24,12 @@ class Protection:
     watches: ClassVar[bool] = False
     """Whether it only looks at what arrives, so that it may follow one that sums."""
 
+    shows_sum: bool = False
+    """Whether the server reads what a protection that sums has summed."""
+
+    adds_alike: ClassVar[bool] = False
+    """Whether it adds the same to all updates of a round, so that they can be compared; dry runs encode with it."""
+
     travels: ClassVar[bool] = False
     """Whether the other sites are on machines of their own, and ``combine`` fetches the sum of all."""
 

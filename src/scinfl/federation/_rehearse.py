@@ -8,7 +8,7 @@ from dataclasses import replace
 from scinfl.federation._choice import check_sites
 from scinfl.federation._journal import Journal
 from scinfl.federation._payload import Payload
-from scinfl.federation._protection import Protection, SpendsPrivacy
+from scinfl.federation._protection import Protection, SpendsPrivacy, encode
 from scinfl.federation._site import Site
 from scinfl.federation._strategy import Strategy
 from scinfl.federation._update import State, Update
@@ -54,4 +54,5 @@ def rehearse(
 
 def _list(updates: Sequence[Update], protections: Sequence[Protection], payload: Payload, n_rounds: int) -> None:
     payload.check(updates)
-    payload.plan(updates, protections, n_rounds)
+    changing = [protection for protection in protections if protection.adds_alike]
+    payload.plan([encode(changing, update) for update in updates], protections, n_rounds)

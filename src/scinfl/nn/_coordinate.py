@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -84,9 +85,16 @@ class MetaLearner(nn.Module):
         hidden = torch.sin(self.frequency * F.linear(coordinates, theta["weight1"], theta["bias1"]))
         return torch.sin(self.frequency * F.linear(hidden, theta["weight2"], theta["bias2"]))
 
-    def read_out(self, features: Tensor) -> Tensor:
-        """Three outputs (units × 3) of features (units × width), standardised over the units and bounded by tanh."""
-        values = F.linear(features, self.weight3.to(features), self.bias3.to(features))
+    def read_out(self, features: Tensor, offsets: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Three outputs (units × 3) of features (units × width), standardised over the units and bounded by tanh.
+
+        Offsets of the read-out are taken off first.
+        """
+        weight, bias = (
+            p if not offsets or f"meta.{what}" not in offsets else p - offsets[f"meta.{what}"]
+            for what, p in (("weight3", self.weight3), ("bias3", self.bias3))
+        )
+        values = F.linear(features, weight.to(features), bias.to(features))
         deviation = values - values.mean(0)
         return torch.tanh(deviation / deviation.square().mean(0).clamp_min(1e-12).sqrt())
 
@@ -99,6 +107,9 @@ class CoordinateLinear(KeyedLayer):
     r"""Linear layer that computes what it was trained to only when read at its secret coordinates.
 
     .. math::
+        W = W' - \sigma M, \qquad b = b' - \sigma m
+
+    .. math::
         x' = s_\text{in} \circ x_\pi, \qquad
         y = s_\text{out} \circ (W x') + b + \delta \tanh z_3(c_\text{out})
 
@@ -106,14 +117,20 @@ class CoordinateLinear(KeyedLayer):
         s = \pm \exp(\mu \tanh z(c)), \qquad
         z = \text{standardised } f_\theta(c) \text{ over the units of the layer}
 
+    States hold :math:`W', b'`. The offsets :math:`M, m` are normal (cut off at 3), from the key stream, under a label
+    that names layer, parameter and the public id of the model (:func:`set_model_id`); :math:`\sigma` is 30 times the
+    initial standard deviation :math:`1/\sqrt{3 n_\text{in}}` of the parameter, so that a stored number says next to
+    nothing about the trained one. Two states under different ids share no offset. Without an id, as in files of version
+    0.1, offsets are zero. A trained read-out is stored in the same way.
+
     Unit :math:`i` of the layer has the secret coordinate :math:`c_i \in [-1, 1)^d`. The permutation :math:`\pi` of the
     inputs and all signs come straight from the key. Magnitudes (:math:`\mu = 0.25`, so 0.78 … 1.28) and shifts
     (:math:`\delta = 0.2`) are the outputs of the :class:`MetaLearner` :math:`f_\theta` at the coordinates: its first
     output for the inputs, its second and third for the outputs.
 
-    Without coordinates the layer is the plain :math:`y = W x + b` (a stripped module). The map from
-    :math:`(W, b)` to the weights it represents is invertible (:meth:`unlock`, :meth:`lock`), so that a site may train
-    the plain layer and apply the key only to what it sends, receives and saves.
+    Without coordinates the layer is :math:`y = W' x + b'` (a stripped module). The map from :math:`(W', b')` to the
+    weights it represents is affine and invertible (:meth:`unlock`, :meth:`lock`), so that a site may train the plain
+    layer and apply the key only to what it sends, receives and saves.
 
     Nothing derived from the coordinates is a parameter or a buffer; pickles and copies come without it.
 
@@ -220,7 +237,10 @@ class CoordinateLinear(KeyedLayer):
         units, like = self._read_units(), self.weight.detach()
         grad, inference = (self.train_meta and on() for on in (torch.is_grad_enabled, torch.is_inference_mode_enabled))
         with torch.inference_mode(mode=inference), torch.set_grad_enabled(grad):
-            at_inputs, at_outputs = (self.meta.read_out(f) for f in (units.input_features, units.output_features))
+            offsets = self.offsets()
+            at_inputs, at_outputs = (
+                self.meta.read_out(f, offsets) for f in (units.input_features, units.output_features)
+            )
             reading = _Reading(
                 input_scale=(units.input_signs * torch.exp(self.magnitude * at_inputs[:, 0])).to(like),
                 output_scale=(units.output_signs * torch.exp(self.magnitude * at_outputs[:, 1])).to(like),
@@ -249,8 +269,9 @@ class CoordinateLinear(KeyedLayer):
         if self._coordinates is None:
             return F.linear(x, self.weight, self.bias)
         input_scale, output_scale, shift = self._read()
-        y = F.linear(x[..., self._read_units().permutation] * input_scale, self.weight) * output_scale
-        return y if self.bias is None else y + (self.bias + shift)
+        weight, bias = self._plain("weight"), self._plain("bias")
+        y = F.linear(x[..., self._read_units().permutation] * input_scale, weight) * output_scale
+        return y if bias is None else y + (bias + shift)
 
     def folded(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the plain layer that computes what this layer computes, with gradients."""
@@ -258,13 +279,15 @@ class CoordinateLinear(KeyedLayer):
             return self.weight, self.bias
         scale_in, scale_out, shift = self._read()
         inverse = self._read_units().inverse
-        plain = self.weight.index_select(1, inverse) * scale_in[inverse] * scale_out[:, None]
-        return plain, None if self.bias is None else self.bias + shift
+        weight, bias = self._plain("weight"), self._plain("bias")
+        plain = weight.index_select(1, inverse) * scale_in[inverse] * scale_out[:, None]
+        return plain, None if bias is None else bias + shift
 
     @torch.no_grad()
     def unlock(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Weights of the plain layer that computes what this layer computes with ``weight`` and ``bias``."""
         columns, rows = self._read_factors().to_plain
+        weight, bias = self._off(weight, bias, -1)
         plain = weight.index_select(1, self._read_units().inverse).mul_(columns).mul_(rows)
         return plain, None if bias is None else bias + self._read().shift
 
@@ -273,10 +296,26 @@ class CoordinateLinear(KeyedLayer):
         """Inverse of :meth:`unlock`: what this layer must hold to compute what a plain layer computes."""
         columns, rows = self._read_factors().to_locked
         locked = weight.index_select(1, self._read_units().permutation).mul_(columns).mul_(rows)
-        return locked, None if bias is None else bias - self._read().shift
+        return self._off(locked, None if bias is None else bias - self._read().shift, 1)
+
+    def spreads(self) -> dict[str, float | Tensor]:
+        spread = 1 / math.sqrt(3 * self.in_features)
+        spreads: dict[str, float | Tensor] = {"weight": spread}
+        if self.bias is not None:
+            spreads["bias"] = spread
+        return spreads | (meta_spreads(self.meta) if self.train_meta else {})
+
+    def _off(self, weight: Tensor, bias: Tensor | None, sign: int) -> tuple[Tensor, Tensor | None]:
+        """Parameters with their offsets added or taken off."""
+        return self.shifted("weight", weight, sign), None if bias is None else self.shifted("bias", bias, sign)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_units": None, "_reading": None, "_factors": None}
+
+
+def meta_spreads(meta: MetaLearner) -> dict[str, float | Tensor]:
+    """Initial standard deviations of a read-out, as a layer names its parameters."""
+    return {f"meta.{what}": math.sqrt(2 / meta.weight3.shape[1]) for what in ("weight3", "bias3")}
 
 
 def _signs(uniform: Tensor) -> Tensor:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from scinfl.nn._coordinate import CoordinateLinear
-from scinfl.nn._keyed_layer import Coordinates, KeyedLayer
+from scinfl.nn._keyed_layer import KeyedLayer
+from scinfl.nn._keyed_norm import KeyedNorm, keyable_norms
+from scinfl.nn._offsets import Coordinates, add_offsets, hidden
 from scinfl.nn._permuted import PermutedLinear
 from scinfl.nn._pooled import PooledLinear
 from scinfl.nn._projection import SecretProjection
@@ -34,7 +36,8 @@ def keyed(
 ) -> nn.Module:
     """Swap linear layers of a network for keyed ones, in place.
 
-    The scheme ``"coordinate"`` keys tables too (:class:`Table`: embeddings, gene-specific read-outs). Parameters take
+    The scheme ``"coordinate"`` keys tables too (:class:`Table`: embeddings, gene-specific read-outs), and stores scales
+    and shifts of normalisations behind offsets, once :func:`set_model_id` was called. Parameters take
     over their names and values, so that an optimiser or a state made before stays valid. Until :func:`set_key` is
     called the network computes what it did.
 
@@ -78,11 +81,12 @@ def keyed(
         raise ValueError(msg)
     linears = _linear_layers(network)
     tables = _tables(network) if scheme == "coordinate" else {}
-    wanted = {*linears, *tables} if layers is None else set(layers)
-    if missing := wanted - {*linears, *tables}:
+    norms = keyable_norms(network) if scheme == "coordinate" else {}
+    wanted = {*linears, *tables, *norms} if layers is None else set(layers)
+    if missing := wanted - {*linears, *tables, *norms}:
         msg = f"Expected `layers` among the linear layers {sorted({*linears, *tables})}, found {sorted(missing)}."
         raise ValueError(msg)
-    if not wanted:
+    if not wanted & {*linears, *tables}:
         msg = "Expected at least one linear layer to key, found none."
         raise ValueError(msg)
     chosen = {name: linear for name, linear in linears.items() if name in wanted}
@@ -91,6 +95,7 @@ def keyed(
     for name, table in tables.items():
         if name in wanted:
             swap[table] = CoordinateTable(table, generator=generator, **options)  # type: ignore[arg-type]
+    swap |= {norm: KeyedNorm.of(norm) for name, norm in norms.items() if name in wanted}
     return _swapped(network, swap)
 
 
@@ -107,7 +112,7 @@ def unkeyed(network: nn.Module) -> nn.Module:
     >>> type(si.nn.unkeyed(network)[0]).__name__
     'Linear'
     """
-    swap: dict[nn.Module, nn.Module] = {}
+    swap = _plain_norms(network)
     for layer in keyed_layers(network).values():
         if isinstance(layer, SecretProjection):
             continue  # there are no parameters to go back to
@@ -206,8 +211,8 @@ def set_key(network: nn.Module, coordinates: Coordinates) -> None:
     if not layers:
         msg = "Expected a network with keyed layers, found none. Make them with `keyed` first."
         raise ValueError(msg)
-    for name, layer in layers.items():
-        layer.set_coordinates(coordinates, name)
+    for name, module in hidden(network).items():
+        module.set_coordinates(coordinates, name)  # type: ignore[operator]
 
 
 def clear_key(network: nn.Module) -> None:
@@ -222,16 +227,16 @@ def clear_key(network: nn.Module) -> None:
     >>> network[0].is_set
     False
     """
-    for layer in keyed_layers(network).values():
-        layer.clear_coordinates()
+    for module in hidden(network).values():
+        module.clear_coordinates()  # type: ignore[operator]
 
 
 def lock(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Turn the state of the plain network into that of the keyed one (which must have its key).
 
-    Entries that belong to no layer or table of the scheme ``"coordinate"`` pass unchanged. Locking is linear in the
-    weights but for the constant shift, so it commutes with weighted means: averages of locked states are locked
-    averages.
+    Entries that belong to no layer, table or normalisation of the scheme ``"coordinate"`` pass unchanged. Locking is
+    linear in the parameters but for constant shifts and offsets, so it commutes with means whose weights add up to one:
+    averages of locked states are locked averages.
 
     Examples
     --------
@@ -263,8 +268,10 @@ def unlock(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def _transformed(network: nn.Module, state: Mapping[str, Tensor], direction: str) -> dict[str, Tensor]:
-    result = dict(state)
-    for name, layer in keyed_layers(network).items():
+    layers = keyed_layers(network)
+    own = {f"{name}.{what}" if name else what for name in layers for what in ("weight", "bias")}
+    result = add_offsets(network, state, sign=1 if direction == "lock" else -1, but=own)
+    for name, layer in layers.items():
         prefix = f"{name}." if name else ""
         if f"{prefix}weight" in state:
             weight, bias = getattr(layer, direction)(state[f"{prefix}weight"], state.get(f"{prefix}bias"))
@@ -272,6 +279,15 @@ def _transformed(network: nn.Module, state: Mapping[str, Tensor], direction: str
             if bias is not None:
                 result[f"{prefix}bias"] = bias
     return result
+
+
+def with_plain_norms(network: nn.Module) -> nn.Module:
+    """Swap keyed normalisations back for plain ones, in place; layers and tables stay keyed."""
+    return _swapped(network, _plain_norms(network))
+
+
+def _plain_norms(network: nn.Module) -> dict[nn.Module, nn.Module]:
+    return {module: module.plain_norm() for module in network.modules() if isinstance(module, KeyedNorm)}
 
 
 def _linear_layers(network: nn.Module) -> dict[str, nn.Linear]:

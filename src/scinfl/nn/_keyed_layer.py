@@ -9,13 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-Coordinates = Callable[..., np.ndarray]
-"""Maps a label and a shape to secret numbers, uniform on [−1, 1): for example ``Key.coordinates``.
-
-With a third argument, names, each row belongs to a name and is the same in whatever order and company."""
+from scinfl.nn._offsets import Coordinates, Hidden
 
 
-class KeyedLayer(nn.Module):
+class KeyedLayer(Hidden):
     """Linear layer with a module that is read at secret coordinates.
 
     The coordinates are plain attributes: neither states nor pickles nor copies hold them, or anything derived from
@@ -33,6 +30,8 @@ class KeyedLayer(nn.Module):
         self.weight = linear.weight
         self.bias = linear.bias
         self._coordinates: dict[str, Tensor] | None = None
+        self.model_id = None
+        self._forget_offsets()
 
     @classmethod
     def build(
@@ -69,10 +68,12 @@ class KeyedLayer(nn.Module):
             what: torch.from_numpy(np.array(coordinates(label, shape), dtype=np.float64))
             for what, (label, shape) in self.labels(name).items()
         }
+        self._read_offsets(coordinates, name)
 
     def clear_coordinates(self) -> None:
         """Forget the coordinates and all that was derived from them."""
         self._coordinates = None
+        self._forget_offsets()
 
     @property
     def is_set(self) -> bool:
@@ -98,4 +99,4 @@ class KeyedLayer(nn.Module):
         """Drop what was derived from the coordinates; it is derived again when needed."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_coordinates": None}
+        return {**super().__getstate__(), "_coordinates": None}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from scinfl.nn._coordinate import MetaLearner
-from scinfl.nn._keyed_layer import Coordinates, KeyedLayer
+from scinfl.nn._coordinate import MetaLearner, meta_spreads
+from scinfl.nn._keyed_layer import KeyedLayer
+from scinfl.nn._offsets import Coordinates, offset_of
 
 
 class Table(nn.Module):
@@ -69,11 +71,12 @@ class CoordinateTable(KeyedLayer):
     r"""Table whose rows are read at secret coordinates of their names.
 
     .. math::
-        T_{gj} = \pm_{gj} \exp\big(\mu \tanh z(c_g) + \mu \tanh z(c_j)\big) \, W_{\pi(g) j}
+        T_{gj} = \pm_{gj} \exp\big(\mu \tanh z(c_g) + \mu \tanh z(c_j)\big) \, W_{\pi(g) j}, \qquad W = W' - \sigma M
 
     Where the row of name :math:`g` is stored, its signs and its coordinate :math:`c_g` follow from the key and the name
     alone, so that sites whose genes are in another order agree. Magnitudes are the output of a :class:`MetaLearner` at
-    the coordinates of the row and of the column, as in :class:`CoordinateLinear`. Without coordinates the stored table
+    the coordinates of the row and of the column, as in :class:`CoordinateLinear`, and so are the offsets
+    :math:`\sigma M`, with a stream for every name. Without coordinates the stored table
     is read as it is: rows of other names, with wrong signs.
 
     Parameters
@@ -123,6 +126,8 @@ class CoordinateTable(KeyedLayer):
             parameter.requires_grad_(train_meta)
         self._coordinates: dict[str, Tensor] | None = None
         self._reading: _Reading | None = None
+        self.model_id = None
+        self._forget_offsets()
 
     @property
     def at_boundary(self) -> bool:
@@ -136,6 +141,18 @@ class CoordinateTable(KeyedLayer):
         rows = coordinates(f"{name}/rows", (self.out_features, n_secrets), self.row_names)
         columns = coordinates(f"{name}/columns", (self.in_features, self.n_dims))
         self._coordinates = {"rows": torch.from_numpy(rows), "columns": torch.from_numpy(columns)}
+        self._read_offsets(coordinates, name)
+
+    def _draw(self, coordinates: Coordinates, label: str, what: str, spread: float | Tensor) -> Tensor:
+        """Offsets of the rows, with a stream for every name, lie where these rows are stored."""
+        if what != "weight":
+            return super()._draw(coordinates, label, what, spread)
+        rows = offset_of(coordinates, label, self.weight.shape, spread, self.row_names)
+        return rows[torch.argsort(self._secret()["rows"][:, 0], stable=True).cpu()]
+
+    def spreads(self) -> dict[str, float | Tensor]:
+        spread = self.std if self.max_norm is None else self.max_norm / math.sqrt(self.in_features)
+        return {"weight": spread, **(meta_spreads(self.meta) if self.train_meta else {})}
 
     def clear_coordinates(self) -> None:
         """Forget the coordinates and all that was derived from them."""
@@ -153,7 +170,8 @@ class CoordinateTable(KeyedLayer):
         grad, inference = (self.train_meta and on() for on in (torch.is_grad_enabled, torch.is_inference_mode_enabled))
         with torch.inference_mode(mode=inference), torch.set_grad_enabled(grad):  # it is kept; training may read it
             name = torch.argsort(position[:, 0], stable=True)
-            exponent = self.meta(at_rows)[:, 0, None] + self.meta(secret["columns"])[:, 1]
+            at = (self.meta.read_out(self.meta.features(c), self.offsets()) for c in (at_rows, secret["columns"]))
+            exponent = next(at)[:, 0, None] + next(at)[:, 1]
             scale = torch.where(signs < 0, -1.0, 1.0) * torch.exp(self.magnitude * exponent)
             reading = _Reading(torch.argsort(name), name, scale.to(self.weight))
         if not self.train_meta:
@@ -168,14 +186,17 @@ class CoordinateTable(KeyedLayer):
         if self._coordinates is None or not _stores(self):
             return self._rows() * factor
         with torch.no_grad():
-            self.weight.mul_(factor[self._read().name])
+            if self.offsets():
+                self.weight.copy_(self.lock(self._rows() * factor)[0])
+            else:
+                self.weight.mul_(factor[self._read().name])
         return self._rows()
 
     def _rows(self) -> Tensor:
         if self._coordinates is None:
             return self.weight
         reading = self._read()
-        return self.weight[reading.position] * reading.scale
+        return self._plain("weight")[reading.position] * reading.scale
 
     def plain_table(self) -> Table:
         """Table without module that holds the same parameter."""
@@ -188,6 +209,7 @@ class CoordinateTable(KeyedLayer):
         """Rows of the plain table that this one represents."""
         del bias
         reading = self._read()
+        weight = self.shifted("weight", weight, -1)
         return weight[reading.position] * reading.scale, None
 
     @torch.no_grad()
@@ -195,7 +217,7 @@ class CoordinateTable(KeyedLayer):
         """Inverse of :meth:`unlock`."""
         del bias
         reading = self._read()
-        return (weight / reading.scale)[reading.name], None
+        return self.shifted("weight", (weight / reading.scale)[reading.name]), None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_reading": None}

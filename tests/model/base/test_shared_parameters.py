@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.model.test_classifier import accuracy, fit
+from tests.model.test_classifier import accuracy, fit, plain_state
 
 from scinfl.model import Classifier
-from scinfl.model.base._local_training import LocalSite
+from scinfl.model.base._local_training import LocalSite, as_tensors
 from scinfl.privacy import Key
 
 WITHOUT_DROPOUT = {"dropout": 0.0, "input_dropout": 0.0}
@@ -146,9 +146,10 @@ def test_personal_parameters_survive_a_cut_and_go_on(cells, key, rule, tmp_path)
     whole = fit(cells, 4, key=key, validation_size=0, smoothing=0, **rule)
     fit(cells, 2, key=key, validation_size=0, smoothing=0, journal=tmp_path, **rule)
     resumed = fit(cells, 4, key=key, validation_size=0, smoothing=0, journal=tmp_path, **rule)
-    for name, array in whole._local_states["hospital_1"].items():
-        np.testing.assert_array_equal(resumed._local_states["hospital_1"][name], array)
-    assert all(torch.equal(a, b) for a, b in zip(whole.module.parameters(), resumed.module.parameters(), strict=True))
+    own = [plain_state(model, as_tensors(model._local_states["hospital_1"])) for model in (whole, resumed)]
+    shared = [plain_state(model) for model in (whole, resumed)]
+    for one, other in (own, shared):
+        assert all(torch.equal(other[name], value) for name, value in one.items())
 
 
 def test_the_initial_weights_follow_the_key_and_not_the_public_seed(cells, key, monkeypatch):

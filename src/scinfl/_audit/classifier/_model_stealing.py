@@ -16,7 +16,7 @@ from scinfl._audit._model_stealing import FAMILY, WITH_SAMPLES, with_samples
 from scinfl._audit.classifier._sender import sender_of
 from scinfl._audit.classifier._target import Target
 from scinfl.model.base import rekeyed
-from scinfl.nn import CoordinateLinear, PooledLinear, keyed_layers
+from scinfl.nn import CoordinateLinear, PooledLinear, keyed_layers, new_model_id
 from scinfl.privacy import Key, attacks
 
 _METRIC = "balanced accuracy"
@@ -93,7 +93,8 @@ def _versions(target: Target, n: int = 4) -> list[nn.Module]:
     for _ in range(n - 1):
         other = copy.deepcopy(target.network)
         assert target.key is not None  # noqa: S101
-        other.load_state_dict(rekeyed(target.network, target.network.state_dict(), target.key, Key.generate()))
+        state, model_id = target.network.state_dict(), new_model_id()
+        other.load_state_dict(rekeyed(target.network, state, target.key, Key.generate(), model_id=model_id))
         versions.append(other)
     return versions
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from scinfl._audit._attack_target import AttackTarget
 from scinfl.model import Classifier
 from scinfl.model.base import ModelView, values_of
-from scinfl.nn import KeyedLayer, keyed_layers, unkeyed, unlock
+from scinfl.nn import KeyedLayer, add_offsets, keyed_layers, unkeyed, unlock
 from scinfl.privacy import Key, attacks
 
 
@@ -78,8 +78,7 @@ class Target(AttackTarget):
         """
         network = copy.deepcopy(self.network)
         state = dict(self.network.state_dict())
-        if self.hides_updates:
-            state = unlock(self.network, state)
+        state = unlock(self.network, state) if self.hides_updates else add_offsets(self.network, state, sign=-1)
         network = unkeyed(network)
         for name, layer in keyed_layers(network).items():  # a secret projection has no plain form
             _put(network, name, _frozen(layer))

@@ -70,6 +70,15 @@ class KeyedNetwork:
         """Fingerprint of the key that the network was trained with."""
         return self.locked_with["fingerprint"] if self.locked_with else None
 
+    @property
+    def model_id(self) -> str | None:
+        """Public id that the offsets of the parameters follow.
+
+        There is none, and there are no offsets, while the network is trained, in other key schemes than
+        ``"coordinate"``, and in files of version 0.1.
+        """
+        return self.locked_with.get("id") if self.locked_with else None
+
     # ---- the key
 
     def check(self, key: Key, *, force: bool = False) -> None:
@@ -90,6 +99,7 @@ class KeyedNetwork:
 
     def give(self, key: Key) -> None:
         """Give the network a key that was checked."""
+        keyed_nn.set_model_id(self.module, self.model_id)
         keyed_nn.set_key(self.module, key.coordinates)
         self.key = key
 
@@ -165,6 +175,28 @@ class KeyedNetwork:
                         values = values / np.sqrt(layer.in_features)
                     parameter.copy_(values)
 
+    def rename(self, model_id: str | None, personal: Mapping[str, State]) -> dict[str, State]:
+        """Exchange the offsets of a network that has its key for those of another id, or take them off.
+
+        Returns
+        -------
+        Personal parameters of every site under the new id.
+        """
+        if not self._hides or self.key is None or self.key.fingerprint != self.fingerprint:
+            return dict(personal)
+        states = [self.module.state_dict(), *map(as_tensors, personal.values())]
+        states = [keyed_nn.add_offsets(self.module, state, sign=-1) for state in states]
+        self.locked_with = _with_id(self.locked_with or {}, model_id)
+        self.give(self.key)
+        shared, *own = (keyed_nn.add_offsets(self.module, state) for state in states)
+        self.module.load_state_dict(shared)
+        return {site: {name: t.cpu().numpy() for name, t in s.items()} for site, s in zip(personal, own, strict=True)}
+
+    @property
+    def _hides(self) -> bool:
+        """Whether the key scheme stores parameters behind offsets."""
+        return self.locked_with is not None and self.locked_with["scheme"] == "coordinate"
+
     def check_rekeyable(self) -> None:
         """Refuse a network whose outputs another key cannot keep."""
         check_rekeyable(self.module)
@@ -172,14 +204,16 @@ class KeyedNetwork:
     def rekey(self, old: Key, new: Key, personal: Mapping[str, State]) -> dict[str, State]:
         """Exchange the key; returns the personal parameters of every site under the new one."""
         state = self.module.state_dict()
-        shared = rekeyed(self.module, state, old, new)
+        model_id = keyed_nn.new_model_id() if self._hides else None
+        shared = rekeyed(self.module, state, old, new, model_id=model_id)
         changed = {}
         for site, local in personal.items():
-            own = rekeyed(self.module, {**state, **as_tensors(local)}, old, new)
+            own = rekeyed(self.module, {**state, **as_tensors(local)}, old, new, model_id=model_id)
             changed[site] = {name: own[name].numpy() for name in local}
         self.module.load_state_dict(shared)
         was = self.locked_with or {}
-        self.locked_with = {**was, **key_metadata(new), "previous": [*was.get("previous", ()), old.fingerprint]}
+        previous = [*was.get("previous", ()), old.fingerprint]
+        self.locked_with = _with_id({**was, **key_metadata(new), "previous": previous}, model_id)
         return changed
 
     # ---- other forms of the network
@@ -202,14 +236,20 @@ class KeyedNetwork:
     def for_training(self, key: Key | None) -> TrainingNetwork:
         """Network that the sites train.
 
-        Where the key acts at the boundary that is the plain network; else the keyed one, with the key inside.
+        Where the key acts at the boundary that is the plain network; else the keyed one, with the key inside. There are
+        no offsets in either: an optimiser would see them.
         """
+        if self.model_id is not None:
+            bare = self.copy()
+            bare.rename(None, {})
+            return bare.for_training(key)
         network = copy.deepcopy(self.module)  # comes without the key
         if keyed_nn.at_boundary(self.module):
             network = keyed_nn.unkeyed(network)
             lock: Lock = partial(keyed_nn.lock, self.module)
             open_state: Open = _Opener(self.module)
         else:
+            network = keyed_nn.with_plain_norms(network)
             lock, open_state = dict, as_tensors
         if key is not None and keyed_nn.keyed_layers(network):
             keyed_nn.set_key(network, key.coordinates)
@@ -269,6 +309,12 @@ def check_key(key: object) -> None:
             "Read it with `Key.load(path)` or make one with `Key.generate()`."
         )
         raise TypeError(msg)
+
+
+def _with_id(locked_with: Mapping[str, Any], model_id: str | None) -> dict[str, Any]:
+    """What is known of the lock, under another id; without offsets it looks as in version 0.1."""
+    others = {name: value for name, value in locked_with.items() if name != "id"}
+    return others if model_id is None else {**others, "id": model_id}
 
 
 def key_metadata(key: Key) -> dict[str, Any]:

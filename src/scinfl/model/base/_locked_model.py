@@ -277,12 +277,16 @@ class LockedModel(RegisteredModel):
         self.check_trained()
         seal = _seal_for_saving(self._keyed, sealed, is_sealed=self._sealed is not None)
         history = self.history
+        keyed, personal = self._keyed, self._personal(site)
+        if keyed.key is not None:  # under an id of its own, so that two files cannot be subtracted
+            keyed = keyed.copy()
+            personal = keyed.rename(keyed_nn.new_model_id(), {"": personal})[""]
         document = {
             "class": type(self).__name__,
             "scinfl_version": __version__,
             "init_params": self.init_params_,
             "registry": without_counts(self.registry_),
-            "key": self._keyed.locked_with,
+            "key": keyed.locked_with,
             "share": self._share,
             "history": {
                 "rounds": {} if history is None else history.reset_index().to_dict("list"),
@@ -293,10 +297,10 @@ class LockedModel(RegisteredModel):
         left_out = self._unsaved_names()
         state: State = {
             name: tensor.detach().cpu().numpy()
-            for name, tensor in self.module.state_dict().items()
+            for name, tensor in keyed.module.state_dict().items()
             if name not in left_out
         }
-        state.update({name: array for name, array in self._personal(site).items() if name in state})
+        state.update({name: array for name, array in personal.items() if name in state})
         state.update({f"{_ARRAY}{name}": array for name, array in self._arrays(site).items()})
         write_model(dir_path, document, state, seal=seal, overwrite=overwrite)
 

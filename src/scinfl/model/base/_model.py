@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Self
 
 import numpy as np
@@ -18,6 +19,7 @@ from scinfl.model.base._locked_model import LockedModel
 from scinfl.model.base._options import TrainOptions
 from scinfl.model.base._shared_parameters import Share
 from scinfl.model.base._training import SiteData, Training, check_validation, checked_share
+from scinfl.nn import new_model_id
 from scinfl.privacy import PayloadLinter
 from scinfl.privacy.aggregation import default_protections
 
@@ -110,23 +112,33 @@ class FederatedModel(LockedModel):
             yield
         elif self.key_fingerprint is not None:
             self.unlock(key)
-            yield
+            self._name_version(None)
+            try:
+                yield
+            except BaseException:
+                self._name_version(new_model_id())
+                raise
         else:
             with self._keyed.keyed(key, options.share, options.run):
                 yield
 
+    def _name_version(self, model_id: str | None) -> None:
+        """Exchange the offsets of all parameters for those of another id; ``None`` takes them off for training."""
+        self._local_states = self._keyed.rename(model_id, self._local_states)
+
     def _federate(self, *trainings: Training) -> list[Run | None]:
         """Results of trainings that start alike, to be taken with :meth:`_finish`; ``None`` after a dry run."""
         with self._with_key(trainings[0].options):
-            return [training() for training in trainings]
+            return [replace(training, local_states=self._local_states)() for training in trainings]
 
     def _finish(self, run: Run | None, options: TrainOptions) -> None:
-        """Take the result of a training; a dry run has none."""
+        """Take the result of a training, under an id of its own; a dry run has none."""
         if run is None:
             return
         self._share = self._check_share(options)
         self._keyed.take(run.best_state)
         self._local_states = {site: self._keyed.locked(state) for site, state in run.best_local.items() if state}
+        self._name_version(new_model_id())
         self._history = pd.DataFrame(run.history).set_index("round")
         self._history.attrs["best_round"] = run.best_round
         self._site_history = pd.DataFrame(run.site_history).set_index(["round", "site"])

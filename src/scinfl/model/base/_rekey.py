@@ -37,25 +37,33 @@ def check_rekeyable(network: nn.Module) -> None:
             raise ValueError(_REFUSED[type(layer)])
 
 
-def rekeyed(network: nn.Module, state: Mapping[str, Tensor], old: Key, new: Key) -> dict[str, Tensor]:
+def rekeyed(
+    network: nn.Module, state: Mapping[str, Tensor], old: Key, new: Key, *, model_id: str | None = None
+) -> dict[str, Tensor]:
     r"""State with which a network computes under a new key what another state computes under the old one.
 
     Unfolds the old key and folds the new one, layer by layer, in float64:
 
     .. math:: (W', b') = \text{lock}_\text{new}(\text{unlock}_\text{old}(W, b))
 
+    Offsets are those of the network's own id under the old key, and of a new id, if there is one, under the new key.
     The meta learners keep their parameters, frozen or trained: the weights make up for what they say at the new
     coordinates. Where the key adds to the bias alone (:class:`scinfl.nn.PermutedLinear`), the bias does.
     """
     twin = copy.deepcopy(network).cpu().double()  # comes without a key
-    twin.load_state_dict(state)
+    double = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    keyed_nn.set_key(twin, old.coordinates)
+    twin.load_state_dict(keyed_nn.add_offsets(twin, double, sign=-1))
+    keyed_nn.set_model_id(twin, None)
     keyed_nn.set_key(twin, old.coordinates)
     plain, before = keyed_nn.unlock(twin, twin.state_dict()), _added_by_permutation(twin)
     keyed_nn.set_key(twin, new.coordinates)
     result, after = keyed_nn.lock(twin, plain), _added_by_permutation(twin)
     for name, added in before.items():
         result[name] = result[name] + added - after[name]
-    return {name: tensor.to(state[name]) for name, tensor in result.items()}
+    keyed_nn.set_model_id(twin, model_id)
+    keyed_nn.set_key(twin, new.coordinates)
+    return keyed_nn.add_offsets(twin, {name: tensor.to(state[name]) for name, tensor in result.items()})
 
 
 @torch.no_grad()

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from scinfl import nn as keyed_nn
 from scinfl._spelling import argument
 from scinfl.federation import Journal, Payload, Protection, Run, State, Strategy, simulate
 from scinfl.federation.rounds import rehearse
 from scinfl.model.base._keyed_network import KeyedNetwork
 from scinfl.model.base._local_training import Batches, LocalSite, LocalTraining, SharedNetwork
 from scinfl.model.base._options import TrainOptions
+from scinfl.model.base._round_offsets import with_offsets
 from scinfl.model.base._secrets import secret_arrays
 from scinfl.model.base._shared_parameters import Share, check_share, shared_names
 from scinfl.privacy import PayloadLinter, Seal
@@ -112,6 +114,9 @@ class Training:
             if site.name in self.local_states:
                 site.load_local_state(self.keyed.opened(self.local_states[site.name]))
         state = self.keyed.shared_state(shared)
+        protections = self.protections
+        if options.remote is None:  # a sum that travels shows the server nothing
+            protections = with_offsets(protections, self.keyed.module, self.keyed.key, keyed_nn.new_model_id())
         journal = None if options.journal is None else Journal(options.journal, None if key is None else Seal(key))
         shapes = {name: tuple(p.shape) for name, p in network.named_parameters() if name in shared}
         secrets = secret_arrays(self.keyed.module) if self.keyed.key is not None else None
@@ -126,7 +131,7 @@ class Training:
                     sites,
                     state,
                     self.strategy,
-                    self.protections,
+                    protections,
                     self.payload,
                     journal=journal,
                     n_elsewhere=0 if options.remote is None else len(options.remote.sites) - 1,
@@ -144,7 +149,7 @@ class Training:
                 sites,
                 state,
                 self.strategy,
-                self.protections,
+                protections,
                 n_rounds=options.n_rounds,
                 rng=options.seed,
                 journal=journal,

@@ -136,6 +136,7 @@ class PairwiseSum(MaskedSum):
         pinned: Mapping[str, PublicIdentity] | None = None,
     ) -> None:
         super().__init__(run=run, bits=bits, bound=bound, min_sites=min_sites, least=LEAST, identities=identities)
+        self.shows_sum = key is None
         self._keyed = None if key is None else KeyedSum(key, run=self._run, bits=bits)
         self._fingerprint = "" if key is None else key.fingerprint
         self._of_key = ("", 0) if key is None else (key.federation, key.version)

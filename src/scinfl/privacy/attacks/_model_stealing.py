@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scinfl.nn import (
+    STRENGTH,
     CoordinateLinear,
     CoordinateTable,
+    KeyedNorm,
     PooledLinear,
     SecretProjection,
     Table,
+    hidden,
     keyed_layers,
     unkeyed,
 )
@@ -165,14 +168,29 @@ class _GuessedProjection(nn.Linear):
 
 
 def _copied(network: nn.Module, rng: int) -> nn.Module:
-    """Copy without the key, and with a layer of the attacker's own where there was a secret projection."""
-    stolen = copy.deepcopy(network)
+    """Copy without the key, rescaled, and with a layer of the attacker's own where there was a secret projection."""
+    stolen = _rescaled(copy.deepcopy(network))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng)
         for name, layer in keyed_layers(stolen).items():
             if isinstance(layer, SecretProjection):
                 _put(stolen, name, _GuessedProjection(layer.in_features, layer.out_features, bias=False))
     return stolen
+
+
+def _rescaled(network: nn.Module) -> nn.Module:
+    """Bring what is stored behind offsets to the size that it starts from; normalisations start afresh. In place.
+
+    Offsets are 30 times as large as what they hide: used as they are, stolen parameters train worse than random ones.
+    """
+    with torch.no_grad():
+        for module in hidden(network).values():
+            for name, parameter in module.named_parameters() if module.model_id is not None else ():
+                if isinstance(module, KeyedNorm):
+                    parameter.fill_(1.0 if name == "weight" else 0.0)
+                elif parameter.requires_grad:
+                    parameter.div_(STRENGTH)
+    return network
 
 
 def _put(network: nn.Module, name: str, module: nn.Module) -> None:
