@@ -12,6 +12,7 @@ from anndata import AnnData
 
 from scinfl._audit._plan import Job, Plan, Request
 from scinfl._audit._settings import HELD_OUT, protections_to_watch, twin_of
+from scinfl._audit.classifier import _alignment as alignment
 from scinfl._audit.classifier import _cells as cells
 from scinfl._audit.classifier import _inversion as inversion
 from scinfl._audit.classifier import _membership as members
@@ -41,10 +42,13 @@ class _Effort:
     n_attack_steps: int
     n_shadows: int
     n_simulated: int
+    n_references: int
+    n_alignments: int
+    n_alignment_steps: int
 
 
-_FULL = _Effort(40, 8, (4, 8), 250, (10, 50), 25, 50, (50, 200), 3, 600, 24, 60)
-_QUICK = _Effort(12, 3, (4,), 80, (10,), 5, 10, (50,), 1, 200, 0, 20)
+_FULL = _Effort(40, 8, (4, 8), 250, (10, 50), 25, 50, (50, 200), 3, 600, 24, 60, 8, 20, 5000)
+_QUICK = _Effort(12, 3, (4,), 80, (10,), 5, 10, (50,), 1, 200, 0, 20, 2, 4, 300)
 
 
 def plan(request: Request, after_each: Callable[[], object]) -> Plan:
@@ -94,6 +98,14 @@ def _jobs(
             n_restarts=effort.n_restarts,
         ),
         "matching": partial(cells.match_key, target, n_restarts=effort.n_restarts, n_cells=effort.n_cells),
+        "Gram alignment": partial(
+            alignment.align,
+            target,
+            n_references=effort.n_references,
+            n_reference_steps=3 * effort.n_attack_steps,
+            n_restarts=effort.n_alignments,
+            n_steps=effort.n_alignment_steps,
+        ),
         "key": partial(model_stealing.extract, target),
         "wrong keys": partial(model_stealing.use, target, n_keys=effort.n_keys),
     }

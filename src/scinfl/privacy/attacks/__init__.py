@@ -1,5 +1,6 @@
 """Attacks: plain functions over a network and what was sent."""
 
+from scinfl.privacy.attacks._gram import GramAlignment, GramEvidence, align_gram, train_references
 from scinfl.privacy.attacks._imprint import Imprint, imprint, read_imprint, share_recovered, unproject
 from scinfl.privacy.attacks._inversion import CellPrior, invert_update, local_change
 from scinfl.privacy.attacks._joint import JointGuess, invert_jointly
@@ -26,9 +27,12 @@ from scinfl.privacy.attacks._without_key import matched_statistics, removed_modu
 
 __all__ = [
     "CellPrior",
+    "GramAlignment",
+    "GramEvidence",
     "Imprint",
     "JointGuess",
     "Watcher",
+    "align_gram",
     "average_versions",
     "confidence",
     "distil",
@@ -57,6 +61,7 @@ __all__ = [
     "removed_modules",
     "share_recovered",
     "train_from_scratch",
+    "train_references",
     "train_shadows",
     "unproject",
     "wrong_keys",
