@@ -78,7 +78,10 @@ class Task(ABC):
         """Text that is the same at sites that agree."""
         start = ""
         if self._job.continues:
-            arrays = (value.detach().cpu().numpy().tobytes() for _, value in sorted(model.module.state_dict().items()))
+            from scinfl.model.base import ModelView
+
+            state = ModelView(model).state_without_offsets  # each site's file has offsets of its own
+            arrays = (value.detach().cpu().numpy().tobytes() for _, value in sorted(state.items()))
             start = hashlib.sha256(b"".join(arrays)).hexdigest()
         return json.dumps([facts, list(map(str, model.var_names)), start], sort_keys=True)
 

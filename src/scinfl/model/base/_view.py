@@ -11,6 +11,7 @@ import torch
 from anndata import AnnData
 from torch import nn
 
+from scinfl import nn as keyed_nn
 from scinfl.model.base._cells import Cells
 from scinfl.model.base._keyed_network import TrainingNetwork
 from scinfl.model.base._model import FederatedModel
@@ -71,6 +72,11 @@ class ModelView:
             If features differ.
         """
         self.model._check_features(data, self.model.registry_)
+
+    @property
+    def state_without_offsets(self) -> dict[str, torch.Tensor]:
+        """Locked state, the same to the last bit for every version of an unlocked model."""
+        return keyed_nn.add_offsets(self.model.module, self.model.module.state_dict(), sign=-1)
 
     def for_training(self, key: Key | None) -> TrainingNetwork:
         """Network that sites train, and how its parameters become what is sent, and back."""
