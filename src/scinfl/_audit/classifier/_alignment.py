@@ -1,4 +1,4 @@
-"""What a thief learns of the order of the features from the Gram matrix of a stolen first layer."""
+"""What an attacker learns of the order of the features from the Gram matrix of a stolen first layer."""
 
 from __future__ import annotations
 

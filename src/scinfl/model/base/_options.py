@@ -54,7 +54,7 @@ class TrainOptions:
         Seed of the validation split, the choice of sites, batches and dropout.
     run
         Name of the run. All that `rng` is a seed of, and the initial weights, then follow from the key and this name:
-        the same name repeats them, another does not, so that sums of two runs tell little about a site that is in one
+        the same name repeats them, another does not, so that sums of two runs show little of a site that is in one
         of them only. Over several machines it is the name that the server gave the run.
     device
         ``"auto"``, ``"cpu"`` or ``"cuda:0"``.

@@ -42,10 +42,10 @@ class GramAlignment:
 
 
 class GramEvidence:
-    r"""What a thief knows of the order of the columns of a locked first layer.
+    r"""What an attacker knows of the order of the columns of a locked first layer.
 
     Signs, an order and bounded scales leave :math:`|W^\top W|` known up to relabelling. With :math:`C` the cosines of
-    the stolen columns, :math:`R` the mean cosines of the columns of the thief's own networks, and :math:`\ell, r` the
+    the stolen columns, :math:`R` the mean cosines of those of the attacker's own networks, and :math:`\ell, r` the
     centred logarithms of their norms, an order :math:`\pi` with signs :math:`s` scores
 
     .. math::
@@ -107,7 +107,7 @@ def align_gram(
 ) -> GramAlignment:
     """Search for the order and signs of the columns of a locked first layer, by annealing.
 
-    All restarts go along together. In a step a tenth of the columns is paired at random; every pair draws anew whether
+    All restarts go along together. In a step a tenth of the columns is paired at random; every pair draws again whether
     to swap features, and both signs, from what the other columns say at the present temperature (heat bath).
 
     Parameters
@@ -157,7 +157,7 @@ class _Search:
         self._options = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]], np.float32)
 
     def step(self, temperature: np.float32) -> None:
-        """Draw some pairs of columns anew, the same columns in all restarts."""
+        """Draw some pairs of columns again, the same columns in all restarts."""
         chosen = self._generator.permutation(len(self._columns))[: 2 * self._n_pairs]
         one, two = chosen[: self._n_pairs], chosen[self._n_pairs :]
         a, b = self.order[:, one], self.order[:, two]
