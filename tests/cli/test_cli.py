@@ -273,8 +273,9 @@ def test_the_demo_shows_the_lock(tmp_path, capsys):
     balanced = table["balanced accuracy"]
     right = balanced["keyed, right key"]  # the key of a demo is a new one each time
     assert right > 0.4
+    assert abs(right - balanced["federated, no key"]) < 0.03  # the same start: equal up to rounding
     assert balanced["keyed, wrong keys (best of 50)"] < right - 0.05
-    assert abs(balanced["keyed, wrong keys (mean of 50)"] - 0.1) < 0.05
+    assert abs(balanced["keyed, wrong keys (mean of 50)"] - balanced["untrained networks (mean of 50)"]) < 0.05
     assert balanced["keyed, modules removed"] < right - 0.1
     names = {path.name for path in (tmp_path / "out").iterdir()}
     figures = {f"{name}.png" for name in ("history", "sites", "confusion", "umap")}

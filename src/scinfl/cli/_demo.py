@@ -21,6 +21,7 @@ from torch import nn
 from scinfl import datasets, pl, pp, tl
 from scinfl._checks import new_path
 from scinfl.model import Classifier
+from scinfl.model.base import ModelView
 from scinfl.privacy import Key
 from scinfl.privacy.attacks import removed_modules, wrong_keys
 
@@ -34,8 +35,9 @@ def demo(
 ) -> pd.DataFrame:
     """Train a keyed federation of five uneven sites on bundled cells and compare right, wrong and no key.
 
-    A quarter of the cells is held out for testing and is used neither in training nor for any choice. Returns balanced
-    accuracy and macro-F1 on the held-out cells, by model and key.
+    Training without a key starts from the same weights, so that only the key differs. A quarter of the cells is held
+    out for testing and is used neither in training nor for any choice. Returns balanced accuracy and macro-F1 on the
+    held-out cells, by model and key.
     """
     new_path(out, overwrite=overwrite)
     if out.exists() and not (out / _TABLE).is_file():
@@ -64,9 +66,9 @@ def _run(folder: Path, n_rounds: int, rng: int, progress: bool) -> pd.DataFrame:
     key = Key.generate("demo")
     key.save(folder / "consortium.key")
     Classifier.setup_anndata(cells, labels_key=_LABELS, site_key="site")
-    plain = Classifier(cells, key_scheme=None, rng=rng)
+    plain, model = Classifier(cells, key_scheme=None, rng=rng), Classifier(cells, rng=rng)
+    plain.module.load_state_dict(ModelView(model).start_of(key).state_dict())
     plain.train(n_rounds, lr=_LR, rng=rng, progress=progress)
-    model = Classifier(cells, rng=rng)
     model.train(n_rounds, lr=_LR, key=key, rng=rng, progress=progress)
     model.save(folder / "model")
 
@@ -101,12 +103,16 @@ def _compare(test: AnnData, cells: AnnData, plain: Classifier, model: Classifier
 
     majority = np.full(len(true), cells.obs[_LABELS].astype(str).mode()[0])
     wrong = {score: wrong_keys(model.module, score) for score in (balanced, macro_f1)}
+    fresh = [ModelView(model).untrained(number).eval() for number in range(50)]
+    untrained = {score: np.array([score(network) for network in fresh]) for score in (balanced, macro_f1)}
     rows = {
         "majority label": (balanced_accuracy_score(true, majority), f1_score(true, majority, average="macro")),
         "federated, no key": (balanced(plain.module), macro_f1(plain.module)),
         "keyed, right key": (balanced(model.module), macro_f1(model.module)),
         "keyed, wrong keys (mean of 50)": (wrong[balanced].mean(), wrong[macro_f1].mean()),
         "keyed, wrong keys (best of 50)": (wrong[balanced].max(), wrong[macro_f1].max()),
+        "untrained networks (mean of 50)": (untrained[balanced].mean(), untrained[macro_f1].mean()),
+        "untrained networks (best of 50)": (untrained[balanced].max(), untrained[macro_f1].max()),
         "keyed, modules removed": (
             removed_modules(model.module, balanced),
             removed_modules(model.module, macro_f1),

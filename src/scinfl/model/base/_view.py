@@ -98,6 +98,15 @@ class ModelView:
             torch.manual_seed(rng)
             return self.model._make_module()
 
+    def start_of(self, key: Key) -> nn.Module:
+        """A plain network with the weights that the training of a fresh model with this key starts from."""
+        keyed = self.model._keyed.copy()
+        with keyed.keyed(key, "all"):
+            network, _, open_state = keyed.for_training(key)
+            start = keyed.shared_state([name for name, _ in keyed.module.named_parameters()])
+        network.load_state_dict(open_state(start), strict=False)  # buffers are as they were made
+        return network
+
     def with_network(self, network: nn.Module, *, is_locked: bool = True, is_personal: bool = True) -> Any:
         """A copy of the model that predicts with another network."""
         other = copy.copy(self.model)
