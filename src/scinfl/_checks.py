@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+_MISSING_TEXTS = ("nan", "NaN", "<NA>", "NaT")
+
+
 def one_of(name: str, value: object, options: Iterable[object]) -> None:
     """Refuse a value that is not among the options."""
     options = list(options)
@@ -46,17 +49,51 @@ def number_between(name: str, value: Any, low: float, high: float, *, open_low: 
 
 def obs_column(adata: AnnData, column: str, name: str) -> pd.Series:
     """Look up a column of ``adata.obs``."""
-    if column not in adata.obs:
+    return _column(adata.obs, column, name, "adata.obs")
+
+
+def complete_column(adata: AnnData, column: str, name: str, what: str, cure: str = "Fill or drop them.") -> pd.Series:
+    """Look up a column of ``adata.obs`` that must say ``what`` ("a site for every row") without gaps."""
+    found = obs_column(adata, column, name)
+    if n := int(missing(found).sum()):
+        msg = f"Expected {what} in adata.obs['{column}'], found {n} without. {cure}"
+        raise ValueError(msg)
+    return found
+
+
+def missing(column: pd.Series) -> pd.Series:
+    """Which values are missing: NaN, None, NA of any type, and the texts that these become."""
+    return column.isna() | column.isin(_MISSING_TEXTS)
+
+
+def gene_names(adata: AnnData, gene_key: str | None) -> pd.Index:
+    """Names of genes as text, from a column of ``adata.var`` if one is named."""
+    import pandas as pd
+
+    if gene_key is None:
+        return adata.var_names.astype(str)
+    names = _column(adata.var, gene_key, "gene_key", "adata.var")
+    if n := int(names.isna().sum()):
+        msg = f"Expected a name of every gene in adata.var['{gene_key}'], found {n} without. Fill or drop them."
+        raise ValueError(msg)
+    return pd.Index(names.astype(str))
+
+
+def _column(table: pd.DataFrame, column: str, name: str, where: str) -> pd.Series:
+    if column not in table:
         msg = (
-            f"Expected {argument(name)} to name a column of adata.obs, found {column!r}. "
-            f"Columns are {first_of(list(map(str, adata.obs.columns)), 20)}."
+            f"Expected {argument(name)} to name a column of {where}, found {column!r}. "
+            f"Columns are {first_of(list(map(str, table.columns)), 20)}."
         )
         raise KeyError(msg)
-    return adata.obs[column]
+    if (n := int((table.columns == column).sum())) > 1:
+        msg = f"Expected one column {column!r} in {where}, found {n}. Drop or rename the others."
+        raise ValueError(msg)
+    return table[column]
 
 
 def values_of(adata: AnnData, layer: str | None) -> Any:
-    """X or a layer; a backed X is read whole."""
+    """X or a layer, as :func:`as_numbers` gives it; a backed X is read whole."""
     if layer is not None and layer not in adata.layers:
         msg = (
             f"Expected {argument('layer')} to name a layer of adata, found {layer!r}. Layers are {list(adata.layers)}."
@@ -66,7 +103,43 @@ def values_of(adata: AnnData, layer: str | None) -> Any:
     if values is None:
         msg = f"Expected values in adata.X, found none. Name a layer with {argument('layer')}."
         raise ValueError(msg)
+    return as_numbers(values)
+
+
+def as_numbers(values: Any) -> Any:
+    """Dense array or compressed sparse rows in a type to compute with; masked values are NaN.
+
+    Small types (bool, 8 and 16 bits) become float32, in which sums and logarithms neither overflow nor round to half
+    precision. What can be shared with ``values`` is not copied.
+    """
+    if not sparse.issparse(values):
+        values = unmasked(values)
+        return values.astype(_computable(values.dtype), copy=False)
+    if values.format not in {"csr", "csc"}:
+        values = values.tocsr()
+    if (dtype := _computable(values.dtype)) != values.dtype:
+        values = type(values)((values.data.astype(dtype), values.indices, values.indptr), shape=values.shape)
+    values = values.tocsr()
+    if not values.has_canonical_format:  # a cell lists a gene twice: logarithms must see the sum
+        values = values.copy()
+        values.sum_duplicates()
     return values
+
+
+def unmasked(values: Any) -> np.ndarray:
+    """Dense array in which masked values are NaN."""
+    if isinstance(values, np.ma.MaskedArray):
+        return np.ma.filled(values.astype(np.result_type(values.dtype, np.float32)), np.nan)
+    return np.asarray(values)
+
+
+def _computable(dtype: np.dtype) -> np.dtype:
+    if dtype.kind not in "biuf":
+        msg = f"Expected numbers, found values of type {dtype}. Convert them, for example with `.astype('float32')`."
+        raise TypeError(msg)
+    if dtype.itemsize <= 2:
+        return np.dtype(np.float32)
+    return np.dtype(np.float64) if dtype.itemsize > 8 else dtype.newbyteorder("=")
 
 
 def same_features(found: Sequence[str], expected: Sequence[str], what: str = "adata.var_names") -> None:
@@ -88,8 +161,11 @@ def same_features(found: Sequence[str], expected: Sequence[str], what: str = "ad
     raise ValueError(msg)
 
 
-def finite(matrix: Any, names: Sequence[str], *, allow_nan: bool = False, where: str = "") -> None:
-    """Refuse a matrix with infinite values, and with NaN unless allowed; names the features where they are."""
+def finite(matrix: Any, names: Sequence[str], *, allow_nan: bool = False, where: str = "", nan_cure: str = "") -> None:
+    """Refuse a matrix with infinite values, and with NaN unless allowed; names the features where they are.
+
+    ``nan_cure`` is what else may be done with NaN, where the caller has an argument for it.
+    """
     values = matrix.data if sparse.issparse(matrix) else matrix
     with np.errstate(over="ignore", invalid="ignore"):
         if math.isfinite(float(np.sum(values, dtype=np.float64))):
@@ -98,21 +174,26 @@ def finite(matrix: Any, names: Sequence[str], *, allow_nan: bool = False, where:
     for counts, what, refused in ((infinite, "infinite", True), (nan, "missing (NaN)", not allow_nan)):
         if refused and counts.any():
             columns = [str(names[int(index)]) for index in np.flatnonzero(counts)]
-            or_zero = "" if what == "infinite" else spelled(", or set up with `missing='zero'`")
+            or_else = "" if what == "infinite" else spelled(nan_cure)
             msg = (
                 f"Expected finite values{where}, found {int(counts.sum())} {what} in {len(columns)} features: "
-                f"{first_of(columns)}. Drop these features or impute them{or_zero}."
+                f"{first_of(columns)}. Drop these features or impute them{or_else}."
             )
             raise ValueError(msg)
 
 
 def new_path(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
-    """Refuse a path that exists, unless it may be overwritten."""
+    """Refuse a path that exists, unless it may be overwritten, and one that cannot be written."""
     path = Path(path)
     if path.exists() and not overwrite:
         cure = f"Name another path{spelled(', or pass `overwrite=True`')}."
         msg = f"Expected nothing at '{path}', found something. {cure}"
         raise FileExistsError(msg)
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        found = "a folder that may not be written to" if parent.is_dir() else "a file"
+        msg = f"Expected a folder to write '{path}' to, found {found} at '{parent}'. Name another path."
+        raise OSError(msg)
     return path
 
 
@@ -131,6 +212,7 @@ def looks_like_counts(matrix: Any, *, n_rows: int = 500, above: float = 30) -> b
 
 def _count_by_column(matrix: Any, test: Any) -> np.ndarray:
     if sparse.issparse(matrix):
+        matrix = matrix.tocsr()  # the indices of compressed columns are rows
         return np.bincount(matrix.indices[test(matrix.data)], minlength=matrix.shape[1])
     return test(matrix).sum(0)
 
@@ -141,14 +223,42 @@ def read_data(path: Path, kind: str | None = None) -> Any:
     import mudata as md
 
     kind = kind or ("h5mu" if path.suffix == ".h5mu" else "h5ad")
-    if not path.is_file():
+    if not path.exists():
         msg = f"Expected an {kind} file at '{path}', found none. Check the path."
         raise FileNotFoundError(msg)
+    if found := _other_kind(path, kind):
+        msg = f"Expected an {kind} file at '{path}', found {found}"
+        raise ValueError(msg)
     try:
         return md.read_h5mu(path) if kind == "h5mu" else ad.read_h5ad(path)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         msg = f"Expected an {kind} file at '{path}', found one that cannot be read ({error})."
         raise ValueError(msg) from error
+
+
+def _other_kind(path: Path, kind: str) -> str | None:
+    """What a path holds in place of a file of this kind, and the cure."""
+    import h5py
+
+    if path.is_dir():
+        return (
+            f"a folder. A zarr store becomes one by `anndata.read_zarr('{path.name}').write_h5ad('{path.stem}.h5ad')`."
+        )
+    if not h5py.is_hdf5(path):
+        return "a file of another kind, or a damaged one. Read it with scanpy or pandas and write an AnnData."
+    with h5py.File(path) as file:
+        if kind == "h5mu" and "mod" not in file:
+            return "one without modalities. Name an AnnData file '.h5ad'."
+        if kind == "h5ad" and "mod" in file:
+            modality = first_of(list(file["mod"]), 1).partition(" ")[0]
+            return (
+                f"a MuData file. Take one modality: `mudata.read_h5mu('{path.name}')['{modality}']"
+                f".write_h5ad('{modality}.h5ad')`."
+            )
+        if kind == "h5ad" and not {"obs", "var"} <= set(file):
+            inside = first_of(list(file)) or "nothing"
+            return f"an HDF5 file of another kind, which holds {inside}. Read it with scanpy and write an AnnData."
+    return None
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:

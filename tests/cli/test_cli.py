@@ -69,6 +69,25 @@ def test_train_then_predict_with_the_right_the_wrong_and_no_key(files, capsys):
     assert "labels: type_0, type_1" in out
 
 
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")
+def test_cells_that_share_a_name_are_labelled_one_by_one(files, cells, capsys):
+    train = ["train", "data.h5ad", "--labels", "label", "--rounds", 1, "--hidden", 8, "--out", "run", "--key", "a.key"]
+    assert run(*train, capsys=capsys)[0] == 0
+    model = scinfl.model.Classifier.load("run")
+    model.unlock(Key.load("a.key"))
+    cells.obs_names = [f"cell{i % 100}" for i in range(cells.n_obs)]
+    cells.write_h5ad("twice.h5ad")
+    assert run("predict", "run", "twice.h5ad", "--key", "a.key", "--out", "l.csv", capsys=capsys)[0] == 0
+    table = pd.read_csv("l.csv", index_col=0)
+    assert table.index.tolist() == cells.obs_names.tolist()
+    assert table["infl_label"].tolist() == model.predict(cells).tolist()
+    cells.X[0, 0] = float("nan")
+    cells.write_h5ad("nan.h5ad")
+    code, _, err = run("predict", "run", "nan.h5ad", "--key", "a.key", "--out", "x.csv", capsys=capsys)
+    assert code == 1
+    assert "or train with `--missing zero`" in err
+
+
 def test_a_dry_run_lists_what_would_leave_and_writes_no_model(files, capsys):
     train = ["train", "data.h5ad", "--labels", "label", "--site", "site", "--rounds", 3, "--hidden", 16]
     code, out, _ = run(*train, "--key", "a.key", "--out", "run", "--dry-run", capsys=capsys)
@@ -101,7 +120,7 @@ def test_keys_are_made_once_and_shown_without_their_secret(files, capsys):
     ("arguments", "message"),
     [
         (["train", "none.h5ad", "--labels", "label", "--out", "r"], "none.h5ad"),
-        (["train", "bad.h5ad", "--labels", "label", "--out", "r"], "cannot be read"),
+        (["train", "bad.h5ad", "--labels", "label", "--out", "r"], "another kind, or a damaged one"),
         (["train", "data.h5ad", "--labels", "celltype", "--out", "r"], "celltype"),
         (["train", "data.h5ad", "--labels", "label", "--out", "r", "--key", "none.key"], "none.key"),
         (["predict", "none", "data.h5ad"], "Check the path"),
@@ -217,6 +236,19 @@ def test_info_knows_the_extras_of_this_package(capsys):
         (["train", "data.h5ad", "--labels", "label", "--layer", "x", "--out", "r"], "Expected `--layer` to name a"),
         (["train", "data.h5ad", "--labels", "label", "--out", "a.key"], "Name another path, or pass `--overwrite`."),
         (["train", "nan.h5ad", "--labels", "label", "--out", "r"], "or pass `--missing zero`."),
+        (
+            ["train", "none.h5ad", "--labels", "label", "--out", "r"],
+            "category and name it as `--unlabeled`",
+        ),
+        (["train", "data.h5ad", "--labels", "label", "--out", "a.key/run"], "found a file at"),
+        (
+            ["train", "data.h5ad", "--labels", "label", "--out", "a.key", "--overwrite"],
+            "Expected a scinfl model to",
+        ),
+        (
+            ["train", "data.h5ad", "--labels", "label", "--out", "r", "--device", "cuda:77"],
+            "Expected `--device` to be",
+        ),
         (["key", "new", "a.key"], "save under another name."),
         (
             ["key", "rotate", ".", "--identity", "x", "--pinned", "y", "--out", "z"],
@@ -237,6 +269,9 @@ def test_errors_name_options_and_come_before_the_work(files, cells, capsys, argu
     cells.write_h5ad("data.h5ad")
     cells.X[0, 0] = float("nan")
     cells.write_h5ad("nan.h5ad")
+    cells.obs["label"] = cells.obs["label"].astype(object).where(cells.obs_names != cells.obs_names[0])
+    cells.X[0, 0] = 0
+    cells.write_h5ad("none.h5ad")
     capsys.readouterr()
     code, out, err = run(*arguments, capsys=capsys)
     assert code == 1

@@ -82,3 +82,15 @@ def test_ratios_are_not_taken_twice_and_data_must_be_there(counts):
     clr(adata)
     with pytest.raises(ValueError, match="not whole"):
         clr(adata)
+
+
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix], ids=["dense", "csr"])
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "bool"])
+def test_counts_in_small_types_give_what_float32_gives(counts, form, dtype):
+    small = (counts % 100).astype(dtype)
+    adata, expected = ad.AnnData(form(small)), ad.AnnData(form(small.astype(np.float32)))
+    clr(adata)
+    clr(expected)
+    assert adata.X.dtype == np.float32
+    found, wanted = (one.X.toarray() if sparse.issparse(one.X) else one.X for one in (adata, expected))
+    np.testing.assert_array_equal(found, wanted)

@@ -9,6 +9,7 @@ from tests.conftest import make_cells
 from tests.model.test_classifier import fit
 
 from scinfl import tl
+from scinfl.model import Classifier
 
 
 def test_annotate_writes_ordered_labels_probabilities_and_colours(cells, key):
@@ -65,3 +66,27 @@ def test_names_of_data_format_nothing_in_a_report_as_markdown():
 
     assert _plain("a|b\n# title") == r"a\|b # title"
     assert _plain("![x](http://example.org) <b>") == r"\!\[x\](http://example.org) \<b\>"
+
+
+def test_a_label_may_be_called_unassigned_and_data_may_be_empty(cells):
+    cells.obs["label"] = cells.obs["label"].astype(str).replace("type_0", "unassigned")
+    Classifier.setup_anndata(cells, "label", site_key="site")
+    model = Classifier(cells, n_hidden=8, key_scheme=None)
+    model.train(1, progress=False)
+    tl.annotate(cells, model, min_confidence=0.9)
+    assert list(cells.obs["infl_label"].cat.categories) == model.labels
+    none = cells[:0].copy()
+    assert model.predict(none).shape == (0,)
+    tl.annotate(none, model)
+    tl.embed(none, model)
+    assert none.obsm["X_infl"].shape == (0, 8)
+    with pytest.raises(ValueError, match="Expected rows and features, found 0 rows"):
+        Classifier.setup_anndata(none, "label")
+
+
+@pytest.mark.parametrize("column", ["n_counts", "barcode"])
+def test_a_column_that_does_not_look_like_labels_is_warned_of(cells, column):
+    cells.obs["n_counts"] = np.random.default_rng(0).random(cells.n_obs)
+    cells.obs["barcode"] = cells.obs_names
+    with pytest.warns(UserWarning, match="Expected labels that many rows share"):
+        Classifier.setup_anndata(cells, column, site_key="site")

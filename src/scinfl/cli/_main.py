@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--labels", required=True, help="column of obs with the labels")
     train.add_argument("--site", help="column of obs with the site (one pooled site by default)")
     train.add_argument("--group", help="column of obs with patient or donor, kept together in validation")
+    train.add_argument("--unlabeled", help="label of rows that have none; they are predicted but not trained on")
     train.add_argument("--layer", help="layer to use instead of X")
     train.add_argument("--missing", choices=["error", "zero"], default="error", help="what to do with NaN")
     train.add_argument("--key", type=Path, help="key file; without it the model is not keyed")
@@ -164,8 +165,10 @@ def _train(options: argparse.Namespace) -> None:
             obs_column(adata, column, f"{option}_key")
 
     from scinfl.model import Classifier
+    from scinfl.model.base import check_replaceable
     from scinfl.privacy import Key
 
+    check_replaceable(options.out)
     key = Key.load(options.key) if options.key else None
     Classifier.setup_anndata(
         adata,
@@ -173,6 +176,7 @@ def _train(options: argparse.Namespace) -> None:
         site_key=options.site,
         layer=options.layer,
         group_key=options.group,
+        unlabeled_category=options.unlabeled,
         missing=options.missing,
     )
     model = Classifier(adata, n_hidden=options.hidden, rng=options.rng)
@@ -209,7 +213,9 @@ def _predict(options: argparse.Namespace) -> None:
     try:
         if out.suffix == ".csv":
             probabilities = pd.DataFrame(adata.obsm["infl_probability"], adata.obs_names, model.labels)
-            adata.obs[["infl_label"]].join(probabilities).to_csv(temporary)
+            # by place: names of cells may occur twice
+            probabilities.insert(0, "infl_label", adata.obs["infl_label"].to_numpy(), allow_duplicates=True)
+            probabilities.to_csv(temporary)
         else:
             si.tl.embed(adata, model)
             adata.write_h5ad(temporary)

@@ -7,13 +7,15 @@ from typing import TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # argparse has no public name for it
 
+_NAN_ZERO = ", or set up with `missing='zero'`"
 _OVERWRITE = ", or pass `overwrite=True`"
 _OPTIONS = {  # phrases of the Python API by option, and how they are typed
     "labels": {"`labels_key`": "`--labels`"},
     "site": {"`site_key`": "`--site`", "`site_key=None`": "no `--site`"},
     "group": {"`group_key`": "`--group`"},
     "layer": {"`layer`": "`--layer`"},
-    "missing": {", or set up with `missing='zero'`": ", or pass `--missing zero`"},
+    "missing": {_NAN_ZERO: ", or pass `--missing zero`"},
+    "unlabeled": {"`unlabeled_category`": "`--unlabeled`"},
     "key": {
         "Call `model.unlock(key)` first": "Pass its key file with `--key`",
         "Pass `key=` as in training": "Pass the key file of the training with `--key`",
@@ -42,9 +44,9 @@ def command(commands: Commands, name: str, help: str, *examples: str) -> argpars
 
 def as_typed(options: argparse.Namespace) -> dict[str, str]:
     """Spelling of the Python API's phrases for the options of a command, see :func:`scinfl._spelling.spelling`."""
-    phrases = {_OVERWRITE: ""}
+    phrases = {_OVERWRITE: "", _NAN_ZERO: ", or train with `--missing zero`"}
     if hasattr(options, "kit"):  # a federation names its settings in files, as the Python API does
-        return phrases
+        return {_OVERWRITE: ""}
     for option, typed in _OPTIONS.items():
         if hasattr(options, option):
             phrases |= typed

@@ -19,9 +19,21 @@ from sklearn.model_selection import GroupShuffleSplit
 from torch import nn
 
 from scinfl import _names
-from scinfl._checks import finite, first_of, looks_like_counts, number_between, obs_column, one_of, warn, whole_number
+from scinfl._checks import (
+    complete_column,
+    finite,
+    first_of,
+    looks_like_counts,
+    number_between,
+    obs_column,
+    one_of,
+    values_of,
+    warn,
+    whole_number,
+)
 from scinfl.federation import State
-from scinfl.model.base._cells import Cells, Matrix, owned, sites_of, values_of
+from scinfl.model.base._cells import Cells, Matrix, owned, sites_of
+from scinfl.model.base._labels import check_known_labels, check_labels
 from scinfl.model.base._model import FederatedModel
 from scinfl.model.base._options import TrainOptions, takes
 from scinfl.model.base._registry import categories_of, state_of
@@ -31,6 +43,7 @@ from scinfl.module import ClassifierModule
 
 logger = logging.getLogger(__name__)
 
+_NAN_CURE = ", or set up with `missing='zero'`"
 _BATCHNORM = (
     "`norm='batch'`: batch normalisation keeps means and variances of a site's hidden units. They stay at the site and "
     "are never sent or saved, so a loaded model estimates them again from the cells it predicts, and predictions then "
@@ -191,13 +204,12 @@ class Classifier(FederatedModel):
         _check_data(adata, layer, missing)
         labels = obs_column(adata, labels_key, "labels_key")
         sites = sites_of(adata, site_key)
-        if group_key is not None and (n := int(obs_column(adata, group_key, "group_key").isna().sum())):
-            msg = f"Expected a group for every row in adata.obs['{group_key}'], found {n} without."
-            raise ValueError(msg)
-        _check_labels(labels, sites, labels_key, unlabeled_category, at_least=1 if "source_registry" in kwargs else 2)
+        if group_key is not None:
+            complete_column(adata, group_key, "group_key", "a group for every row")
+        check_labels(labels, sites, labels_key, unlabeled_category, at_least=1 if "source_registry" in kwargs else 2)
         if not kwargs.get("extend_categories"):
             known = categories_of(kwargs.get("source_registry"), "labels")
-            _check_known_labels(labels, known, labels_key)
+            check_known_labels(labels, known, labels_key)
         label_field = (
             CategoricalObsField("labels", labels_key)
             if unlabeled_category is None
@@ -396,7 +408,7 @@ class Classifier(FederatedModel):
     def _matrix(self, adata: AnnData) -> Matrix:
         setup = self._setup_args()
         matrix = values_of(adata, setup["layer"])
-        finite(matrix, adata.var_names, allow_nan=setup["missing"] == "zero")
+        finite(matrix, adata.var_names, allow_nan=setup["missing"] == "zero", nan_cure=_NAN_CURE)
         if setup["missing"] == "zero" and not sparse.issparse(matrix) and np.isnan(matrix).any():
             matrix = np.nan_to_num(matrix, nan=0.0)
         elif setup["missing"] == "zero" and sparse.issparse(matrix) and np.isnan(matrix.data).any():
@@ -441,42 +453,12 @@ def _check_data(adata: AnnData, layer: str | None, missing: str) -> None:
     one_of("missing", missing, ["error", "zero"])
     owned(adata)
     matrix = values_of(adata, layer)
-    finite(matrix, adata.var_names, allow_nan=missing == "zero")
+    finite(matrix, adata.var_names, allow_nan=missing == "zero", nan_cure=_NAN_CURE)
     if looks_like_counts(matrix):
         warn(
             "Expected values on a log or centred scale, found what looks like raw counts. Run "
             "`sc.pp.normalize_total(adata)` and `sc.pp.log1p(adata)` first."
         )
-
-
-def _check_labels(
-    labels: pd.Series, sites: pd.Series, labels_key: str, unlabeled_category: str | None, *, at_least: int
-) -> None:
-    if labels.isna().any():
-        by_site = labels.isna().groupby(sites.astype(str).to_numpy()).sum()
-        where = first_of([f"{int(n)} at site '{site}'" for site, n in by_site.items() if n])
-        msg = (
-            f"Expected a label for every row in adata.obs['{labels_key}'], found {int(labels.isna().sum())} without: "
-            f"{where}. Drop these rows, or give them a category and name it as `unlabeled_category`."
-        )
-        raise ValueError(msg)
-    classes = set(labels.astype(str)) - {str(unlabeled_category)}
-    if len(classes) < at_least:
-        found = sorted(classes)
-        msg = f"Expected at least {at_least} labels in adata.obs['{labels_key}'], found {len(found)}: {found}."
-        raise ValueError(msg)
-
-
-def _check_known_labels(labels: pd.Series, known: list[str] | None, labels_key: str) -> None:
-    """Refuse labels that the other data set does not have."""
-    found = labels.astype(str).value_counts()
-    if known is not None and (unknown := sorted(set(found.index[found > 0]) - set(known))):
-        msg = (
-            f"Expected labels of the model in adata.obs['{labels_key}'], found {len(unknown)} others "
-            f"({int(found[unknown].sum())} rows): {first_of(unknown)}. The network has no output for them: drop or "
-            "rename these rows, or train a new model with all labels."
-        )
-        raise ValueError(msg)
 
 
 def _split(

@@ -8,7 +8,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from scinfl import _names
-from scinfl._checks import obs_column
+from scinfl._checks import complete_column
 from scinfl.pl._axes import axes
 from scinfl.pl._palette import SHARES
 
@@ -38,8 +38,8 @@ def confusion(adata: AnnData, labels_key: str, *, predicted_key: str = _names.LA
     >>> ax.get_ylabel()
     'bulk_labels'
     """
-    true = obs_column(adata, labels_key, "labels_key").astype(str)
-    predicted = obs_column(adata, predicted_key, "predicted_key").astype(str)
+    true = complete_column(adata, labels_key, "labels_key", "a label for every row").astype(str)
+    predicted = complete_column(adata, predicted_key, "predicted_key", "a label for every row").astype(str)
     shares = pd.crosstab(true, predicted, normalize="index")
     columns = [*[label for label in shares.index if label in shares], *shares.columns.difference(shares.index)]
     shares = shares[columns]

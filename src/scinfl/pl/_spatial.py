@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from scipy.spatial import KDTree
 
 from scinfl import _names
-from scinfl._checks import first_of, number_between, obs_column, whole_number
+from scinfl._checks import first_of, missing, number_between, obs_column, unmasked, whole_number
 from scinfl.pl._axes import axes
 from scinfl.pl._palette import SEQUENTIAL, category_colours
 
@@ -127,10 +127,10 @@ def _coordinates(adata: AnnData, spatial_key: str, section: pd.Series, section_k
             "Name others with `spatial_key=`."
         )
         raise KeyError(msg)
-    spots = np.asarray(adata.obsm[spatial_key], dtype=np.float64)[:, :2]
+    spots = unmasked(adata.obsm[spatial_key]).astype(np.float64)[:, :2]
     for what, bad, cure in (
         (f"finite coordinates in adata.obsm[{spatial_key!r}]", ~np.isfinite(spots).all(1), "others"),
-        (f"a section for every spot in adata.obs[{section_key!r}]", section.isna().to_numpy(), "none"),
+        (f"a section for every spot in adata.obs[{section_key!r}]", missing(section).to_numpy(), "none"),
     ):
         if bad.any():
             msg = f"Expected {what}, found {cure} for {bad.sum()} of {len(spots)} spots. Drop these spots first."

@@ -12,7 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from scinfl import _names
-from scinfl._checks import first_of, one_of
+from scinfl._checks import first_of, one_of, unmasked
 
 logger = logging.getLogger(__name__)
 
@@ -147,8 +147,9 @@ def _columns(matrix: Any, positions: np.ndarray) -> Any:
         shape = (matrix.shape[1], len(positions))
         selector = sparse.csr_matrix((np.ones(len(known), matrix.dtype), (positions[known], known)), shape=shape)
         return (matrix @ selector).asformat(matrix.format)
-    columns = np.zeros((matrix.shape[0], len(positions)), np.asarray(matrix).dtype)
-    columns[:, known] = np.asarray(matrix)[:, positions[known]]
+    matrix = unmasked(matrix)
+    columns = np.zeros((matrix.shape[0], len(positions)), matrix.dtype)
+    columns[:, known] = matrix[:, positions[known]]
     return columns
 
 

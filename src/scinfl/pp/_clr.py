@@ -77,7 +77,6 @@ def centred_log_ratios(counts: Any) -> Any:
 
 def _counts(adata: AnnData, layer: str | None) -> Any:
     matrix = values_of(adata, layer)
-    matrix = matrix.tocsr() if sparse.issparse(matrix) else np.asarray(matrix)
     for what, test in (
         ("missing (NaN) or infinite values", lambda values: ~np.isfinite(values)),
         ("negative values", lambda values: values < 0),

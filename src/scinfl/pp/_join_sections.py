@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scinfl import _names
-from scinfl._checks import first_of, one_of
+from scinfl._checks import first_of, missing, one_of, unmasked
 from scinfl.pp._align_genes import align_genes
 
 
@@ -127,7 +127,7 @@ def _sections(
                 raise ValueError(msg)
     else:
         for number, one in enumerate(every):
-            if section_key not in one.obs or one.obs[section_key].isna().any():
+            if section_key not in one.obs or missing(one.obs[section_key]).any():
                 msg = (
                     f"Expected a section for every spot in adatas[{number}].obs['{section_key}'], found none. Pass a "
                     "dict of AnnData by section, or name the column with `section_key`."
@@ -163,7 +163,7 @@ def _check(every: Sequence[AnnData], where: Sequence[str]) -> None:
 
 def _check_sites(every: Sequence[AnnData], where: Sequence[str], sections: Sequence[np.ndarray], site_key: str) -> None:
     for one, name, section in zip(every, where, sections, strict=True):
-        if site_key not in one.obs or one.obs[site_key].isna().any():
+        if site_key not in one.obs or missing(one.obs[site_key]).any():
             msg = (
                 f"Expected a site for every spot in adata.obs['{site_key}'], found spots without in {name}. Write it, "
                 f"for example `adata.obs['{site_key}'] = 'hospital_1'`."
@@ -208,7 +208,7 @@ def _coordinates(every: Sequence[AnnData], where: Sequence[str], spatial_key: st
                 "one with `spatial_key`."
             )
             raise KeyError(msg)
-        places = np.asarray(one.obsm[spatial_key], dtype=np.float64)
+        places = unmasked(one.obsm[spatial_key]).astype(np.float64)
         if places.ndim != 2 or places.shape[1] not in {2, 3} or places.shape[1] != (found or [places])[0].shape[1]:
             msg = (
                 f"Expected 2 or 3 coordinates of each spot, as many in every section, found shape {places.shape} in "

@@ -11,7 +11,17 @@ import pandas as pd
 from anndata import AnnData
 
 from scinfl import _names
-from scinfl._checks import finite, first_of, looks_like_counts, obs_column, one_of, values_of, warn, whole_number
+from scinfl._checks import (
+    complete_column,
+    finite,
+    first_of,
+    gene_names,
+    looks_like_counts,
+    one_of,
+    values_of,
+    warn,
+    whole_number,
+)
 from scinfl._conditions import CONTROL, canonical_names, genes_of
 from scinfl.metrics import condition_moments, rank_genes, top_genes
 
@@ -135,14 +145,7 @@ def refuse_view(adata: AnnData) -> None:
 
 
 def _gene_names(adata: AnnData, gene_key: str | None) -> np.ndarray:
-    if gene_key is not None and gene_key not in adata.var:
-        msg = (
-            f"Expected `gene_key` to name a column of adata.var, found {gene_key!r}. "
-            f"Columns are {first_of(list(adata.var.columns), 20)}."
-        )
-        raise KeyError(msg)
-    names = adata.var_names if gene_key is None else adata.var[gene_key]
-    genes = np.asarray(names.astype(str), dtype=object)
+    genes = gene_names(adata, gene_key).to_numpy(dtype=object)
     if len(repeated := pd.unique(genes[pd.Index(genes).duplicated()])):
         where = "adata.var_names" if gene_key is None else f"adata.var['{gene_key}']"
         cure = "Make them unique with `adata.var_names_make_unique()`" if gene_key is None else "Rename or drop them"
@@ -152,14 +155,8 @@ def _gene_names(adata: AnnData, gene_key: str | None) -> np.ndarray:
 
 
 def _perturbation_names(adata: AnnData, condition_key: str, control: str) -> np.ndarray:
-    column = obs_column(adata, condition_key, "condition_key")
-    if n := int(column.isna().sum()):
-        msg = (
-            f"Expected a condition for every cell in adata.obs['{condition_key}'], found {n} without. "
-            f"Drop them with `adata = adata[adata.obs['{condition_key}'].notna()].copy()`."
-        )
-        raise ValueError(msg)
-    column = column.astype(str)
+    cure = "Drop these cells, or name their perturbation."
+    column = complete_column(adata, condition_key, "condition_key", "a condition for every cell", cure).astype(str)
     names = column.map(canonical_names(column.unique(), control)).to_numpy(dtype=object)
     if control not in names:
         msg = (

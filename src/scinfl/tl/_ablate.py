@@ -9,7 +9,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scinfl import metrics
-from scinfl._checks import first_of, obs_column, whole_number
+from scinfl._checks import complete_column, first_of, whole_number
 from scinfl.model import Classifier
 from scinfl.model.base import ModelView
 from scinfl.nn import clear_key, set_key
@@ -68,7 +68,7 @@ def ablate(adata: AnnData, model: Classifier, *, n_keys: int = 20, n_untrained: 
     whole_number("n_untrained", n_untrained, 1)
     whole_number("rng", rng, 0)
     _check_model(model)
-    true = obs_column(adata, model.labels_key, "model.labels_key").astype(str)
+    true = complete_column(adata, model.labels_key, "model.labels_key", "a label for every row").astype(str)
     if unknown := sorted(set(true) - set(model.labels)):
         msg = (
             f"Expected labels of the model in adata.obs['{model.labels_key}'], found {len(unknown)} others: "

@@ -54,7 +54,7 @@ def annotate(adata: AnnData, model: Classifier, *, min_confidence: float | None 
     categories = list(model.labels)
     if min_confidence is not None:
         predicted[probabilities.max(1) < min_confidence] = _names.UNASSIGNED
-        categories.append(_names.UNASSIGNED)
+        categories = list(dict.fromkeys([*categories, _names.UNASSIGNED]))  # a label may have this name
     adata.obs[_names.LABEL] = pd.Categorical(predicted, categories=categories)
     adata.obsm[_names.PROBABILITY] = probabilities  # labels may hold '/', which h5ad columns may not
     adata.uns[f"{_names.LABEL}_colors"] = _colours(adata, model.labels_key, categories)

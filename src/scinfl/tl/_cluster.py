@@ -13,7 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
 from scinfl import _names
-from scinfl._checks import first_of, number_between, obs_column, one_of, warn, whole_number
+from scinfl._checks import complete_column, first_of, number_between, one_of, unmasked, warn, whole_number
 from scinfl.tl._leiden import leiden
 
 _METHODS = ("kmeans", "leiden", "gaussian")
@@ -97,7 +97,7 @@ def cluster(
     _check_number(n_clusters, len(X), method)
     settings: dict[str, object] = {"method": method, "use_rep": use_rep, "key_added": key_added, "rng": rng}
     if section_key is not None:
-        sections = obs_column(adata, section_key, "section_key")
+        sections = complete_column(adata, section_key, "section_key", "a section for every row")
         settings["section_key"] = section_key
     if n_clusters is None or method == "leiden":
         found, settings["resolution"] = leiden(X, n_clusters, resolution, n_neighbours, rng)
@@ -124,7 +124,7 @@ def _embedding(adata: AnnData | MuData, use_rep: str) -> np.ndarray:
             "Write one with `scinfl.tl.embed`, or name another with `use_rep=`."
         )
         raise KeyError(msg)
-    X = np.asarray(adata.obsm[use_rep], dtype=np.float64)
+    X = unmasked(adata.obsm[use_rep]).astype(np.float64)
     X = X[:, None] if X.ndim == 1 else X
     if bad := int((~np.isfinite(X)).any(1).sum()):
         msg = (

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scinfl import _names, metrics
-from scinfl._checks import obs_column, one_of
+from scinfl._checks import obs_column, one_of, values_of
 from scinfl.model import GEARS
 
 
@@ -85,7 +85,7 @@ def score_perturbations(
     if not held_out:
         msg = f"Expected perturbations in part '{part}' of adata.obs['{_names.SPLIT}'], found none. Split again."
         raise ValueError(msg)
-    matrix = adata.X if layer is None else adata.layers[layer]
+    matrix = values_of(adata, layer)
     control = _mean(matrix, is_control & (parts == "train"))
     changes = {
         name: model if isinstance(model, pd.DataFrame) else model.predict_change(held_out, covariates=covariates)

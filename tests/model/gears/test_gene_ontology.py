@@ -275,3 +275,22 @@ def test_other_bad_input_is_refused(tmp_path):
     with pytest.raises(ValueError, match="n_neighbours"):
         strongest_neighbours(pd.DataFrame(GOOD), 0)
     assert len(gene_similarity({"A": ["t1"], "B": []})) == 1
+
+
+@pytest.mark.parametrize("name", ["q.gmt", "q.gmt.gz", "q.tsv", "q.csv.gz"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_the_first_bytes_of_a_file_say_whether_it_is_compressed(tmp_path, name, compressed):
+    text = {"gmt": "T\tna\tA\tB\n", "tsv": "A\tT\nB\tT\n", "csv": "source,target,importance\nA,B,1\nB,A,1\n"}
+    data = text[name.split(".")[1]].encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if compressed else data)
+    assert {"A", "B"} == set(gene_similarity(tmp_path / name)["source"])
+
+
+@pytest.mark.parametrize("name", ["l.gmt", "l.tsv", "l.csv"])
+def test_a_file_in_another_coding_is_named(tmp_path, name):
+    (tmp_path / name).write_bytes("source,target,importance\tT\tB\u00e9,A,1\tC\n".encode("latin1"))
+    with pytest.raises(ValueError, match=rf"Expected text in UTF-8 in '.*{name}'.*iconv"):
+        gene_similarity(tmp_path / name)
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(b"A\tT\n" * 100)[:-12])
+    with pytest.raises(ValueError, match=rf"Expected a whole table in '.*{name}.gz'"):
+        gene_similarity(tmp_path / f"{name}.gz")

@@ -567,3 +567,20 @@ def test_names_of_genes_may_stand_in_a_column(screen):
     model.train(**QUICK)
     assert model.genes == list(screen.var_names)
     assert list(model.predict(held_out(screen)).var_names) == list(adata.var_names)
+
+
+def test_a_covariate_with_gaps_is_refused(screen):
+    screen = screen.copy()
+    screen.obs["cell_type"] = pd.Categorical([None if i % 10 == 0 else "T" for i in range(screen.n_obs)])
+    with pytest.raises(ValueError, match=r"a level for every cell in adata.obs\['cell_type'\], found \d+ without"):
+        GEARS.setup_anndata(screen, covariate_keys=["cell_type"])
+
+
+def test_genes_may_be_listed_and_pandas_may_copy_on_write(keyed, screen):
+    model, _ = keyed
+    one, other = model.perturbation_genes[:2]
+    expected = model.predict([one, f"{one}+{other}"], screen)
+    with pd.option_context("mode.copy_on_write", True):
+        found = model.predict([[one], (one, other)], screen.copy())
+    assert list(found.obs_names) == [one, f"{one}+{other}"]
+    np.testing.assert_array_equal(found.X, expected.X)

@@ -198,3 +198,15 @@ def test_pairs_join_sections_both_ways_and_each_once():
             merged_graph(spatial, np.array(wrong))
     with pytest.raises(ValueError, match="`weight` to be a number from 0"):
         merged_graph(spatial, pairs, -1)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"n_neighbours": 5}, {"delaunay": True}, {"delaunay": True, "n_neighbours": 3}], ids=str
+)
+def test_the_order_of_spots_on_a_lattice_does_not_change_who_neighbours_whom(setting):
+    xy = np.array([(i, j) for i in range(8) for j in range(8)], float)
+    order = np.random.default_rng(0).permutation(len(xy))
+    section = np.repeat("a", len(xy))
+    graph = spatial_graph(xy, section, directed=True, **setting)
+    found = spatial_graph(xy[order], section, directed=True, **setting)
+    assert (found != graph[order][:, order]).nnz == 0

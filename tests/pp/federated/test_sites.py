@@ -95,7 +95,7 @@ def test_views_files_and_rows_without_site_are_refused(positive, function, tmp_p
     with pytest.raises(KeyError, match="Expected `site_key` to name a column"):
         function(positive, site_key="hospital")
     positive.obs["hospital"] = [None, *["a"] * 359]
-    with pytest.raises(ValueError, match="found 1 rows without"):
+    with pytest.raises(ValueError, match="found 1 without"):
         function(positive, site_key="hospital")
 
 

@@ -13,7 +13,7 @@ from scinfl._audit._settings import HELD_OUT, check_names, common_limits, run_pa
 from scinfl._audit.classifier._model_stealing import MOST_FEATURES
 from scinfl._audit.classifier._sender import sender_of
 from scinfl._audit.classifier._target import Target
-from scinfl._checks import obs_column, same_features
+from scinfl._checks import complete_column, obs_column, same_features
 from scinfl.model import Classifier
 
 _FEWEST = 40  # held out, half of them to attack with and half to judge by
@@ -28,7 +28,7 @@ def check_classifier(adata: AnnData, model: Classifier, held_out: AnnData | None
         same_features(data.var_names, model.var_names)
         obs_column(data, model.labels_key, "labels_key")
         for column in attributes:
-            obs_column(data, column, "attributes")
+            complete_column(data, column, "attributes", "a value for every row")
     if held_out is None and adata.n_obs * HELD_OUT < _FEWEST:
         msg = f"Expected at least {_FEWEST / HELD_OUT:.0f} rows to hold some of them out, found {adata.n_obs}."
         raise ValueError(msg)

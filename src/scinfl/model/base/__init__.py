@@ -1,7 +1,8 @@
 """What all models share: keyed network, training over sites, files, registry; internal to scinfl."""
 
-from scinfl.model.base._cells import Cells, sites_of, values_of
-from scinfl.model.base._files import read_document
+from scinfl._checks import values_of
+from scinfl.model.base._cells import Cells, sites_of
+from scinfl.model.base._files import check_replaceable, read_document
 from scinfl.model.base._local_training import Batches, LocalSite, LocalTraining, Lock, SharedNetwork
 from scinfl.model.base._model import FederatedModel
 from scinfl.model.base._options import TrainOptions, takes
@@ -22,6 +23,7 @@ __all__ = [
     "SharedNetwork",
     "SiteData",
     "TrainOptions",
+    "check_replaceable",
     "read_document",
     "registry_of",
     "rekeyed",

@@ -12,8 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 from torch import Tensor
 
-from scinfl import _checks
-from scinfl._checks import first_of, obs_column
+from scinfl._checks import complete_column, first_of
 from scinfl._spelling import spelled
 
 Matrix: TypeAlias = Any
@@ -60,6 +59,8 @@ class Cells:
         A last batch of a single cell joins the one before, since one cell has no batch statistics.
         """
         n = len(self)
+        if not n:
+            return
         order = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
         starts = list(range(0, n, batch_size))
         if len(starts) > 1 and n - starts[-1] == 1:
@@ -79,20 +80,11 @@ class Cells:
         return torch.from_numpy(np.ascontiguousarray(block, dtype=np.float32)).to(self.device)
 
 
-def values_of(adata: AnnData, layer: str | None) -> Matrix:
-    """Values as a dense array or compressed sparse rows; a backed matrix is read whole."""
-    values = _checks.values_of(adata, layer)
-    return values.tocsr() if sparse.issparse(values) else np.asarray(values)
-
-
 def sites_of(adata: AnnData, site_key: str | None, *, at_least: int = 2) -> pd.Series:
     """Site of every row; all of one where no column is named."""
     if site_key is None:
         return pd.Series("all", index=adata.obs_names)
-    sites = obs_column(adata, site_key, "site_key")
-    if n := int(sites.isna().sum()):
-        msg = f"Expected a site for every row in adata.obs['{site_key}'], found {n} without. Fill or drop them."
-        raise ValueError(msg)
+    sites = complete_column(adata, site_key, "site_key", "a site for every row")
     if sites.nunique() < at_least:
         msg = (
             f"Expected adata.obs['{site_key}'] to name at least {at_least} sites, found {sites.nunique()}. Simulate "
@@ -103,7 +95,10 @@ def sites_of(adata: AnnData, site_key: str | None, *, at_least: int = 2) -> pd.S
 
 
 def owned(adata: AnnData, kind: str = "AnnData") -> None:
-    """Refuse views, and feature names that occur twice."""
+    """Refuse views, data without rows or features, and feature names that occur twice."""
+    if not min(adata.shape):
+        msg = f"Expected rows and features, found {adata.n_obs} rows × {adata.n_vars} features. Check the filters."
+        raise ValueError(msg)
     if adata.is_view:
         article, name = ("an", "adata") if kind == "AnnData" else ("a", "mdata")
         msg = f"Expected {article} {kind} that owns its data, found a view. Run `{name} = {name}.copy()` first."

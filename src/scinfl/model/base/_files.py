@@ -35,6 +35,7 @@ def write_model(
     new weights are written beside the old ones, then the document is replaced, then the old weights are removed.
     """
     path = new_path(path, overwrite=overwrite)
+    check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     document = json.loads(json.dumps({"format": FORMAT, **document}, default=_jsonable))
     weights = save_tensors({name: np.asarray(array, order="C") for name, array in state.items()})
@@ -44,9 +45,6 @@ def write_model(
     entry = {"file": name, "sha256": hashlib.sha256(weights).hexdigest(), "sealed": seal is not None}
     text = json.dumps({**document, "weights": entry}, indent=1).encode()
     if path.exists():
-        if not (path / DOCUMENT).is_file():
-            msg = f"Expected a scinfl model to overwrite at '{path}', found something else. Name another path."
-            raise FileExistsError(msg)
         try:
             write_atomically(path / name, weights)
             write_atomically(path / DOCUMENT, text)
@@ -65,6 +63,13 @@ def write_model(
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuse to replace what is not a model."""
+    if path.exists() and not (path / DOCUMENT).is_file():
+        msg = f"Expected a scinfl model to overwrite at '{path}', found something else. Name another path."
+        raise FileExistsError(msg)
 
 
 def seal_labels(document: dict[str, Any], name: str) -> dict[str, str | int | None]:

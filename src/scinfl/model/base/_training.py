@@ -203,9 +203,15 @@ def resolve_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        torch.empty(0, device=device)
         return torch.device(device)
-    except RuntimeError:
-        msg = f"Expected {argument('device')} to be 'auto', 'cpu' or 'cuda:0', found {device!r}."
+    except (RuntimeError, AssertionError, NotImplementedError):  # not a device, or not of this machine or installation
+        there = ["auto", "cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        there += ["mps"] if torch.backends.mps.is_available() else []
+        msg = (
+            f"Expected {argument('device')} to be one of {there}, found {device!r}. Other devices need their driver, "
+            "and an installation of torch for them."
+        )
         raise ValueError(msg) from None
 
 

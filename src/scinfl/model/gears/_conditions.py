@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
-from scinfl.model.gears._data import TRAIN, VALIDATION, Condition, Design, SiteCells, draw_validation
+from scinfl.model.gears._data import TRAIN, VALIDATION, Condition, Design, SiteCells, covariate, draw_validation
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class AgreedConditions:
 
 def condition_facts(adata: AnnData, setup: Mapping[str, Any], min_cells: int) -> dict[str, Any]:
     """What one site sends the others about its conditions: which it has, and whether it has enough cells of each."""
-    levels = {key: sorted(adata.obs[key].astype(str).unique()) for key in setup["covariate_keys"]}
+    levels = {key: sorted(covariate(adata, key).unique()) for key in setup["covariate_keys"]}
     design = Design.of(adata, setup, levels).at("here")
     rows = []
     for part in (TRAIN, VALIDATION):

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from scinfl._checks import first_of, obs_column, warn
+from scinfl._checks import complete_column, first_of, gene_names, missing, obs_column, warn
 from scinfl._conditions import SEPARATOR, canonical_names, genes_of
 from scinfl.model.base._cells import Matrix, sites_of
 from scinfl.model.gears._moments import Moments
@@ -49,7 +49,8 @@ class Design:
         site = sites_of(adata, setup["site_key"]).astype(str).to_numpy()  # type: ignore[arg-type]
         part = np.full(adata.n_obs, TRAIN, dtype=object)
         if setup["split_key"] is not None and setup["split_key"] in adata.obs:
-            part = adata.obs[setup["split_key"]].astype(object).fillna("").astype(str).to_numpy()
+            column = obs_column(adata, str(setup["split_key"]), "split_key")
+            part = column.astype(object).where(~missing(column), "").astype(str).to_numpy()
             _check_parts(names.to_numpy(), part, control, str(setup["split_key"]))
         return cls([sets[name] for name in names], covariates.astype(int), site, part)
 
@@ -98,23 +99,14 @@ def draw_validation(sets: Collection[tuple[str, ...]], share: float, rng: int) -
 
 def condition_names(adata: AnnData, condition_key: str, control: str) -> pd.Series:
     """Canonical name of the perturbation of every cell."""
-    column = obs_column(adata, condition_key, "condition_key")
-    if n := int(column.isna().sum()):
-        msg = (
-            f"Expected a condition for every cell in adata.obs['{condition_key}'], found {n} without. "
-            "Drop these cells, or name their perturbation."
-        )
-        raise ValueError(msg)
-    column = column.astype(str)
+    cure = "Drop these cells, or name their perturbation."
+    column = complete_column(adata, condition_key, "condition_key", "a condition for every cell", cure).astype(str)
     return column.map(canonical_names(column.unique(), control))
 
 
 def check_genes(adata: AnnData, matrix: Matrix, gene_key: str | None, *, zeros: bool = True) -> None:
     """Refuse names of genes that occur twice; warn of genes that are zero in all cells (with ``zeros``)."""
-    if gene_key is not None and gene_key not in adata.var:
-        msg = f"Expected `gene_key` to name a column of adata.var, found {gene_key!r}. Columns are {list(adata.var)}."
-        raise KeyError(msg)
-    names = pd.Index(adata.var_names if gene_key is None else adata.var[gene_key].astype(str))
+    names = gene_names(adata, gene_key)
     if not names.is_unique:
         msg = (
             f"Expected unique names of genes, found {int(names.duplicated().sum())} that occur more than once: "
@@ -150,8 +142,13 @@ def check_conditions(names: pd.Series, control: str, condition_key: str) -> None
         )
 
 
+def covariate(adata: AnnData, key: str) -> pd.Series:
+    """Level of a covariate of every cell."""
+    return complete_column(adata, key, "covariate_keys", "a level for every cell").astype(str)
+
+
 def _codes(adata: AnnData, key: str, levels: Sequence[str]) -> np.ndarray:
-    values = obs_column(adata, key, "covariate_keys").astype(str)
+    values = covariate(adata, key)
     if unknown := sorted(set(values) - set(levels)):
         msg = (
             f"Expected adata.obs['{key}'] to hold the levels {list(levels)}, found {first_of(unknown)}. "

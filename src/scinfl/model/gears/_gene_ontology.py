@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import gzip
 import os
+import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
@@ -218,11 +221,32 @@ def _ending(path: Path) -> str:
     return ending
 
 
+@contextmanager
+def _text_of(path: Path) -> Iterator[TextIO]:
+    """Text of a file; its first bytes, not its name, say whether it is compressed."""
+    with path.open("rb") as file:
+        is_compressed = file.read(2) == b"\x1f\x8b"
+    opened: Any = gzip.open if is_compressed else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig") as text:
+            yield text
+    except UnicodeDecodeError as error:
+        msg = (
+            f"Expected text in UTF-8 in '{path}', found other bytes ({error.reason}). Save it as UTF-8, for example "
+            "with `iconv -f latin1 -t utf8`."
+        )
+        raise ValueError(msg) from error
+    except (EOFError, zlib.error, gzip.BadGzipFile, pd.errors.ParserError) as error:
+        msg = f"Expected a whole table in '{path}', found one that cannot be read ({error}). Download or save it again."
+        raise ValueError(msg) from error
+
+
 def _read_similarities(path: Path) -> pd.DataFrame:
     # genes may be called "NA" or "nan", and millions of rows name few genes
     dtype, missing = {"source": "category", "target": "category"}, {"importance": ["", "NA", "NaN", "nan"]}
     try:
-        return pd.read_csv(path, dtype=dtype, keep_default_na=False, na_values=missing)
+        with _text_of(path) as file:
+            return pd.read_csv(file, dtype=dtype, keep_default_na=False, na_values=missing)
     except pd.errors.EmptyDataError:
         return pd.DataFrame(columns=list(COLUMNS))
 
@@ -230,7 +254,8 @@ def _read_similarities(path: Path) -> pd.DataFrame:
 def _read_terms(path: Path) -> pd.DataFrame:
     """Genes and terms of a tab-separated table."""
     try:
-        table = pd.read_csv(path, sep="\t", header=None, dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE)
+        with _text_of(path) as file:
+            table = pd.read_csv(file, sep="\t", header=None, dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE)
     except pd.errors.EmptyDataError:
         table = pd.DataFrame(columns=range(2), dtype=str)
     header = [str(name).strip().lower() for name in table.iloc[0]] if len(table) else []
@@ -249,7 +274,7 @@ def _read_terms(path: Path) -> pd.DataFrame:
 
 def _read_gmt(path: Path) -> pd.DataFrame:
     """Genes and terms of a file with a term, a description and genes in each line."""
-    with gzip.open(path, "rt") if path.suffix.lower() == ".gz" else path.open() as file:
+    with _text_of(path) as file:
         lines = [line.rstrip("\r\n").split("\t") for line in file if line.strip()]
     if short := [number for number, fields in enumerate(lines, 1) if len(fields) < 3]:
         msg = (

@@ -12,9 +12,9 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from scinfl._checks import first_of, warn
+from scinfl._checks import first_of, gene_names, warn
 from scinfl._conditions import genes_of
-from scinfl.model.gears._data import condition_names
+from scinfl.model.gears._data import condition_names, covariate
 from scinfl.model.gears._gene_ontology import gene_similarity, strongest_neighbours
 from scinfl.module import GEARSModule
 
@@ -44,7 +44,7 @@ class Vocabulary:
         levels: Mapping[str, Sequence[str]] | None = None,
     ) -> Vocabulary:
         """Names of data that were set up; warns of perturbed genes that are neither measured nor in the ontology."""
-        genes = list(map(str, adata.var_names if setup["gene_key"] is None else adata.var[setup["gene_key"]]))
+        genes = list(gene_names(adata, setup["gene_key"]))
         names = condition_names(adata, setup["condition_key"], setup["control"])
         sets = {name: genes_of(name, setup["control"]) for name in names.unique()}
         perturbed = sorted({gene for members in sets.values() for gene in members})
@@ -62,9 +62,7 @@ class Vocabulary:
                 "`scinfl.pp.perturbations(adata, unknown='drop')`."
             )
         vocabulary = sorted({*perturbed, *further, *(listed or genes)})
-        found = {
-            key: set(adata.obs[key].astype(str)) | set((levels or {}).get(key, ())) for key in setup["covariate_keys"]
-        }
+        found = {key: set(covariate(adata, key)) | set((levels or {}).get(key, ())) for key in setup["covariate_keys"]}
         found_levels = {key: sorted(own) for key, own in found.items()}
         return cls(genes, vocabulary, found_levels, _ontology_edges(table, vocabulary, n_neighbours))
 

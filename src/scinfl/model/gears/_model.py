@@ -22,15 +22,15 @@ from scinfl._checks import (
     first_of,
     looks_like_counts,
     number_between,
-    obs_column,
     one_of,
     same_features,
+    values_of,
     warn,
     whole_number,
 )
 from scinfl._conditions import CONTROL
 from scinfl.federation import Journal, Protection, Run
-from scinfl.model.base._cells import owned, sites_of, values_of
+from scinfl.model.base._cells import owned, sites_of
 from scinfl.model.base._noise_checks import check_noise_of_perturbations
 from scinfl.model.base._options import takes
 from scinfl.model.base._training import SiteData
@@ -46,6 +46,7 @@ from scinfl.model.gears._data import (
     check_conditions,
     check_genes,
     condition_names,
+    covariate,
 )
 from scinfl.model.gears._graphs import Edges, Ontology, Vocabulary
 from scinfl.model.gears._options import GEARSOptions
@@ -244,7 +245,7 @@ class GEARS(PriorPredictor):
         check_conditions(condition_names(adata, condition_key, control), control, condition_key)
         sites_of(adata, site_key)
         for key in covariate_keys:
-            obs_column(adata, key, "covariate_keys")
+            covariate(adata, key)
         manager = AnnDataManager(
             fields=[LayerField("X", layer, is_count_data=False, correct_data_format=False)],
             setup_method_args=setup_args,

@@ -12,10 +12,10 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
-from scinfl._checks import finite, first_of, obs_column, one_of, warn
-from scinfl._conditions import CONTROL, genes_of
+from scinfl._checks import finite, first_of, obs_column, one_of, values_of, warn
+from scinfl._conditions import CONTROL, SEPARATOR, genes_of
 from scinfl.metrics import interaction
-from scinfl.model.base._cells import Matrix, sites_of, values_of
+from scinfl.model.base._cells import Matrix, sites_of
 from scinfl.model.base._model import FederatedModel
 from scinfl.model.gears._data import TEST, Condition, condition_names, written
 from scinfl.model.gears._graphs import Edges, put_graphs
@@ -44,7 +44,7 @@ class PerturbationPredictor(FederatedModel):
 
     def predict(
         self,
-        perturbations: Sequence[str],
+        perturbations: Sequence[str | Sequence[str]],
         adata: AnnData | None = None,
         *,
         covariates: Mapping[str, str] | None = None,
@@ -55,7 +55,8 @@ class PerturbationPredictor(FederatedModel):
         Parameters
         ----------
         perturbations
-            Names such as ``"A"``, ``"A+B"``; the order of genes does not matter.
+            Names such as ``"A"``, ``"A+B"``, or lists of genes such as ``["A", "B"]``; the order of genes does not
+            matter.
         adata
             Data whose control cells the change is added to; the training data by default.
         covariates
@@ -76,15 +77,15 @@ class PerturbationPredictor(FederatedModel):
         ValueError
             If there are no control cells, or without a prior a gene is unknown.
         """
-        perturbations = _as_list(perturbations)
-        change, spread = self._predict(perturbations, covariates, site)
+        names = _as_list(perturbations)
+        change, spread = self._predict(names, covariates, site)
         adata, rows = self._controls(adata, covariates, site)
         control = np.asarray(self._matrix(adata)[rows].mean(0)).ravel()
-        sets = [genes_of(name, self._setup_args()["control"]) for name in perturbations]
+        sets = [genes_of(name, self._setup_args()["control"]) for name in names]
         trained = {gene for condition in self._agreed or () for gene in condition.genes}
         obs = pd.DataFrame(
             {"n_genes": [len(genes) for genes in sets], "n_unseen": [len(set(genes) - trained) for genes in sets]},
-            index=pd.Index(perturbations, name="perturbation"),
+            index=pd.Index(names, name="perturbation"),
         )
         var = pd.DataFrame({"control_mean": control}, index=self.var_names)
         result = AnnData((control + change).astype(np.float32), obs, var)
@@ -94,7 +95,11 @@ class PerturbationPredictor(FederatedModel):
         return result
 
     def predict_change(
-        self, perturbations: Sequence[str], *, covariates: Mapping[str, str] | None = None, site: str | None = None
+        self,
+        perturbations: Sequence[str | Sequence[str]],
+        *,
+        covariates: Mapping[str, str] | None = None,
+        site: str | None = None,
     ) -> pd.DataFrame:
         """Predict the mean change of expression (perturbations × genes); needs no data.
 
@@ -103,9 +108,9 @@ class PerturbationPredictor(FederatedModel):
         perturbations, covariates, site
             See :meth:`predict`.
         """
-        perturbations = _as_list(perturbations)
-        change, _ = self._predict(perturbations, covariates, site)
-        return pd.DataFrame(change, index=pd.Index(perturbations, name="perturbation"), columns=self.var_names)
+        names = _as_list(perturbations)
+        change, _ = self._predict(names, covariates, site)
+        return pd.DataFrame(change, index=pd.Index(names, name="perturbation"), columns=self.var_names)
 
     def predict_cells(
         self,
@@ -240,7 +245,8 @@ class PerturbationPredictor(FederatedModel):
         """Data and the rows of the control cells that a prediction starts from."""
         adata = self._validate_anndata(adata)
         setup = self._setup_args()
-        chosen = (condition_names(adata, setup["condition_key"], setup["control"]) == setup["control"]).to_numpy()
+        names = condition_names(adata, setup["condition_key"], setup["control"])
+        chosen = (names == setup["control"]).to_numpy(copy=True)
         if setup["split_key"] is not None and setup["split_key"] in adata.obs:
             chosen &= (adata.obs[setup["split_key"]] != TEST).to_numpy()
         for name, level in (covariates or {}).items():
@@ -292,9 +298,10 @@ class PerturbationPredictor(FederatedModel):
         put_graphs(module, self._coexpression[site], self._ontology, self._genes, self._rows)
 
 
-def _as_list(perturbations: Sequence[str]) -> list[str]:
-    """Names as a list; a single name was meant as a list of one."""
-    names = [perturbations] if isinstance(perturbations, str) else list(map(str, perturbations))
+def _as_list(perturbations: Sequence[str | Sequence[str]]) -> list[str]:
+    """Names as a list; a single name was meant as a list of one, a list of genes (``["A", "B"]``) as ``"A+B"``."""
+    several = [perturbations] if isinstance(perturbations, str) else perturbations
+    names = [SEPARATOR.join(map(str, name)) if isinstance(name, list | tuple) else str(name) for name in several]
     if not names:
         msg = "Expected at least one perturbation, found none. Name some, for example `['KLF1', 'KLF1+BAK1']`."
         raise ValueError(msg)

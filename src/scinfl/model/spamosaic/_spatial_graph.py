@@ -35,7 +35,8 @@ def spatial_graph(
     coordinates = _checked(coordinates, section, n_neighbours, radius, delaunay=delaunay)
     n = len(coordinates)
     rows, columns, alone = [np.arange(n)], [np.arange(n)], {}
-    for name, own in rows_by_name(section):
+    for name, listed in rows_by_name(section):
+        own = listed[np.lexsort(coordinates[listed].T)]  # the order of rows must not decide between equal distances
         if len(own) > 1:
             i, j = _neighbours(coordinates[own], name, n_neighbours, radius, delaunay=delaunay)
             if radius is not None:

@@ -10,8 +10,8 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from scinfl._checks import first_of, looks_like_counts, obs_column
-from scinfl.model.base._cells import Matrix, owned, values_of
+from scinfl._checks import first_of, looks_like_counts, missing, obs_column, unmasked, values_of
+from scinfl.model.base._cells import Matrix, owned
 from scinfl.model.spamosaic import _spot_checks as check
 from scinfl.model.spamosaic._measured import Measured
 
@@ -32,7 +32,7 @@ def column_of(data: Data, column: str, argument: str) -> np.ndarray:
         found = obs_column(data, column, argument)
     else:
         found = _joined(data, column, argument)
-    if n := int(found.isna().sum()):
+    if n := int(missing(found).sum()):
         msg = f"Expected a value for every spot in obs['{column}'], found {n} spots without. Drop these spots."
         raise ValueError(msg)
     return found.astype(str).to_numpy()
@@ -143,9 +143,9 @@ def _coordinates(
     data: Data, adata: AnnData, rows: np.ndarray, spatial_key: str, section: np.ndarray, name: str
 ) -> np.ndarray:
     if isinstance(data, MuData) and spatial_key in data.obsm:
-        coordinates = np.asarray(data.obsm[spatial_key], dtype=np.float64)[rows]
+        coordinates = unmasked(data.obsm[spatial_key]).astype(np.float64)[rows]
     elif spatial_key in adata.obsm:
-        coordinates = np.asarray(adata.obsm[spatial_key], dtype=np.float64)
+        coordinates = unmasked(adata.obsm[spatial_key]).astype(np.float64)
     else:
         where = "adata.obsm" if isinstance(data, AnnData) else f"mdata.obsm or mdata['{name}'].obsm"
         msg = (

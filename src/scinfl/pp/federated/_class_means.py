@@ -8,7 +8,7 @@ import numpy as np
 from anndata import AnnData
 
 from scinfl import _names
-from scinfl._checks import first_of, obs_column, warn
+from scinfl._checks import first_of, missing, obs_column, warn
 from scinfl.federation import Protection
 from scinfl.pp.federated._site_sums import Matrix, SiteSums, blocks, matrix_of
 from scinfl.privacy import Key
@@ -76,7 +76,8 @@ def federated_class_means(
     >>> adata.varm["infl_class_means"].shape
     (765, 10)
     """
-    classes = obs_column(adata, labels_key, "labels_key").astype("category").cat.remove_unused_categories().cat
+    labels = obs_column(adata, labels_key, "labels_key")
+    classes = labels.astype("category").where(~missing(labels)).cat.remove_unused_categories().cat
     codes, names = classes.codes.to_numpy(), classes.categories.astype(str).to_numpy(dtype=object)
     sites = SiteSums(
         adata, "federated_class_means", site_key=site_key, key=key, min_cells=min_cells, protections=protections

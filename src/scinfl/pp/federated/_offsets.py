@@ -8,7 +8,7 @@ import numpy as np
 from anndata import AnnData
 
 from scinfl import _names
-from scinfl._checks import number_between, obs_column, whole_number
+from scinfl._checks import complete_column, number_between, unmasked, whole_number
 from scinfl.federation import Protection
 from scinfl.pp.federated._assignment import Rule, SiteCells
 from scinfl.pp.federated._prototypes import find_prototypes, unit
@@ -162,7 +162,7 @@ def _points(adata: AnnData, use_rep: str, rows: Mapping[str, np.ndarray]) -> np.
             "Run `scinfl.pp.federated_pca` first."
         )
         raise KeyError(msg)
-    points = np.asarray(adata.obsm[use_rep], np.float64)
+    points = unmasked(adata.obsm[use_rep]).astype(np.float64)
     check_finite(points, [f"dimension {number} of '{use_rep}'" for number in range(points.shape[1])], rows)
     return points
 
@@ -172,10 +172,7 @@ def _site_cells(
 ) -> dict[str, SiteCells]:
     batches = np.zeros(adata.n_obs, np.int64)
     if batch_key is not None:
-        column = obs_column(adata, batch_key, "batch_key")
-        if n := int(column.isna().sum()):
-            msg = f"Expected a batch for every row in adata.obs['{batch_key}'], found {n} without. Fill or drop them."
-            raise ValueError(msg)
+        column = complete_column(adata, batch_key, "batch_key", "a batch for every row")
         batches = column.astype("category").cat.codes.to_numpy()
     return {
         site: SiteCells(

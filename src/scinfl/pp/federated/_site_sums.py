@@ -11,7 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from scinfl import _names
-from scinfl._checks import first_of, obs_column, values_of, whole_number
+from scinfl._checks import complete_column, first_of, values_of, whole_number
 from scinfl.federation import Payload, Protection, State, Update, mean_of
 from scinfl.federation.rounds import are_elsewhere
 from scinfl.privacy import Key, PayloadLinter
@@ -135,11 +135,7 @@ def _guards(protections: Sequence[Protection] | None, key: Key | None, n_sites: 
 def rows_by_site(adata: AnnData, site_key: str, min_cells: int) -> dict[str, np.ndarray]:
     """Rows of each site, in the order of the categories or of the names."""
     whole_number("min_cells", min_cells, 1)
-    column = obs_column(adata, site_key, "site_key")
-    if n := int(column.isna().sum()):
-        msg = f"Expected a site for every row in adata.obs['{site_key}'], found {n} rows without. Fill or drop them."
-        raise ValueError(msg)
-    column = column.astype("category")
+    column = complete_column(adata, site_key, "site_key", "a site for every row").astype("category")
     codes = column.cat.codes.to_numpy()
     rows = {str(site): np.flatnonzero(codes == code) for code, site in enumerate(column.cat.categories)}
     if not rows:
@@ -158,7 +154,6 @@ def rows_by_site(adata: AnnData, site_key: str, min_cells: int) -> dict[str, np.
 def matrix_of(adata: AnnData, layer: str | None, rows: Mapping[str, np.ndarray]) -> Matrix:
     """X or a layer as dense or compressed sparse rows, finite at every site."""
     matrix = values_of(adata, layer)
-    matrix = matrix.tocsr() if sparse.issparse(matrix) else np.asarray(matrix)
     check_finite(matrix, list(map(str, adata.var_names)), rows)
     return matrix
 

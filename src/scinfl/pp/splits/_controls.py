@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scinfl._checks import obs_column, warn
+from scinfl._checks import missing, obs_column, warn
 
 
 def second_half(adata: AnnData, is_control: np.ndarray, keys: Sequence[str], rng: int) -> np.ndarray:
@@ -16,7 +16,7 @@ def second_half(adata: AnnData, is_control: np.ndarray, keys: Sequence[str], rng
     strata = np.zeros(int(is_control.sum()), np.int64)
     for key in keys:
         values = obs_column(adata, key, "site_key or covariate_keys")[is_control]
-        if n := int(values.isna().sum()):
+        if n := int(missing(values).sum()):
             msg = (
                 f"Expected a value for every control cell in adata.obs['{key}'], found {n} without. Fill or drop them."
             )

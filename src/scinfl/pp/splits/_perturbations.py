@@ -172,7 +172,9 @@ def split_perturbations(
     fractions = train_gene_fraction, combo_seen2_fraction, test_fraction
     sets, groups = _deal(kind, genes, published_names, fractions, rng, chosen, control)
     refuse_empty(kind, sets, genes)
-    split = names.map({name: part for part, several in sets.items() for name in several}).to_numpy(dtype=object)
+    split = names.map({name: part for part, several in sets.items() for name in several}).to_numpy(
+        dtype=object, copy=True
+    )
     is_control = (names == control).to_numpy()
     split[is_control] = "train"
     if split_controls and kind != "no_split":

@@ -8,7 +8,7 @@ import numpy as np
 from anndata import AnnData
 
 from scinfl import _names
-from scinfl._checks import number_between, obs_column, whole_number
+from scinfl._checks import complete_column, number_between, whole_number
 
 _MAX_DRAWS = 1000
 
@@ -89,10 +89,7 @@ def split_sites(
             raise ValueError(msg)
         sites = generator.permutation(np.arange(adata.n_obs) % n_sites)
     else:
-        column = obs_column(adata, by, "by")
-        if n := int(column.isna().sum()):
-            msg = f"Expected a value for every row in adata.obs['{by}'], found {n} without. Fill or drop them."
-            raise ValueError(msg)
+        column = complete_column(adata, by, "by", "a value for every row")
         values = np.unique(column.astype(str).to_numpy(), return_inverse=True)[1]
         if alpha is None:
             sites = _whole_values(values, n_sites, min_cells, by)

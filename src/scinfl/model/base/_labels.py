@@ -1,0 +1,47 @@
+"""Which labels a classifier can be trained on."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from scinfl._checks import first_of, missing, warn
+from scinfl._spelling import argument
+
+
+def check_labels(
+    labels: pd.Series, sites: pd.Series, labels_key: str, unlabeled_category: str | None, *, at_least: int
+) -> None:
+    """Refuse rows without a label and too few labels; warn of a column that does not look like labels."""
+    absent = labels.isna() | (missing(labels) & (labels.astype(str) != str(unlabeled_category)))
+    if absent.any():
+        by_site = absent.groupby(sites.astype(str).to_numpy()).sum()
+        where = first_of([f"{int(n)} at site '{site}'" for site, n in by_site.items() if n])
+        msg = (
+            f"Expected a label for every row in adata.obs['{labels_key}'], found {int(absent.sum())} without: "
+            f"{where}. Drop these rows, or give them a category and name it as {argument('unlabeled_category')}."
+        )
+        raise ValueError(msg)
+    classes = set(labels.astype(str)) - {str(unlabeled_category)}
+    if len(classes) < at_least:
+        found = sorted(classes)
+        msg = f"Expected at least {at_least} labels in adata.obs['{labels_key}'], found {len(found)}: {found}."
+        raise ValueError(msg)
+    is_continuous = pd.api.types.is_float_dtype(labels) and bool((labels.dropna() % 1 != 0).any())
+    if is_continuous or len(classes) > max(2, len(labels) / 2):
+        what = "continuous values" if is_continuous else "a label of its own for most rows"
+        warn(
+            f"Expected labels that many rows share in adata.obs['{labels_key}'], found {what} ({len(classes)} labels "
+            f"for {len(labels)} rows). Name the column of labels with {argument('labels_key')}."
+        )
+
+
+def check_known_labels(labels: pd.Series, known: list[str] | None, labels_key: str) -> None:
+    """Refuse labels that the other data set does not have."""
+    found = labels.astype(str).value_counts()
+    if known is not None and (unknown := sorted(set(found.index[found > 0]) - set(known))):
+        msg = (
+            f"Expected labels of the model in adata.obs['{labels_key}'], found {len(unknown)} others "
+            f"({int(found[unknown].sum())} rows): {first_of(unknown)}. The network has no output for them: drop or "
+            "rename these rows, or train a new model with all labels."
+        )
+        raise ValueError(msg)
