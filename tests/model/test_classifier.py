@@ -347,12 +347,18 @@ def test_missing_values_are_refused_or_read_as_zero(cells):
         model.predict(holes)
 
 
-def test_features_must_be_the_same_in_the_same_order(cells):
+def test_features_are_taken_by_name_and_must_all_be_there(cells, caplog, tmp_path):
     model = fit(cells, 1)
-    with pytest.raises(
-        ValueError, match=r"in another order. Reorder with `adata = adata\[:, model.var_names\].copy\(\)`"
-    ):
-        model.predict(cells[:, ::-1])
+    expected = model.predict(soft=True)
+    more = ad.concat([cells[:, ::-1], ad.AnnData(np.ones((cells.n_obs, 1), np.float32), cells.obs)], axis=1)
+    more.obs = cells.obs
+    more.layers["sparse"] = sparse.csc_matrix(more.X)
+    more.write_h5ad(tmp_path / "more.h5ad")
+    for other in (cells[:, ::-1], more, ad.read_h5ad(tmp_path / "more.h5ad", backed="r")):
+        caplog.clear()
+        pd.testing.assert_frame_equal(model.predict(other, soft=True), expected)
+        assert f"Took the model's {cells.n_vars} features, in its order, from the {other.n_vars}" in caplog.text
+    assert list(more.var_names[:2]) == list(cells.var_names[::-1][:2])  # the data were not touched
     with pytest.raises(ValueError, match="2 of them missing: gene_0, gene_1"):
         model.predict(cells[:, 2:])
     assert model.predict(cells[:, ::-1][:, model.var_names]).shape == (360,)

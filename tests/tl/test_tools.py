@@ -90,3 +90,9 @@ def test_a_column_that_does_not_look_like_labels_is_warned_of(cells, column):
     cells.obs["barcode"] = cells.obs_names
     with pytest.warns(UserWarning, match="Expected labels that many rows share"):
         Classifier.setup_anndata(cells, column, site_key="site")
+
+
+def test_labels_of_several_types_are_refused(cells):
+    cells.obs["label"] = [1 if number % 2 else "b" for number in range(cells.n_obs)]
+    with pytest.raises(ValueError, match=r"Expected labels of one type in adata.obs\['label'\], found int, str"):
+        Classifier.setup_anndata(cells, "label")

@@ -312,7 +312,8 @@ class Classifier(FederatedModel):
         Parameters
         ----------
         adata
-            Data with the model's features in the model's order; the training data by default. Labels are not needed.
+            Data with the model's features, in any order and among others; the training data by default. Labels
+            are not needed.
         soft
             Return probabilities.
         min_confidence
@@ -354,7 +355,7 @@ class Classifier(FederatedModel):
         Parameters
         ----------
         adata
-            Data with the model's features in the model's order; the training data by default.
+            Data with the model's features, in any order and among others; the training data by default.
         site
             See :meth:`predict`.
         batch_size

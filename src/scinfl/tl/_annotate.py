@@ -29,7 +29,7 @@ def annotate(adata: AnnData, model: Classifier, *, min_confidence: float | None 
     Parameters
     ----------
     adata
-        Data with the model's features in the model's order.
+        Data with the model's features, in any order and among others.
     model
         Trained classifier.
     min_confidence

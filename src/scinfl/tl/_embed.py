@@ -22,7 +22,8 @@ def embed(adata: AnnData | MuData, model: Classifier | SpaMosaic) -> None:
     Parameters
     ----------
     adata
-        Data with the model's features in the model's order; of a MuData its own ``.obsm``.
+        Data with the model's features, in any order and among others; of a MuData its
+        own ``.obsm``.
     model
         Trained model.
 

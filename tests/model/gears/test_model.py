@@ -490,10 +490,13 @@ def test_counts_are_warned_about(screen):
         GEARS.setup_anndata(screen.copy(), layer="counts")
 
 
-def test_genes_in_another_order_are_refused_at_prediction(keyed, screen):
+def test_genes_in_another_order_are_taken_by_name_at_prediction(keyed, screen):
     model, _ = keyed
-    with pytest.raises(ValueError, match="in another order"):
-        model.predict(held_out(screen), screen[:, ::-1].copy())
+    found = model.predict(held_out(screen), screen[:, ::-1].copy())
+    assert list(found.var_names) == list(screen.var_names)
+    np.testing.assert_allclose(found.X, model.predict(held_out(screen), screen).X, rtol=1e-6)
+    with pytest.raises(ValueError, match="1 of them missing"):
+        model.predict(held_out(screen), screen[:, 1:].copy())
 
 
 def test_a_gene_that_the_network_does_not_know_is_predicted_by_the_prior_with_a_warning(keyed):

@@ -26,6 +26,15 @@ def check_labels(
         found = sorted(classes)
         msg = f"Expected at least {at_least} labels in adata.obs['{labels_key}'], found {len(found)}: {found}."
         raise ValueError(msg)
+    try:
+        sorted(labels.dropna().unique())
+    except TypeError:
+        types = first_of(sorted({type(label).__name__ for label in labels.dropna()}))
+        msg = (
+            f"Expected labels of one type in adata.obs['{labels_key}'], found {types}. Make them text with "
+            f"`adata.obs['{labels_key}'] = adata.obs['{labels_key}'].astype(str)`."
+        )
+        raise ValueError(msg) from None
     is_continuous = pd.api.types.is_float_dtype(labels) and bool((labels.dropna() % 1 != 0).any())
     if is_continuous or len(classes) > max(2, len(labels) / 2):
         what = "continuous values" if is_continuous else "a label of its own for most rows"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -12,6 +13,8 @@ from scvi.model.base import BaseModelClass
 
 from scinfl._checks import first_of, same_features
 from scinfl.model.base._registry import features_of, setup_of, state_of
+
+logger = logging.getLogger(__name__)
 
 
 class RegisteredModel(BaseModelClass):
@@ -34,15 +37,26 @@ class RegisteredModel(BaseModelClass):
         return setup_of(self.registry_)
 
     def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:  # noqa: FBT001, FBT002
-        """Data to predict: the model's features in the model's order. Views, labels and sites do not matter."""
+        """Data to predict, with the model's features in the model's order. Views, labels and sites do not matter."""
         del copy_if_view
         if adata is None:
             adata = self._adata
         if adata is None:
             msg = "Expected data, found none: the model was loaded without. Pass `adata`."
             raise ValueError(msg)
+        adata = self._in_own_order(adata)
         self._check_features(adata, self.registry_)
         return adata
+
+    def _in_own_order(self, adata: Any) -> Any:
+        """The model's features in the model's order where an AnnData has all of them, among others or not."""
+        names = features_of(self.registry_).get("X")
+        if not isinstance(adata, AnnData) or names is None or adata.var_names.equals(names):
+            return adata
+        if not adata.var_names.is_unique or not names.isin(adata.var_names).all():
+            return adata
+        logger.warning("Took the model's %d features, in its order, from the %d of the data.", len(names), adata.n_vars)
+        return (adata.to_memory() if adata.isbacked else adata)[:, names]
 
     @classmethod
     def _check_features(cls, adata: AnnData, registry: dict[str, Any]) -> None:
