@@ -176,6 +176,7 @@ class PerturbationPredictor(FederatedModel):
         if prior is None:
             return change, spread
         part = [self._share_of_network(prior, genes) for genes in sets]
+        change *= prior.moving  # of a gene that is zero in all cells the network knows nothing
         return prior.predict(sets, leave_out=False) + np.array(part)[:, None] * change, spread
 
     def _share_of_network(self, prior: Prior, genes: Sequence[str]) -> float:

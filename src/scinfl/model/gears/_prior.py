@@ -31,6 +31,13 @@ class Prior:
         changes = [self._one(tuple(genes), leave_out=leave_out) for genes in conditions]
         return np.stack(changes) if changes else np.zeros((0, self.changes.shape[1]))
 
+    @property
+    def moving(self) -> np.ndarray:
+        """Genes (booleans) that changed in any training condition; all where none was measured."""
+        if self.kind is None or not self.conditions:
+            return np.ones(self.changes.shape[1], bool)
+        return np.asarray(self.changes.any(axis=0))
+
     def is_measured(self, genes: Sequence[str]) -> bool:
         """Whether the prediction of a condition is what was measured in training."""
         return self.kind == "additive" and tuple(genes) in self.conditions
