@@ -373,7 +373,7 @@ def test_three_sites_rotate_revoke_and_rekey(cells, tmp_path, monkeypatch, capsy
     for model, opener, name in (("old", first, "one.csv"), ("new", last, "two.csv")):
         assert run("predict", model, "data.h5ad", "--key", opener, "--out", name, capsys=capsys)[0] == 0
     one, two = (pd.read_csv(name, index_col=0) for name in ("one.csv", "two.csv"))
-    pd.testing.assert_frame_equal(one, two, atol=1e-6, rtol=0)
+    pd.testing.assert_frame_equal(one, two, atol=1e-5, rtol=0)  # offsets cost float32 some digits
     code, _, err = run("predict", "new", "data.h5ad", "--key", first, "--out", "three.csv", capsys=capsys)
     assert code == 1
     assert "before it was rekeyed" in err
