@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 import scinfl as si
 from scinfl.flower.setup._kit import LINK_KEY, _openssh
+from scinfl.model.base import ModelView
 
 JOB = """[federation]
 sites = {sites}
@@ -186,7 +187,8 @@ def main() -> int:  # noqa: PLR0915 (a story from the first command to the last)
         os.kill(server, signal.SIGCONT)
         begin += time.perf_counter() - stopped
         parameters, means = (
-            {name: tensor.numpy() for name, tensor in own.module.state_dict().items()} for own in (model, sent)
+            {name: tensor.numpy() for name, tensor in ModelView(own).state_without_offsets.items()}
+            for own in (model, sent)
         )
         secrets = secret_bytes(key, parameters, COORDINATES)
         secrets |= {f"a mean's {what}": own for what, own in secret_bytes(key, means).items() if "parameters" in what}
@@ -209,7 +211,7 @@ def main() -> int:  # noqa: PLR0915 (a story from the first command to the last)
     for site in sites:
         own = si.model.Classifier.load(out / "kit" / f"site_{site}" / "model")
         own.unlock(key)
-        state = {name: tensor.numpy() for name, tensor in own.module.state_dict().items()}
+        state = {name: tensor.numpy() for name, tensor in ModelView(own).state_without_offsets.items()}
         equal &= all(np.array_equal(state[name], array) for name, array in parameters.items())
     last = (out / "stranger.log").read_text().strip().splitlines()[-1]
     refused = "it was never registered" in last
