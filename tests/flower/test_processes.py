@@ -109,6 +109,7 @@ def test_a_federation_of_processes_from_start_to_end(tmp_path, monkeypatch):
         assert "Traceback" not in text
 
 
+@pytest.mark.slow
 def test_a_site_that_is_killed_is_missed_by_nobody_and_catches_up(tmp_path, fresh_key):
     sites = [*SITES, "hospital_3"]
     adata = make_cells(n_sites=4)

@@ -42,10 +42,12 @@ def recovered(hospitals, key, protections):
     return (match_features(seen, public) == true).mean(), watcher
 
 
+@pytest.mark.slow
 def test_offsets_of_rounds_hide_the_permutation_in_updates_in_the_open(hospitals, key):
     assert recovered(hospitals, key, [])[0] < 0.1
 
 
+@pytest.mark.slow
 def test_keyed_sums_give_nothing_away(hospitals, key):
     share, watcher = recovered(hospitals, key, [KeyedSum(key)])
     assert share < 0.1
