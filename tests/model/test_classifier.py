@@ -69,7 +69,7 @@ def test_without_hidden_layers_it_is_a_keyed_multinomial_regression(cells, key, 
     right = accuracy(model, cells)
     assert right > 0.9
     assert "no hidden units" in repr(model)
-    with pytest.raises(ValueError, match=r"n_layers=0.*predict_proba"):
+    with pytest.raises(ValueError, match=r"n_layers=0.*predict\(soft=True\)"):
         model.get_latent_representation()
     x, codes = torch.from_numpy(cells.X), cells.obs["label"].cat.codes.to_numpy()
     wrong = wrong_keys(model.module, lambda network: float((network(x).argmax(1).numpy() == codes).mean()), n_keys=50)

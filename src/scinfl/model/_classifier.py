@@ -367,7 +367,7 @@ class Classifier(FederatedModel):
             If the model has no hidden layer.
         """
         if not self._network_options["n_layers"]:
-            msg = "Expected a hidden layer to read, found a model with `n_layers=0`. Use `predict_proba` instead."
+            msg = "Expected a hidden layer to read, found a model with `n_layers=0`. Use `predict(soft=True)` instead."
             raise ValueError(msg)
         return self._infer(self._validate_anndata(adata), batch_size, site, embed=True)
 
