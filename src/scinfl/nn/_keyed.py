@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from scinfl.nn._coordinate import CoordinateLinear
 from scinfl.nn._keyed_layer import KeyedLayer
 from scinfl.nn._keyed_norm import KeyedNorm, keyable_norms
-from scinfl.nn._offsets import Coordinates, add_offsets, hidden
+from scinfl.nn._offsets import Coordinates, add_offsets, hidden, parameter_name
 from scinfl.nn._permuted import PermutedLinear
 from scinfl.nn._pooled import PooledLinear
 from scinfl.nn._projection import SecretProjection
@@ -269,15 +269,14 @@ def unlock(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 def _transformed(network: nn.Module, state: Mapping[str, Tensor], direction: str) -> dict[str, Tensor]:
     layers = keyed_layers(network)
-    own = {f"{name}.{what}" if name else what for name in layers for what in ("weight", "bias")}
+    own = {parameter_name(name, what) for name in layers for what in ("weight", "bias")}
     result = add_offsets(network, state, sign=1 if direction == "lock" else -1, but=own)
     for name, layer in layers.items():
-        prefix = f"{name}." if name else ""
-        if f"{prefix}weight" in state:
-            weight, bias = getattr(layer, direction)(state[f"{prefix}weight"], state.get(f"{prefix}bias"))
-            result[f"{prefix}weight"] = weight
+        of_weight, of_bias = parameter_name(name, "weight"), parameter_name(name, "bias")
+        if of_weight in state:
+            result[of_weight], bias = getattr(layer, direction)(state[of_weight], state.get(of_bias))
             if bias is not None:
-                result[f"{prefix}bias"] = bias
+                result[of_bias] = bias
     return result
 
 
@@ -292,13 +291,13 @@ def _plain_norms(network: nn.Module) -> dict[nn.Module, nn.Module]:
 
 def _linear_layers(network: nn.Module) -> dict[str, nn.Linear]:
     """Plain linear layers, by name; subclasses are left alone, they may compute something else."""
-    hidden = [name for name, module in network.named_modules() if isinstance(module, _READS_WEIGHTS_DIRECTLY)]
+    readers = [name for name, module in network.named_modules() if isinstance(module, _READS_WEIGHTS_DIRECTLY)]
     return {
         name: module
         for name, module in network.named_modules()
         if type(module) is nn.Linear
         and isinstance(module.weight, nn.Parameter)
-        and not any(name.startswith(f"{parent}.") or not parent for parent in hidden)
+        and not any(name.startswith(f"{parent}.") or not parent for parent in readers)
     }
 
 

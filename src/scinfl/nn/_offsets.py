@@ -124,6 +124,11 @@ def step_of(spread: float | Tensor) -> Tensor:
     return torch.exp2(torch.ceil(torch.log2(farthest / 2**24)))
 
 
+def parameter_name(module: str, what: str) -> str:
+    """Name of a parameter in the state of a network; the network itself has no name."""
+    return f"{module}.{what}" if module else what
+
+
 def hidden(network: nn.Module) -> dict[str, Hidden]:
     """Modules of a network that a key can hide, by name."""
     return {name: module for name, module in network.named_modules() if isinstance(module, Hidden)}
@@ -182,7 +187,7 @@ def add_offsets(
     with torch.no_grad():
         for name, module in hidden(network).items():
             for what in module.offsets():
-                full = f"{name}.{what}" if name else what
+                full = parameter_name(name, what)
                 if full in result and full not in but:
                     result[full] = module.shifted(what, result[full], sign)
     return result
@@ -201,7 +206,7 @@ def offsets_under(network: nn.Module, coordinates: Coordinates, model_id: str) -
         What the offsets follow; that of the network does not matter.
     """
     return {
-        f"{name}.{what}" if name else what: offset.numpy()
+        parameter_name(name, what): offset.numpy()
         for name, module in hidden(network).items()
         for what, offset in module.draw_offsets(coordinates, name, model_id).items()
     }

@@ -33,7 +33,7 @@ def align(
     layer: Any = target.network.get_submodule(name)
     if not isinstance(layer, CoordinateLinear):
         return []
-    order = np.argsort(target.key.coordinates(f"{name}/permutation", (n_features,)), kind="stable")
+    order = target.true_order(name)
     signs = np.where(target.key.coordinates(f"{name}/input signs", (n_features,)) < 0, -1.0, 1.0)
     references = attacks.train_references(
         target.network,

@@ -70,7 +70,7 @@ def match_key(target: Target, *, n_restarts: int, n_cells: int) -> list[dict[str
     layer: Any = target.network.get_submodule(name)
     if not isinstance(layer, CoordinateLinear) or n_features > MOST_FEATURES:
         return []
-    true = np.argsort(target.key.coordinates(f"{name}/permutation", (n_features,)), kind="stable")
+    true = target.true_order(name)
     public = target.public.x.numpy()
     seen = target.watched.mean(f"{name}.weight", (layer.out_features, n_features))
     final = [layer.weight.detach().numpy()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from io import SEEK_CUR, BytesIO
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -105,13 +105,13 @@ def read_array(content: bytes) -> np.ndarray:
         msg = "an array in an unknown form"
         raise ValueError(msg)
     shape, in_columns, kind = np.lib.format.read_array_header_1_0(file, max_header_size=_MOST_HEADER)
-    n_bytes, start = kind.itemsize, file.seek(0, SEEK_CUR)
+    n_bytes, values = kind.itemsize, file.read()
     for length in shape:
         n_bytes *= length
-    if str(kind) not in _KINDS or in_columns or n_bytes != len(content) - start:
-        msg = f"an array of {kind} and shape {_short(shape)} in {len(content) - start} bytes"
+    if str(kind) not in _KINDS or in_columns or n_bytes != len(values):
+        msg = f"an array of {kind} and shape {_short(shape)} in {len(values)} bytes"
         raise ValueError(msg)
-    return np.frombuffer(content, kind, offset=start).reshape(shape)
+    return np.frombuffer(values, kind).reshape(shape)
 
 
 def _check_depth(content: object) -> None:

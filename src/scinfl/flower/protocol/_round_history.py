@@ -10,6 +10,9 @@ from typing import Any, Protocol
 from scinfl.federation import Update
 from scinfl.flower.protocol._message import Message, members_of
 
+WITH_ROUNDS = ("training", "evaluation")
+"""Purposes of the sums that every round has; others are taken before."""
+
 Sum = tuple[Update, list[Update]]
 """A sum, and what went into it, without arrays."""
 

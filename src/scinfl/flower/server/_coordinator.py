@@ -17,6 +17,7 @@ from scinfl.flower.protocol._difference import describe_difference, find_differe
 from scinfl.flower.protocol._limits import checked_count
 from scinfl.flower.protocol._message import Message, sums_message
 from scinfl.flower.protocol._preflight import check_hello
+from scinfl.flower.protocol._round_history import WITH_ROUNDS
 from scinfl.flower.server._aggregation import Aggregation
 from scinfl.flower.server._pairwise_aggregation import PairwiseAggregation
 from scinfl.flower.server._participant import Participant, Participants, Transport, checks_of, compare_sites, named
@@ -33,7 +34,6 @@ _SECONDS_TO_GREET = 20.0  # after which the same is asked again: one lost messag
 _SECONDS_TO_LEAVE = 15.0
 _MOST_ATTEMPTS = 1_000_000  # at one step, by one server
 _ANSWERS = ("step", "repeat", "advertise", "reveal")
-_WITH_ROUNDS = ("training", "evaluation")
 _AT_WORK = ("new", "greeted", "ready")
 
 
@@ -385,7 +385,7 @@ class Coordinator:
                     f"round {combined.round}/{self._job.n_rounds}: {n_sites} sites{without}, {seconds:.1f} s, "
                     f"{in_bytes(n_bytes)}"
                 )
-            elif combined.purpose not in _WITH_ROUNDS and combined.purpose not in self._reported:
+            elif combined.purpose not in WITH_ROUNDS and combined.purpose not in self._reported:
                 self._reported.add(combined.purpose)
                 if purpose_of(combined.purpose) is None:
                     self._report(f"added '{combined.purpose}': {n_sites} sites{without}, {in_bytes(n_bytes)}")

@@ -27,7 +27,7 @@ from scinfl.flower.protocol._preflight import (
     seal_facts,
     site_checks,
 )
-from scinfl.flower.protocol._round_history import RoundHistory
+from scinfl.flower.protocol._round_history import WITH_ROUNDS, RoundHistory
 from scinfl.flower.setup._job import JOB, SITE_SETTINGS, Job, SiteSettings
 from scinfl.flower.setup._kit import ADDRESS, CA, IDENTITIES, IDENTITY, LINK_KEY, pinned_identities
 from scinfl.flower.site._data import alone, copy_folder, fingerprint_of, read_data
@@ -50,7 +50,6 @@ SUMS = "sums"
 START = "start"
 MASKS = "pairwise.sealed"
 UPLOADS = "uploads.jsonl"
-_WITH_ROUNDS = ("training", "evaluation")
 _SHOWN = ("validation_", "epsilon")
 _SECONDS_TO_SAY_GOODBYE = 60.0
 
@@ -347,7 +346,7 @@ class _Site:
 
     def _masking(self, run: str, agreed: str, journal: Path, ledger: Ledger) -> Masking:
         def watch(places: Sequence[Place], members: Sequence[str]) -> None:
-            if any(number <= 1 or purpose not in _WITH_ROUNDS for purpose, number in places):
+            if any(number <= 1 or purpose not in WITH_ROUNDS for purpose, number in places):
                 ledger.check_members(run, members)  # later rounds follow from the randomness of this run
 
         protection, uploads = self._sum(run), UploadLog(journal / UPLOADS)

@@ -338,8 +338,8 @@ class SpaMosaic(SpotPredictor):
         _warn_of_pairs(owners, len(names), sum_key)
         tensors = {}
         for modality, own in measured.items():
-            sums: dict[str, Any] = {"key": sum_key, "protections": guards, "payload": self._payload or Payload()}
-            fit = BasisFit(own, self._options, **sums, rng=options.seed)
+            payload = self._payload or Payload()
+            fit = BasisFit(own, self._options, key=sum_key, protections=guards, payload=payload, rng=options.seed)
             self._bases[modality] = fit.basis
             place = place_of(own, self._adata.n_obs)
             tensors[modality] = fit.tensors(place, values=len(measured) > 1, graph=bool(options.graph_weight))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -214,7 +213,7 @@ def train_references(
     """
     found = []
     for seed in range(rng, rng + n_references):
-        own = _stripped(copy.deepcopy(network), seed)
+        own = _stripped(network, seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             _forget(own)
