@@ -72,7 +72,7 @@ class Server:
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     running = Server()
-    for name in ("DATAVERSE", "FIGSHARE", "GDC", "ZENODO"):
+    for name in ("DATAVERSE", "FIGSHARE", "GDC", "GITHUB", "ZENODO"):
         monkeypatch.setenv(f"SCINFL_{name}", running.url + "/")
     monkeypatch.setenv("SCINFL_DATA", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib.cbook import boxplot_stats
 
-from scinfl import pl
+from scinfl import datasets, pl, pp
 
 METHODS = ["GEARS", "additive", "no change"]
 
@@ -98,12 +98,60 @@ def test_genes_may_be_chosen_and_lack_a_prediction(cells):
     assert pl.perturbation(cells, ax=plt.subplots(figsize=(3.5, 3))[1]).get_xticklabels()[0].get_rotation() == 90
 
 
+@pytest.fixture(scope="module")
+def screen():
+    adata = datasets.perturbseq_simulated(80, n_singles=10, n_doubles=6, n_cells=10, n_controls=40)
+    pp.perturbations(adata)
+    pp.split_perturbations(adata, "combo_seen2")
+    return adata
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_cells_of_a_perturbation_are_drawn_in_one_line_with_simple_rules_beside_the_model(screen, dense):
+    adata = screen.copy()
+    if dense:
+        adata.X = adata.X.toarray()
+    name = adata.obs["infl_perturbation"][adata.obs["infl_split"] == "test"].astype(str)
+    name = next(text for text in name if "+" in text)
+    first, second = name.split("+")
+    predicted = pd.DataFrame(np.full((1, 80), 0.5), [name], adata.var_names)
+    ax = pl.perturbation(adata, {"mine": predicted}, f"{second}+{first}")  # in any order
+    top = adata.uns["infl"]["perturbations"]
+    genes = [gene for gene in top["top_non_dropout_de"][list(top["conditions"]).index(name)] if gene]
+    assert texts(ax.get_xticklabels()) == genes
+    assert ax.get_legend().get_title().get_text() == name
+    assert legend(ax) == ["measured cells", "control mean", "train mean", "additive", "mine"]
+    control = adata[(adata.obs["infl_perturbation"] == "ctrl") & (adata.obs["infl_split"] == "test")].to_df()
+    cells = adata[adata.obs["infl_perturbation"] == name].to_df()[genes[0]] - control[genes[0]].mean()
+    box = ax.patches[0].get_path().vertices[:, 1]
+    np.testing.assert_allclose([box.min(), box.max()], np.quantile(cells, [0.25, 0.75]), atol=1e-5)
+    train = adata[adata.obs["infl_split"] == "train"]
+    means = train.to_df().groupby(train.obs["infl_perturbation"].astype(str)).mean()
+    additive = (means.loc[[first, second]] - means.loc["ctrl"]).sum()[genes]
+    drawn = next(line for line in ax.lines if line.get_label() == "additive").get_ydata()
+    np.testing.assert_allclose(drawn, additive, atol=1e-5)
+
+
+def test_a_perturbation_that_was_not_measured_or_named_is_refused(screen):
+    with pytest.raises(ValueError, match="Expected the `perturbation` to draw"):
+        pl.perturbation(screen)
+    with pytest.raises(ValueError, match="perturbation"):
+        pl.perturbation(screen, None, "KLF1")
+    name = screen.obs["infl_perturbation"].cat.categories[1]
+    with pytest.raises(ValueError, match="genes"):
+        pl.perturbation(screen, None, name, genes=["KLF1"])
+    with pytest.raises(ValueError, match="a row"):
+        pl.perturbation(screen, {"mine": pd.DataFrame(index=["x"], columns=screen.var_names)}, name)
+    with pytest.raises(KeyError, match="scinfl.pp.perturbations"):
+        pl.perturbation(datasets.pbmc(), None, "A")
+
+
 def test_boxes_of_nothing_are_refused(cells):
     for arguments, message in (
-        ({"table": cells.drop(columns="change")}, "no change"),
-        ({"table": cells.iloc[:0]}, "found none"),
-        ({"table": cells, "genes": ["GENE0", "KLF1"]}, "none of KLF1"),
-        ({"table": cells, "predictions": {"GEARS": {"KLF1": 1.0}}}, "predictions\\['GEARS'\\]"),
+        ({"adata": cells.drop(columns="change")}, "no change"),
+        ({"adata": cells.iloc[:0]}, "found none"),
+        ({"adata": cells, "genes": ["GENE0", "KLF1"]}, "none of KLF1"),
+        ({"adata": cells, "predictions": {"GEARS": {"KLF1": 1.0}}}, "predictions\\['GEARS'\\]"),
     ):
         with pytest.raises(ValueError, match=message):
             pl.perturbation(**arguments)

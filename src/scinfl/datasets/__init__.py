@@ -5,6 +5,7 @@ from scinfl.datasets._huvec import huvec
 from scinfl.datasets._mosaic import mosaic_simulated
 from scinfl.datasets._perturbseq import perturbseq_simulated
 from scinfl.datasets._public import adamson, dixit, gene_ontology, norman, replogle_k562, replogle_rpe1
+from scinfl.datasets._screens import mcfaline, norman_subset, papalexi
 from scinfl.datasets._spamosaic import spamosaic
 from scinfl.datasets._tcga import tcga_mirna, tcga_proteins
 
@@ -13,8 +14,11 @@ __all__ = [
     "dixit",
     "gene_ontology",
     "huvec",
+    "mcfaline",
     "mosaic_simulated",
     "norman",
+    "norman_subset",
+    "papalexi",
     "pbmc",
     "perturbseq_simulated",
     "replogle_k562",

@@ -20,6 +20,7 @@ _SERVERS = {
     "dataverse": "https://dataverse.harvard.edu",
     "figshare": "https://api.figshare.com",
     "gdc": "https://api.gdc.cancer.gov",
+    "github": "https://raw.githubusercontent.com",
     "zenodo": "https://zenodo.org",
 }
 

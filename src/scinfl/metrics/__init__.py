@@ -6,6 +6,7 @@ from scinfl.metrics._embedding._modality_alignment import modality_alignment
 from scinfl.metrics._imputation import imputation, imputation_features
 from scinfl.metrics._responses._baselines import perturbation_baselines
 from scinfl.metrics._responses._interaction import interaction
+from scinfl.metrics._responses._mean_changes import mean_changes
 from scinfl.metrics._responses._perturbation import perturbation, perturbation_summary
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "imputation_features",
     "integration",
     "interaction",
+    "mean_changes",
     "modality_alignment",
     "perturbation",
     "perturbation_baselines",

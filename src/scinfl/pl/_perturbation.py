@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
@@ -14,13 +15,17 @@ from scinfl._checks import first_of, whole_number
 from scinfl.pl._axes import axes
 from scinfl.pl._methods import in_order, legend_above, require_columns
 from scinfl.pl._palette import CONTROL, PALE, VERMILION, method_styles
+from scinfl.pl._response import Predictions, response
 
 
 def perturbation(
-    table: pd.DataFrame,
-    predictions: Mapping[str, Mapping[str, float] | pd.Series] | None = None,
+    adata: AnnData | pd.DataFrame,
+    predictions: Predictions | Mapping[str, Mapping[str, float] | pd.Series] | None = None,
+    perturbation: str | None = None,
     *,
     genes: Sequence[str] | None = None,
+    n_genes: int = 20,
+    layer: str | None = None,
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -31,31 +36,61 @@ def perturbation(
 
     Parameters
     ----------
-    table
-        Tidy: the columns ``gene`` and ``change`` (expression of a cell minus the mean of the control cells), a row a
-        cell and gene.
+    adata
+        Cells that went through :func:`scinfl.pp.perturbations`. The change of a cell is its expression minus the mean
+        of the control cells (of the test half where they were split). Or a tidy table: the columns ``gene`` and
+        ``change``, one row per cell and gene.
     predictions
-        Predicted mean change by gene, by method.
+        A trained model, or models and tables of predicted changes (perturbations × genes) by name. Where the cells were
+        split, the train mean and the additive rule are drawn beside them. With a table: predicted mean change by gene,
+        by method.
+    perturbation
+        What to draw, for example ``"A+B"``; for cells only.
     genes
-        Genes to draw, in this order; by default those of ``table``, in theirs.
+        Genes to draw, in this order; by default the ``n_genes`` that respond most (of those that are no dropouts), or
+        those of the table.
+    n_genes
+        Number of genes; for cells only.
+    layer
+        Layer that the models were trained on; for cells only.
     title
-        Title, for example the perturbation.
+        Title; by default the perturbation.
     ax
         Axes to draw on.
 
     Raises
     ------
+    KeyError
+        If the cells were not prepared.
     ValueError
-        If a column is missing, or a gene has no cell or no prediction of any method.
+        If the perturbation was not measured, a column is missing, or a gene has no cell or no prediction of any method.
 
     Examples
     --------
+    One line from cells and a model:
+
     >>> import pandas as pd, scinfl as si
+    >>> adata = si.datasets.perturbseq_simulated(100, n_singles=8, n_doubles=3, n_cells=10, n_controls=30)
+    >>> si.pp.perturbations(adata)
+    >>> ax = si.pl.perturbation(adata, None, adata.obs["infl_perturbation"].cat.categories[-1], n_genes=5)
+    >>> len(ax.get_xticks())
+    5
+
+    Or from a table:
+
     >>> table = pd.DataFrame({"gene": ["KLF1"] * 4 + ["HBG1"] * 4, "change": [0.1, 0.3, 0.2, 0.4, 1, 2, 3, 2]})
     >>> ax = si.pl.perturbation(table, {"GEARS": {"KLF1": 0.25, "HBG1": 1.5}}, title="BAK1+KLF1")
     >>> [label.get_text() for label in ax.get_xticklabels()]
     ['KLF1', 'HBG1']
     """
+    if isinstance(adata, AnnData):
+        if perturbation is None:
+            msg = 'Expected the `perturbation` to draw, found None. Name one, for example `perturbation="A+B"`.'
+            raise ValueError(msg)
+        table, predictions, name = response(adata, predictions, perturbation, genes, n_genes, layer)
+        title = name if title is None else title
+    else:
+        table = adata
     require_columns(table, ["gene", "change"])
     genes = in_order(table["gene"]) if genes is None else list(map(str, genes))
     cells = {str(gene): own.to_numpy() for gene, own in table["change"].dropna().groupby(table["gene"], observed=True)}

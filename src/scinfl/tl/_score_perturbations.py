@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scinfl import _names, metrics
+from scinfl import _names
+from scinfl import metrics as scores
 from scinfl._checks import obs_column, one_of, values_of
 from scinfl.model import GEARS
 
@@ -23,6 +24,7 @@ def score_perturbations(
     similarity: pd.DataFrame | None = None,
     baselines: bool = True,
     covariates: Mapping[str, str] | None = None,
+    metrics: Sequence[str] | str | None = None,
 ) -> pd.DataFrame:
     """Score models on held-out perturbations, and simple baselines on the same.
 
@@ -42,9 +44,11 @@ def score_perturbations(
     similarity
         Gene similarities (source, target, importance) for the baseline ``"similar"``.
     baselines
-        Add no change, train mean, additive and linear (:func:`scinfl.metrics.perturbation_baselines`).
+        Add no change, train mean, nearest, additive and linear (:func:`scinfl.metrics.perturbation_baselines`).
     covariates
         See :meth:`scinfl.model.GEARS.predict`.
+    metrics
+        Names of the scores to return, all by default.
 
     Returns
     -------
@@ -66,7 +70,7 @@ def score_perturbations(
     >>> si.pp.split_perturbations(adata, "combo_seen2")
     >>> table = si.tl.score_perturbations(adata, {})
     >>> sorted(table["method"].unique())
-    ['additive', 'linear', 'no change', 'train mean']
+    ['additive', 'linear', 'nearest', 'no change', 'train mean']
     """
     one_of("part", part, ["test", "val"])
     if isinstance(models, GEARS):
@@ -91,37 +95,32 @@ def score_perturbations(
         name: model if isinstance(model, pd.DataFrame) else model.predict_change(held_out, covariates=covariates)
         for name, model in models.items()
     }
+    rows = np.flatnonzero(parts == "train")
+    trained = scores.mean_changes(matrix[rows], names[rows], adata.var_names, control=str(known["control"]))
     if baselines:
-        trained = training_changes(matrix, names, parts, is_control, adata.var_names)
-        changes = {**metrics.perturbation_baselines(trained, held_out, similarity=similarity), **changes}
+        changes = {**scores.perturbation_baselines(trained, held_out, similarity=similarity), **changes}
     scored = ((parts == part) & ~is_control) | (is_control & _scoring_controls(parts, is_control))
     subgroups = adata.uns[_names.UNS].get("split", {}).get(part) or None
     tables = []
     for method, change in changes.items():
-        table = metrics.perturbation(
+        table = scores.perturbation(
             change.loc[held_out] + control,
             matrix[scored],
             names[scored],
             control_mean=control,
+            perturbed_mean=control + trained.to_numpy().mean(0),
             control=str(known["control"]),
             subgroups=_named_groups(subgroups, held_out),
             top_genes=known,
         )
         tables.append(table.assign(method=method))
-    return pd.concat(tables, ignore_index=True)[["method", "perturbation", "metric", "value", "subgroup"]]
-
-
-def training_changes(
-    matrix: Any, names: np.ndarray, parts: np.ndarray, is_control: np.ndarray, genes: pd.Index
-) -> pd.DataFrame:
-    """Mean change of each training perturbation (perturbations × genes)."""
-    control = _mean(matrix, is_control & (parts == "train"))
-    trained = sorted(set(names[(parts == "train") & ~is_control]))
-    return pd.DataFrame(
-        [_mean(matrix, (names == name) & (parts == "train")) - control for name in trained],
-        index=trained,
-        columns=genes,
-    )
+    table = pd.concat(tables, ignore_index=True)[["method", "perturbation", "metric", "value", "subgroup"]]
+    if metrics is None:
+        return table
+    chosen = [metrics] if isinstance(metrics, str) else list(metrics)
+    for metric in chosen:
+        one_of("metrics", metric, sorted(table["metric"].unique()))
+    return table[table["metric"].isin(chosen)].reset_index(drop=True)
 
 
 def _mean(matrix: Any, chosen: np.ndarray) -> np.ndarray:

@@ -40,7 +40,7 @@ def naive_linear(changes, members, n_components, ridge):
 
 def test_baselines_are_those_of_naive_formulas(changes):
     found = perturbation_baselines(changes, ["C+A", "g7", "B+ctrl", "A+Z"], n_components=3)
-    assert list(found) == ["no change", "train mean", "additive", "linear"]
+    assert list(found) == ["no change", "train mean", "nearest", "additive", "linear"]
     for table in found.values():
         assert list(table.index) == ["A+C", "g7", "B", "A+Z"]
         assert list(table.columns) == GENES
@@ -48,6 +48,8 @@ def test_baselines_are_those_of_naive_formulas(changes):
     singles = values[[0, 1, 2, 4, 5]].mean(0)
     assert (found["no change"] == 0).all(axis=None)
     np.testing.assert_allclose(found["train mean"], np.tile(values.mean(0), (4, 1)))
+    nearest = [values[[0, 2, 3]].mean(0), values.mean(0), values[[1, 3]].mean(0), values[[0, 3]].mean(0)]
+    np.testing.assert_allclose(found["nearest"], nearest)
     np.testing.assert_allclose(found["additive"], [values[0] + values[2], singles, values[1], values[0] + singles])
     expected = naive_linear(changes, [["A", "C"], ["g7"], ["B"], ["A", "Z"]], 3, 0.1)
     np.testing.assert_allclose(found["linear"], expected, rtol=1e-8)
@@ -73,7 +75,7 @@ def test_the_linear_model_finds_a_linear_truth():
 def test_without_singles_nothing_is_added(changes):
     doubles = changes.iloc[[3]]
     found = perturbation_baselines(doubles, ["A+C"])
-    assert list(found) == ["no change", "train mean", "linear"]
+    assert list(found) == ["no change", "train mean", "nearest", "linear"]
     similarity = pd.DataFrame({"source": ["A"], "target": ["C"], "importance": [1.0]})
     with pytest.raises(ValueError, match="Leave it out"):
         perturbation_baselines(doubles, ["A+C"], similarity=similarity)

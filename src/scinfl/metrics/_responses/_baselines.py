@@ -28,6 +28,9 @@ def perturbation_baselines(
         0 everywhere.
     ``"train mean"``
         The mean over the training perturbations, the same for all.
+    ``"nearest"``
+        The mean over the training perturbations that share most perturbed genes with the one to predict; the train mean
+        where none shares any.
     ``"additive"``
         The sum of the changes by the single genes; one that was never perturbed alone counts with the mean of those
         that were. Left out if none was.
@@ -87,12 +90,12 @@ def perturbation_baselines(
         "no change": np.zeros((len(names), len(genes))),
         "train mean": np.tile(values.mean(0), (len(names), 1)),
     }
-    singles = {own[0]: row for own, row in zip(map(genes_of, trained.index), values, strict=True) if len(own) == 1}
+    owners = [genes_of(name) for name in trained.index]
+    predicted["nearest"] = np.stack([_nearest(own, owners, values) for own in members])
+    singles = {own[0]: row for own, row in zip(owners, values, strict=True) if len(own) == 1}
     if singles:
         predicted["additive"] = _sum_of_singles(members, singles)
-    predicted["linear"] = _linear(
-        values, [genes_of(name) for name in trained.index], members, genes, n_components, ridge
-    )
+    predicted["linear"] = _linear(values, owners, members, genes, n_components, ridge)
     if similarity is not None:
         if not singles:
             msg = "Expected single perturbations in `changes` for `similarity` to weigh, found none. Leave it out."
@@ -132,6 +135,12 @@ def _sum_of_singles(
     average = np.mean(np.stack(list((trained or known).values())), axis=0)
     changes = defaultdict(lambda: average, known)
     return np.stack([np.stack([changes[gene] for gene in own]).sum(0) for own in members])
+
+
+def _nearest(wanted: tuple[str, ...], owners: Sequence[tuple[str, ...]], values: np.ndarray) -> np.ndarray:
+    """Mean change of the perturbations that share most genes with the wanted one."""
+    shared = np.array([len({*wanted} & {*own}) for own in owners])
+    return values[shared == shared.max()].mean(0)
 
 
 def _neighbours(similarity: pd.DataFrame, singles: dict[str, np.ndarray], wanted: set[str]) -> dict[str, np.ndarray]:

@@ -10,10 +10,11 @@ import pandas as pd
 from scipy import sparse
 
 from scinfl._checks import first_of, warn, whole_number
-from scinfl._conditions import CONTROL
+from scinfl._conditions import CONTROL, genes_of
 from scinfl.metrics._responses._cells import Prediction, cell_scores
 from scinfl.metrics._responses._differential import condition_moments, rank_genes
 from scinfl.metrics._responses._differential import top_genes as best_genes
+from scinfl.metrics._responses._discrimination import against_perturbed, discrimination, tested_genes, tested_scores
 from scinfl.metrics._responses._inputs import (
     aligned_cells,
     aligned_control,
@@ -34,6 +35,7 @@ def perturbation(
     conditions: Sequence[str] | np.ndarray | pd.Series,
     *,
     control_mean: np.ndarray | pd.Series,
+    perturbed_mean: np.ndarray | pd.Series | None = None,
     genes: Sequence[str] | None = None,
     control: str = CONTROL,
     n_top: int = 20,
@@ -80,6 +82,19 @@ def perturbation(
         rise above so many times.
     ``energy_distance``
         Between predicted and measured cells on the ``n_top`` genes; only with ``predicted_cells``.
+    ``discrimination_{l1,l2,cosine}``
+        Perturbation discrimination score: the share of the other perturbations whose measured change is farther from
+        the prediction than that of its own, ties counting half; 0.5 is chance, and what one and the same prediction for
+        all gets. The genes perturbed are left out of the distances (Wu et al., arXiv 2408.10609; Roohani et al., Cell
+        188:3370, 2025). With ``l2`` it is the centroid accuracy of Systema (Viñas Torné et al., Nature Biotechnology
+        2025).
+    ``de_overlap``, ``de_direction``
+        Of the genes that differ from the control by Welch's t test at a false discovery rate of 5 %: the share among
+        equally many with the largest predicted change, and the share that is predicted to change the way they do. NaN
+        where no gene does.
+    ``pearson_delta_perturbed``
+        Correlation of the changes against ``perturbed_mean`` instead of the control: what all perturbations have in
+        common counts for nothing (Systema, as above). Only with ``perturbed_mean``.
 
     The 20 in these names is ``n_top``. What cannot be computed is NaN: a correlation with a constant, or the best 200
     of fewer genes.
@@ -95,6 +110,8 @@ def perturbation(
         those of ``predicted`` are left out.
     control_mean
         Mean expression (genes) of the control cells that the prediction started from.
+    perturbed_mean
+        Mean expression (genes) over the perturbations that the prediction was trained on.
     genes
         Names of the columns of ``cells``; those of ``predicted`` by default.
     control
@@ -161,6 +178,12 @@ def perturbation(
     sets = _gene_sets(order, mean, n_top, gene_positions(top_genes, predicted, control))
     scores = mean_scores(profiles, here, start, sets, measured != 0, (measured != 0) | (here == 0), n_top)
     best = {"": sets[f"top{n_top}_de"], "_non_zero": sets["non_zero"], "_non_dropout": sets["non_dropout"]}
+    own = [np.flatnonzero(np.isin(predicted.columns, genes_of(name, control))) for name in names]
+    scores |= discrimination(profiles.predicted_change, profiles.measured_change, own)
+    tested = tested_genes(measured, variance[:-1], n[:-1], (here, variance[-1], n[-1]))
+    scores |= tested_scores(profiles.predicted_change, profiles.measured_change, tested)
+    if perturbed_mean is not None:
+        scores |= against_perturbed(guess, measured, aligned_control(perturbed_mean, predicted.columns))
     generator = np.random.default_rng(rng)
     by_cell = [
         cell_scores(
