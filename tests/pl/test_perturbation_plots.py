@@ -142,7 +142,7 @@ def test_a_perturbation_that_was_not_measured_or_named_is_refused(screen):
         pl.perturbation(screen, None, name, genes=["KLF1"])
     with pytest.raises(ValueError, match="a row"):
         pl.perturbation(screen, {"mine": pd.DataFrame(index=["x"], columns=screen.var_names)}, name)
-    with pytest.raises(KeyError, match="scinfl.pp.perturbations"):
+    with pytest.raises(KeyError, match=r"scinfl\.pp\.perturbations"):
         pl.perturbation(datasets.pbmc(), None, "A")
 
 

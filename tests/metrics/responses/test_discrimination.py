@@ -28,7 +28,7 @@ def screen():
 
 
 def wide(*arguments, **options):
-    return perturbation(*arguments, **options).pivot(index="perturbation", columns="metric", values="value").loc[NAMES]
+    return perturbation(*arguments, **options).pivot_table("value", "perturbation", "metric").loc[NAMES]
 
 
 def test_scores_are_those_of_naive_formulas(screen):

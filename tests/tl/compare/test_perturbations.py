@@ -13,7 +13,7 @@ from scinfl.model import GEARS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Left out:UserWarning")
 
-BASELINES = {"no change", "train mean", "additive", "linear"}
+BASELINES = {"no change", "train mean", "nearest", "additive", "linear"}
 QUICK = {"n_rounds": 1, "local_epochs": 1, "loss": "squared", "min_cells": 1, "progress": False}
 SMALL = {"n_hidden": 8}
 
@@ -274,3 +274,12 @@ def test_bad_arguments_are_refused_before_any_training(screen, monkeypatch, argu
         tl.compare_perturbations(
             screen, screen.uns["gene_terms"], **{"site_key": "site", "progress": False, **arguments}
         )
+
+
+def test_only_the_scores_that_were_asked_for_are_returned(screen):
+    everything = tl.score_perturbations(screen, {})
+    chosen = tl.score_perturbations(screen, {}, metrics=["mse_de", "discrimination_l1", "pearson_delta_perturbed"])
+    assert set(chosen["metric"]) == {"mse_de", "discrimination_l1", "pearson_delta_perturbed"}
+    assert len(chosen) == 3 * len(everything[everything["metric"] == "mse_de"])
+    with pytest.raises(ValueError, match="metrics"):
+        tl.score_perturbations(screen, {}, metrics="mse_ed")
