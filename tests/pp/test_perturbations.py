@@ -107,6 +107,11 @@ def test_unknown_genes_are_refused_or_dropped_but_never_controls(caplog):
     known = screen(conditions=[*CONDITIONS, "G0+NEW"])
     perturbations(known, known_genes=iter(["NEW"]))
     assert "G0+NEW" in known.obs["infl_perturbation"].cat.categories
+    kept = screen(conditions=[*CONDITIONS, "multi", "G0+NEW"])
+    with caplog.at_level(logging.INFO, "scinfl"):
+        perturbations(kept, unknown="keep")
+    assert "Kept 16 cells whose perturbed genes are not measured: NEW, multi" in caplog.text
+    assert {"multi", "G0+NEW"} <= set(kept.obs["infl_perturbation"])
 
 
 def test_a_backed_file_is_named_too_and_drops_nothing(tmp_path):

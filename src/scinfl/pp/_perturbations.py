@@ -70,8 +70,9 @@ def perturbations(
     known_genes
         Genes that may be perturbed though they were not measured, for example those of a gene ontology.
     unknown
-        What happens to cells whose perturbed genes are neither measured nor in ``known_genes``: ``"error"``, or
-        ``"drop"``, which takes these cells out of ``adata`` in place. They are never kept as controls.
+        What happens to cells whose perturbed genes are neither measured nor in ``known_genes``: ``"error"``;
+        ``"drop"``, which takes these cells out of ``adata`` in place; or ``"keep"``, for expression that was reduced to
+        a selection of genes. They are never taken for controls.
     n_top
         Genes of a table.
 
@@ -102,7 +103,7 @@ def perturbations(
     >>> adata.uns["infl"]["perturbations"]["top_de"].tolist()
     [['A'], ['B']]
     """
-    one_of("unknown", unknown, ["error", "drop"])
+    one_of("unknown", unknown, ["error", "drop", "keep"])
     whole_number("n_top", n_top, 1)
     refuse_view(adata)
     genes = _gene_names(adata, gene_key)
@@ -185,9 +186,13 @@ def _known(
         msg = (
             f"Expected every perturbed gene among the genes of adata or in `known_genes`, found {len(missing)} that "
             f"are not, in {n} cells: {first_of(missing, 20)}. Correct the names, name the column of gene names with "
-            "`gene_key`, pass `known_genes`, or leave these cells out with `unknown='drop'`."
+            "`gene_key`, pass `known_genes`, take the names as they are with `unknown='keep'` where genes were selected, "
+            "or leave these cells out with `unknown='drop'`."
         )
         raise ValueError(msg)
+    if unknown == "keep":
+        logger.info("Kept %d cells whose perturbed genes are not measured: %s.", n, ", ".join(missing))
+        return np.ones(len(names), bool)
     logger.info("Dropped %d cells whose perturbed genes are unknown: %s.", n, ", ".join(missing))
     return kept
 

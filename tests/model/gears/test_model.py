@@ -507,6 +507,9 @@ def test_a_gene_that_the_network_does_not_know_is_predicted_by_the_prior_with_a_
     np.testing.assert_allclose(found, prior.predict([("NOSUCH",), ("GENE01", "NOSUCH"), ("GENE01",)], leave_out=False))
     with pytest.raises(ValueError, match="for example 'GENE01' for 'Gene01'"):
         model.predict(["Gene01"])
+    one, other = model.perturbation_genes[:2]
+    with pytest.raises(ValueError, match=rf"for example '{one}\+{other}' for '{one}_{other}'"):
+        model.predict([f"{one}_{other}"])
 
 
 def test_an_unknown_perturbation_is_refused_without_a_prior(screen):

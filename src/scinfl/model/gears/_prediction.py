@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -190,6 +191,9 @@ class PerturbationPredictor(FederatedModel):
         unknown = sorted({gene for genes in sets for gene in genes if gene not in self._rows})
         spelled = {gene.upper(): gene for gene in self._vocabulary}
         meant = [f"{spelled[gene.upper()]!r} for {gene!r}" for gene in unknown if gene.upper() in spelled]
+        joined = {gene: re.split(r"[_,;:/&\s]+", gene) for gene in unknown}
+        known = set(self._vocabulary)
+        meant += [f"{SEPARATOR.join(parts)!r} for {gene!r}" for gene, parts in joined.items() if set(parts) <= known]
         if meant or (unknown and self._prior_kind is None):
             msg = (
                 f"Expected perturbed genes that the model knows, found {len(unknown)} others: {first_of(unknown)}. It "
