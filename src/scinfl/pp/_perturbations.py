@@ -108,7 +108,7 @@ def perturbations(
     refuse_view(adata)
     genes = _gene_names(adata, gene_key)
     names = _perturbation_names(adata, condition_key, control)
-    kept = _known(names, set(genes), known_genes, control, unknown)
+    kept = _known(adata, names, set(genes), known_genes, control, unknown)
     if not kept.all() and adata.isbacked:
         msg = "Expected cells in memory to drop some of them, found a backed AnnData. Read with `adata.to_memory()`."
         raise ValueError(msg)
@@ -169,7 +169,12 @@ def _perturbation_names(adata: AnnData, condition_key: str, control: str) -> np.
 
 
 def _known(
-    names: np.ndarray, genes: set[str], known_genes: Iterable[str] | None, control: str, unknown: str
+    adata: AnnData,
+    names: np.ndarray,
+    genes: set[str],
+    known_genes: Iterable[str] | None,
+    control: str,
+    unknown: str,
 ) -> np.ndarray:
     """Which cells have perturbed genes that are all known."""
     if isinstance(known_genes, str):
@@ -185,9 +190,9 @@ def _known(
     if unknown == "error":
         msg = (
             f"Expected every perturbed gene among the genes of adata or in `known_genes`, found {len(missing)} that "
-            f"are not, in {n} cells: {first_of(missing, 20)}. Correct the names, name the column of gene names with "
-            "`gene_key`, pass `known_genes`, take the names as they are with `unknown='keep'` where genes were selected, "
-            "or leave these cells out with `unknown='drop'`."
+            f"are not, in {n} cells: {first_of(missing, 20)}. {_column_of(adata, missing)}Correct the names, name the "
+            "column of gene names with `gene_key`, pass `known_genes`, take the names as they are with "
+            "`unknown='keep'` where genes were selected, or leave these cells out with `unknown='drop'`."
         )
         raise ValueError(msg)
     if unknown == "keep":
@@ -195,6 +200,15 @@ def _known(
         return np.ones(len(names), bool)
     logger.info("Dropped %d cells whose perturbed genes are unknown: %s.", n, ", ".join(missing))
     return kept
+
+
+def _column_of(adata: AnnData, missing: list[str]) -> str:
+    """Sentence that names the column of ``adata.var`` with most of the missing genes, if there is one."""
+    found = {str(column): int(pd.Index(missing).isin(adata.var[column].astype(str)).sum()) for column in adata.var}
+    column = max(found, key=lambda name: found[name], default=None)
+    if column is None or 2 * found[column] < len(missing):
+        return ""
+    return f"adata.var['{column}'] has {found[column]} of them: pass `gene_key='{column}'`. "
 
 
 def _warn_of_weak_data(

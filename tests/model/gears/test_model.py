@@ -590,3 +590,17 @@ def test_genes_may_be_listed_and_pandas_may_copy_on_write(keyed, screen):
         found = model.predict([[one], (one, other)], screen.copy())
     assert list(found.obs_names) == [one, f"{one}+{other}"]
     np.testing.assert_array_equal(found.X, expected.X)
+
+
+def test_names_that_were_given_once_are_remembered(screen):
+    adata = screen.copy()
+    adata.obs["guide"] = adata.obs.pop("condition").astype(str).replace({"ctrl": "NT"}).str.replace("+ctrl", "")
+    adata.var["symbol"] = adata.var_names.to_numpy()
+    adata.var_names = [f"ENSG{number}" for number in range(adata.n_vars)]
+    with pytest.raises(ValueError, match=r"adata\.var\['symbol'\] has \d+ of them: pass `gene_key='symbol'`"):
+        si.pp.perturbations(adata, "guide", control="NT")
+    si.pp.perturbations(adata, "guide", control="NT", gene_key="symbol")
+    si.model.GEARS.setup_anndata(adata, site_key="site")
+    model = si.model.GEARS(adata, gene_ontology=adata.uns["gene_terms"])
+    assert model.genes == list(screen.var_names)
+    assert set(model.perturbation_genes) == set(make_model(screen).perturbation_genes)

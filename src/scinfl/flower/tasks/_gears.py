@@ -13,6 +13,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scinfl._checks import first_of
+from scinfl._conditions import CONTROL
 from scinfl.flower.tasks._task import Facts, Task
 from scinfl.privacy import Key
 
@@ -23,7 +24,7 @@ class PerturbationTask(Task):
     kind = "GEARS"
 
     def _check(self) -> None:
-        self._options.setdefault("condition_key", "condition")
+        self._options = {"condition_key": "condition", "control": CONTROL, **self._options}
         self._column("condition_key")
         self._values(self.data, self._options.get("layer"))
         from scinfl.model.gears import condition_facts

@@ -187,9 +187,9 @@ class GEARS(PriorPredictor):
     def setup_anndata(
         cls,
         adata: AnnData,
-        condition_key: str = "condition",
+        condition_key: str | None = None,
         *,
-        control: str = CONTROL,
+        control: str | None = None,
         site_key: str | None = None,
         layer: str | None = None,
         gene_key: str | None = None,
@@ -205,7 +205,8 @@ class GEARS(PriorPredictor):
             Cells × genes, on a log scale.
         condition_key
             Column of ``adata.obs`` with the perturbed genes: ``"ctrl"``, ``"A+ctrl"``, ``"A"``, ``"A+B"``, ``"A+B+C"``.
-            Order does not matter.
+            Order does not matter. This one, ``control`` and ``gene_key`` are by default those that
+            :func:`scinfl.pp.perturbations` was called with, else ``"condition"``, ``"ctrl"`` and the index.
         control
             Name of the control condition.
         site_key
@@ -232,7 +233,11 @@ class GEARS(PriorPredictor):
             If controls are missing, or values cannot be used; the message names what and the cure.
         """
         covariate_keys = list(covariate_keys)
-        setup_args = cls._get_setup_method_args(**{k: v for k, v in locals().items() if k != "kwargs"})
+        known = {} if "source_registry" in kwargs else adata.uns.get(_names.UNS, {}).get("perturbations", {})
+        condition_key = condition_key or str(known.get("condition_key", "condition"))
+        control = control or str(known.get("control", CONTROL))
+        gene_key = gene_key or known.get("gene_key")
+        setup_args = cls._get_setup_method_args(**{k: v for k, v in locals().items() if k not in ("kwargs", "known")})
         owned(adata)
         matrix = values_of(adata, layer)
         finite(matrix, adata.var_names)
