@@ -182,11 +182,25 @@ def test_a_ledger_that_was_changed_is_refused(tmp_path, what):
         Ledger(tmp_path, identity, min_sites=2)
 
 
-def test_a_run_goes_on_with_its_own_job_and_data_only(tmp_path):
+def test_a_run_goes_on_with_its_own_job_data_and_sites_only(tmp_path):
     ledger = Ledger(tmp_path, Identity.generate("a"), min_sites=2)
     ledger.add(AgreedRun("r", "job", ("a", "b"), "data"))
-    with pytest.raises(ValueError, match="job and data that it began with"):
-        ledger.add(AgreedRun("r", "job", ("a", "b"), "others"))
+    ledger.add(AgreedRun("r", "job", ("b", "a"), "data"))
+    for other in (("job", ("a", "b"), "others"), ("job", ("a", "b", "c"), "data"), ("another", ("a", "b"), "data")):
+        with pytest.raises(ValueError, match="job, data and sites that it began with"):
+            ledger.add(AgreedRun("r", *other))
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_a_run_that_begins_again_without_one_site_is_refused(tmp_path, forgets):
+    """It would draw the same numbers, so that the difference of the first sums would be that site's."""
+    four(tmp_path).start().step(0)
+    if forgets:  # what the sites kept of the run, as after a crash of their disks; the ledger is kept
+        for site in FOUR:
+            shutil.rmtree(tmp_path / "evil" / "kit" / f"site_{site}" / "runs")
+    again = four(tmp_path)
+    again.start(lambda site, facts: {name: facts[name] for name in SITES})
+    assert {again.ready[site].kind for site in SITES} == {"failed"}
 
 
 def test_data_have_the_same_fingerprint_whatever_is_noted_beside_them():

@@ -91,14 +91,14 @@ class Ledger:
         TamperedSumError
             If they do.
         ValueError
-            If the run was agreed to with other data or another job.
+            If the run was agreed to with other members, other data or another job.
         """
         known = self._runs.get(own.run)
         if known is not None:
-            if (known.job, known.data) != (own.job, own.data):
+            if (known.job, known.data, set(known.members)) != (own.job, own.data, set(own.members)):
                 msg = (
-                    f"Expected run '{own.run[:12]}' to go on with the job and data that it began with, found others. "
-                    "Take them as they were, or let the operator start a new run."
+                    f"Expected run '{own.run[:12]}' to go on with the job, data and sites that it began with, found "
+                    "others. Take them as they were, or let the operator start a new run."
                 )
                 raise ValueError(msg)
             if set(own.accepted) <= set(known.accepted):
