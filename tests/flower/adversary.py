@@ -9,6 +9,7 @@ import threading
 import time
 from dataclasses import replace
 
+import numpy as np
 from tests.flower.conftest import LocalFederation, job_text, make_cells
 from tests.flower.evil import KEY, add, name
 from tests.flower.toy_model import ToyTask
@@ -19,6 +20,7 @@ from scinfl.flower.setup._kit import pinned_identities
 from scinfl.flower.site import _run
 from scinfl.flower.site._mailbox import Mailbox
 from scinfl.privacy.aggregation import MASKED, Advertisement, PairwiseServer
+from scinfl.privacy.aggregation._linear_tag import PRIME
 
 SITES = [f"hospital_{number}" for number in range(4)]
 MIN_SITES = 3
@@ -433,7 +435,8 @@ class Game:
         kind = self.random.randrange(3)
         if kind == 0:
             masked = first.state[MASKED].copy()
-            masked[self.random.randrange(len(masked))] += 1
+            place, multiples = self.random.randrange(len(masked)), [1, -1, PRIME, -PRIME, 2 * PRIME, -3 * PRIME]
+            masked[place] += np.uint64(self.random.choice(multiples) % 2**64).astype(masked.dtype)
             first = replace(first, state={MASKED: masked})
         elif kind == 1:
             first = replace(first, header={**first.header, "tag": self.random.randbytes(8)})

@@ -343,7 +343,7 @@ class Coordinator:
         self._kept.write()
         self._journal.log("preflight", sites=sorted(self._kept.facts))
         sites = first_of(sorted(self._kept.facts), 20)
-        found = find_difference(self._kept.facts, self._kept.add_members(), self._job.min_sites)
+        found = find_difference(self._kept.facts, self._kept.add_members())
         if found is not None:
             self._report(
                 f"warning: {describe_difference(*found, self._kept.facts)}. Sites refuse a run over the same data that "

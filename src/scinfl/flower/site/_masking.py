@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from scinfl._errors import RepeatRoundError, TamperedSumError
 from scinfl.federation import Update
@@ -14,7 +17,7 @@ from scinfl.flower.protocol._message import Message
 from scinfl.flower.protocol._round_history import Sum
 from scinfl.flower.site._upload_log import Upload, UploadLog
 from scinfl.privacy import PairwiseSum, Seal
-from scinfl.privacy.aggregation import Advertisement, MaskedSum, Place, names_of, purpose_of
+from scinfl.privacy.aggregation import MASKED, Advertisement, MaskedSum, Place, names_of, purpose_of
 
 Watch = Callable[[Sequence[Place], Sequence[str]], None]
 
@@ -256,4 +259,6 @@ def _place(own: Sum) -> Place:
 def _parts(combined: Update, members: Sequence[Update]) -> list[str | bytes]:
     """What distinguishes a sum from any other one."""
     names = [part for own in members for part in (own.site, own.header.get("nonce", b""))]
-    return [combined.purpose, str(combined.round), combined.header.get("tag", b""), str(len(members)), *names]
+    # its numbers, too: whoever has the key makes another sum with the same tag
+    numbers = hashlib.sha256(np.ascontiguousarray(combined.state.get(MASKED, np.empty(0))).tobytes()).digest()
+    return [combined.purpose, str(combined.round), combined.header.get("tag", b""), numbers, str(len(members)), *names]

@@ -282,7 +282,9 @@ class MaskedSum(SecureSum):
         if combined.header.get("context", context.digest) != context.digest:
             msg = f"Expected a sum of sites that believe the same, found one of others: they differ in {BELIEFS}."
             raise TamperedSumError(msg)
-        return numbers.decode(self._unmask(combined, members, context.digest))
+        found = self._unmask(combined, members, context.digest)
+        numbers.check(found)
+        return numbers.decode(found)
 
     def _add(self, encoded: Sequence[Update]) -> Update:
         return Aggregator(self._public()).combine(encoded)
