@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -182,11 +183,27 @@ def test_a_ledger_that_was_changed_is_refused(tmp_path, what):
         Ledger(tmp_path, identity, min_sites=2)
 
 
-def test_a_run_goes_on_with_its_own_job_and_data_only(tmp_path):
-    ledger = Ledger(tmp_path, Identity.generate("a"), min_sites=2)
-    ledger.add(AgreedRun("r", "job", ("a", "b"), "data"))
-    with pytest.raises(ValueError, match="job and data that it began with"):
-        ledger.add(AgreedRun("r", "job", ("a", "b"), "others"))
+@pytest.mark.parametrize(
+    ("what", "other"), [("job", "others"), ("data", "others"), ("members", "ab"), ("members", "abcde")]
+)
+def test_a_run_goes_on_with_its_own_job_data_and_sites_only(tmp_path, what, other):
+    ledger, own = Ledger(tmp_path, Identity.generate("a"), min_sites=2), AgreedRun("r", "job", "abc", "data")
+    ledger.add(own)
+    n_entries = len((tmp_path / "ledger" / "audit.jsonl").read_bytes())
+    ledger.add(replace(own, members="cba"))
+    with pytest.raises(ValueError, match=f"found other {'sites' if what == 'members' else what}. Take them"):
+        ledger.add(replace(own, **{what: other}, accepted="abcde"))
+    assert len((tmp_path / "ledger" / "audit.jsonl").read_bytes()) == n_entries
+
+
+def test_a_run_that_comes_back_with_other_facts_is_refused(tmp_path):
+    evil = four(tmp_path).start()
+    evil.step(0)
+    for site in FOUR:
+        evil.handle(site, Message("end", {"reason": "power"}))
+    again = four(tmp_path).start(lambda site, facts: {name: facts[name] for name in SITES})
+    assert {again.ready[site].kind for site in FOUR} == {"failed"}
+    errors(again, ValueError, "found other sites")
 
 
 def test_data_have_the_same_fingerprint_whatever_is_noted_beside_them():
