@@ -1,4 +1,7 @@
-"""A server that plays against the sites: at random, from a seed, and with openings that a clever one would try."""
+"""A server that plays against the sites: at random, from a seed, and with openings that a clever one would try.
+
+It is no `hypothesis` state machine: sites are threads, so the same moves need not fail twice, which that one refuses.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -232,22 +233,34 @@ def test_a_ledger_that_was_changed_is_refused(tmp_path, what):
         Ledger(tmp_path, identity)
 
 
-def test_a_run_goes_on_with_its_own_job_data_and_sites_only(tmp_path):
-    ledger = Ledger(tmp_path, Identity.generate("a"))
-    ledger.add(AgreedRun("r", "job", ("a", "b"), "data"))
-    ledger.add(AgreedRun("r", "job", ("b", "a"), "data"))
-    for other in (("job", ("a", "b"), "others"), ("job", ("a", "b", "c"), "data"), ("another", ("a", "b"), "data")):
-        with pytest.raises(ValueError, match="job, data and sites that it began with"):
-            ledger.add(AgreedRun("r", *other))
+@pytest.mark.parametrize(
+    ("what", "other"), [("job", "others"), ("data", "others"), ("members", "ab"), ("members", "abcde")]
+)
+def test_a_run_goes_on_with_its_own_job_data_and_sites_only(tmp_path, what, other):
+    ledger, own = Ledger(tmp_path, Identity.generate("a")), AgreedRun("r", "job", "abc", "data")
+    ledger.add(own)
+    n_entries = len((tmp_path / "ledger" / "audit.jsonl").read_bytes())
+    ledger.add(replace(own, members="cba"))
+    with pytest.raises(ValueError, match=f"found other {'sites' if what == 'members' else what}. Take them"):
+        ledger.add(replace(own, **{what: other}, accepted="abcde"))
+    assert len((tmp_path / "ledger" / "audit.jsonl").read_bytes()) == n_entries
 
 
-@pytest.mark.parametrize("forgets", [False, True])
-def test_a_run_that_begins_again_without_one_site_is_refused(tmp_path, forgets):
+def test_a_run_that_comes_back_with_other_facts_is_refused(tmp_path):
+    evil = four(tmp_path).start()
+    evil.step(0)
+    for site in FOUR:
+        evil.handle(site, Message("end", {"reason": "power"}))
+    again = four(tmp_path).start(lambda site, facts: {name: facts[name] for name in SITES})
+    assert {again.ready[site].kind for site in FOUR} == {"failed"}
+    errors(again, ValueError, "found other sites")
+
+
+def test_a_run_that_begins_again_without_one_site_is_refused(tmp_path):
     """It would draw the same numbers, so that the difference of the first sums would be that site's."""
     four(tmp_path).start().step(0)
-    if forgets:  # what the sites kept of the run, as after a crash of their disks; the ledger is kept
-        for site in FOUR:
-            shutil.rmtree(tmp_path / "evil" / "kit" / f"site_{site}" / "runs")
+    for site in FOUR:  # what the sites kept of the run, as after a crash of their disks; the ledger is kept
+        shutil.rmtree(tmp_path / "evil" / "kit" / f"site_{site}" / "runs")
     again = four(tmp_path)
     again.start(lambda site, facts: {name: facts[name] for name in SITES})
     assert {again.ready[site].kind for site in SITES} == {"failed"}

@@ -186,8 +186,8 @@ def pinned_identities(kit: Path) -> dict[str, PublicIdentity]:
         public = PublicIdentity.from_text(path.read_text())
         if path.name != f"{public.site}.json":
             msg = (
-                f"Expected '{path}' to hold the identity of site '{path.stem}', found that of '{public.site}', which it "
-                "would replace. Ask that site, by telephone, for its fingerprint."
+                f"Expected '{path}' to hold the identity of site '{path.stem}', found that of '{public.site}', which "
+                "it would replace. Ask that site, by telephone, for its fingerprint."
             )
             raise ValueError(msg)
         found[public.site] = public

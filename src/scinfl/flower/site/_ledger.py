@@ -91,14 +91,16 @@ class Ledger:
         TamperedSumError
             If they do.
         ValueError
-            If the run was agreed to with other members, other data or another job.
+            If the run was agreed to with other data, another job or other members: a server keeps the facts of a run
+            before it shows them to anyone.
         """
         known = self._runs.get(own.run)
         if known is not None:
-            if (known.job, known.data, set(known.members)) != (own.job, own.data, set(own.members)):
+            then, now = ({"job": one.job, "data": one.data, "sites": {*one.members}} for one in (known, own))
+            if odd := [what for what in then if then[what] != now[what]]:
                 msg = (
                     f"Expected run '{own.run[:12]}' to go on with the job, data and sites that it began with, found "
-                    "others. Take them as they were, or let the operator start a new run."
+                    f"other {' and '.join(odd)}. Take them as they were, or let the operator start a new run."
                 )
                 raise ValueError(msg)
             if set(own.accepted) <= set(known.accepted):
