@@ -19,9 +19,11 @@ from scinfl._checks import first_of
 from scinfl._errors import TamperedSumError
 from scinfl.federation import Protection, Strategy
 from scinfl.flower._require import require_flower
+from scinfl.flower.protocol._limits import is_a_job
 from scinfl.flower.protocol._message import Message
 from scinfl.flower.protocol._preflight import (
     agreement_hash,
+    check_facts,
     hello_content,
     open_facts,
     run_context,
@@ -227,6 +229,7 @@ class _Site:
 
     def _train(self, mailbox: Mailbox, run: str, sealed: Mapping[str, bytes]) -> Path:
         facts = open_facts(sealed, self._key, self._job, run, identities=self._identities())
+        check_facts(facts, self._task.facts())
         ledger, own = self._agreed(run, sorted(facts))
         self._task.join(facts)
         self._report(f"{len(facts)} sites agree on {self._task.describe(facts)}")
@@ -274,9 +277,10 @@ class _Site:
         )
 
     def _greet(self, message: Message) -> Message:
-        theirs = Job.parse(str(message.fields["job"]))
-        if theirs.digest != self._job.digest:
-            odd = ", ".join(self._job.differences(theirs))
+        text = str(message.fields["job"])
+        theirs = self._job if text == self._job.text else Job.parse(text) if is_a_job(text) else None
+        if theirs is None or theirs.digest != self._job.digest:
+            odd = "it is no job" if theirs is None else ", ".join(self._job.differences(theirs))
             self._report(f"the job of the server differs from the one agreed to here: {odd}")
         run = str(message.fields["run"])
         hello = {
