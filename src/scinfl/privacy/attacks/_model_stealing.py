@@ -66,11 +66,17 @@ def train_from_scratch(
     n_steps, lr, rng
         Training.
     """
-    stolen = _stripped(network, rng)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(rng)
-        _forget(stolen)
-    return _train(stolen, stolen.parameters(), x, y, score, n_steps, lr, rng, loss)
+    own = _forgotten(network, rng)
+    return _train(own, own.parameters(), x, y, score, n_steps, lr, rng, loss)
+
+
+def fitted_anew(
+    network: nn.Module, x: Tensor, y: Tensor, *, loss: Loss = F.cross_entropy, n_steps: int, lr: float, rng: int
+) -> nn.Module:
+    """A plain network of the same shape, trained from scratch for so many steps."""
+    own = _forgotten(network, rng)
+    _train(own, own.parameters(), x, y, lambda _: 0.0, n_steps, lr, rng, loss)
+    return own.eval()
 
 
 def fine_tune(
@@ -205,14 +211,17 @@ def _stripped(network: nn.Module, rng: int) -> nn.Module:
     return stolen
 
 
-def _forget(network: nn.Module) -> None:
-    """Draw all weights again."""
-    for module in network.modules():
-        if isinstance(module, Table):
-            with torch.no_grad():
+def _forgotten(network: nn.Module, rng: int) -> nn.Module:
+    """A plain copy with all weights drawn again."""
+    own = _stripped(network, rng)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(rng)
+        for module in own.modules():
+            if isinstance(module, Table):
                 module.weight.copy_(torch.randn_like(module.weight) * module.std)
-        elif hasattr(module, "reset_parameters"):
-            module.reset_parameters()  # type: ignore[operator]
+            elif hasattr(module, "reset_parameters"):
+                module.reset_parameters()  # type: ignore[operator]
+    return own
 
 
 def _freeze_but(network: nn.Module, *kinds: type[nn.Module]) -> list[nn.Parameter]:

@@ -16,13 +16,13 @@ from torch.nn import functional as F
 from scinfl.nn import PooledLinear, keyed_layers, unkeyed
 from scinfl.privacy.attacks._model_stealing import (
     _copied,
-    _forget,
     _freeze_but,
     _put,
     _stripped,
     _SurrogateVector,
     _train,
     fine_tune,
+    fitted_anew,
 )
 from scinfl.privacy.attacks._reconstruction import recover_input
 from scinfl.privacy.attacks._server import match_features
@@ -88,11 +88,7 @@ def match_surrogate(
     """
     stolen = _stripped(network, rng)
     name = next(name for name, module in stolen.named_modules() if isinstance(module, nn.Linear))
-    own = copy.deepcopy(stolen)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(rng)
-        _forget(own)
-    _train(own, own.parameters(), x, y, score, n_steps, lr, rng)
+    own = fitted_anew(network, x, y, n_steps=n_steps, lr=lr, rng=rng)
     columns = stolen.get_submodule(name).weight.detach().double().numpy()  # type: ignore[operator]
     surrogate = own.get_submodule(name).weight.detach().double().numpy()  # type: ignore[operator]
     order = match_features([columns], surrogate, n_restarts=3, rng=rng)
@@ -123,21 +119,9 @@ def distil(
     network, x, y, score, n_steps, lr, rng
         See :func:`train_from_scratch`; it is trained twice, as a pupil and then on labels.
     """
-    teacher, pupil = _stripped(network, rng).eval(), _stripped(network, rng)
-    generator = torch.Generator().manual_seed(rng)
     with torch.inference_mode():
-        answers = teacher(public).softmax(1)
-    answers = answers.clone()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(rng)
-        _forget(pupil)
-        optimizer = torch.optim.AdamW(pupil.parameters(), lr)
-        for _ in range(n_steps):
-            rows = torch.randint(len(public), (min(64, len(public)),), generator=generator)
-            pupil.train()
-            optimizer.zero_grad()
-            F.cross_entropy(pupil(public[rows]), answers[rows]).backward()
-            optimizer.step()
+        answers = _stripped(network, rng).eval()(public).softmax(1)
+    pupil = fitted_anew(network, public, answers.clone(), n_steps=n_steps, lr=lr, rng=rng)
     return _train(pupil, pupil.parameters(), x, y, score, n_steps, lr, rng)
 
 
