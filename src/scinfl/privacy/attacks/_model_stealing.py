@@ -7,7 +7,7 @@ keeps its best checkpoint by the score that it is judged with: an upper bound on
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 import torch
@@ -85,6 +85,7 @@ def fine_tune(
     y: Tensor,
     score: Score,
     *,
+    frozen: Collection[str] = (),
     loss: Loss = F.cross_entropy,
     n_steps: int = 600,
     lr: float = 3e-3,
@@ -94,11 +95,16 @@ def fine_tune(
 
     Parameters
     ----------
+    frozen
+        Names of layers to leave as they were stolen.
     network, x, y, score, loss, n_steps, lr, rng
         See :func:`train_from_scratch`.
     """
     stolen = _stripped(network, rng)
-    return _train(stolen, stolen.parameters(), x, y, score, n_steps, lr, rng, loss)
+    for name in frozen:
+        stolen.get_submodule(name).requires_grad_(False)
+    trained = [parameter for parameter in stolen.parameters() if parameter.requires_grad]
+    return _train(stolen, trained, x, y, score, n_steps, lr, rng, loss)
 
 
 def fit_scales(
