@@ -24,6 +24,7 @@ from scinfl.nn import (
     Table,
     hidden,
     keyed_layers,
+    set_model_id,
     unkeyed,
 )
 from scinfl.privacy.attacks._surrogate_layers import (
@@ -202,6 +203,7 @@ def _rescaled(network: nn.Module) -> nn.Module:
                     parameter.fill_(1.0 if name == "weight" else 0.0)
                 elif parameter.requires_grad:
                     parameter.div_(STRENGTH)
+    set_model_id(network, None)
     return network
 
 
