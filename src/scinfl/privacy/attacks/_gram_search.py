@@ -60,7 +60,7 @@ def anneal(
 
 
 @njit(fastmath=True)
-def _dot(one: np.ndarray, two: np.ndarray) -> float:
+def _dot(one: np.ndarray, two: np.ndarray) -> np.float32:
     total = np.float32(0)
     for k in range(len(one)):
         total += one[k] * two[k]
