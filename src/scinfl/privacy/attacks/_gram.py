@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from scinfl.nn import folded
+from scinfl.nn import Table, folded
 from scinfl.privacy.attacks._gram_search import anneal
 from scinfl.privacy.attacks._model_stealing import Loss, fitted_anew
 
@@ -186,6 +186,8 @@ def train_references(
 ) -> list[np.ndarray]:
     """Train networks of the same shape on samples of one's own; returns a layer of each (units × features).
 
+    Of a table it is the transposed one (columns × rows).
+
     Parameters
     ----------
     network
@@ -201,5 +203,9 @@ def train_references(
         fitted_anew(network, x, y, loss=loss, n_steps=n_steps, lr=lr, rng=seed)
         for seed in range(rng, rng + n_references)
     )
-    layers = (folded(own.get_submodule(layer)) for own in trained)
-    return [weight.detach().double().numpy() for weight, _ in layers]  # type: ignore[misc]
+    return [_columns(own.get_submodule(layer)) for own in trained]
+
+
+def _columns(layer: nn.Module) -> np.ndarray:
+    weight = layer.weight.T if isinstance(layer, Table) else folded(layer)[0]  # type: ignore[index]
+    return weight.detach().double().numpy()
