@@ -12,6 +12,7 @@ import pytest
 
 import scinfl as si
 from scinfl import tl
+from scinfl._audit._alignment import AlignmentEffort
 from scinfl._audit._findings import ADVERSARIES, COLUMNS, CURIOUS, STEALING
 from scinfl._audit._settings import training_of
 from scinfl._audit.spamosaic import _plan as module_under_test
@@ -27,7 +28,14 @@ TRAIN = {"n_rounds": 8, "validation_size": 0.3}
 def small_effort():
     """A part of the quick audit's effort."""
     effort = replace(
-        module_under_test._QUICK, n_spots=6, n_batches=2, batch_sizes=(), n_keys=4, n_untrained=4, n_attack_steps=20
+        module_under_test._QUICK,
+        n_spots=6,
+        n_batches=2,
+        batch_sizes=(),
+        n_keys=4,
+        n_untrained=4,
+        n_attack_steps=20,
+        alignment=AlignmentEffort(2, 20, 2, 20_000),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module_under_test, "_QUICK", effort)

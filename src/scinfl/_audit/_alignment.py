@@ -71,9 +71,11 @@ def align(
         What travelled of it.
     """
     layer: Any = target.network.get_submodule(name)
+    if target.key is None or not isinstance(layer, CoordinateLinear | CoordinateTable):
+        return []
     is_table = isinstance(layer, CoordinateTable)
     n = layer.out_features if is_table else layer.in_features
-    if target.key is None or not isinstance(layer, CoordinateLinear | CoordinateTable) or not 1 < n <= MOST_COLUMNS:
+    if not 1 < n <= MOST_COLUMNS:
         return []
     form = _sizes if is_table else np.asarray
     order, signs = target.true_order(name), np.ones(n)
