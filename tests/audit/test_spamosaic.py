@@ -117,6 +117,14 @@ def test_one_spot_is_read_off_the_first_layer_by_an_attacker_who_knows_its_order
     assert colluder["score"].item() > 0.999
 
 
+def test_offsets_hide_the_order_of_the_inputs_in_one_file_in_two_and_across_a_rekey(results):
+    found = rows(results["keyed"], attack="Gram alignment")
+    assert len(found) == 2 * 3
+    assert (found["verdict"] == "holds").all()
+    assert (found.loc[found["metric"] == "share of the order", "score"] < 0.2).all()
+    assert rows(results["plain"], attack="Gram alignment").empty
+
+
 def test_keyed_sums_show_less_than_public_spots(results):
     for adata in results.values():
         masked = rows(adata, uploads="keyed sums", family="reconstruction")
