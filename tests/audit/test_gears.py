@@ -126,7 +126,7 @@ def test_offsets_hide_which_gene_is_which_in_one_file_in_two_and_across_a_rekey(
     assert (share["score"] < 0.15).all()
     assert (found[found["metric"] == "score of the true order"]["score"] < 0.7).all()
     assert (found["verdict"] == "holds").all()
-    assert rows(results["plain"], attack="Gram alignment").empty
+    assert "Gram alignment" not in set(results["plain"].uns["infl"]["audit"]["table"]["attack"])
 
 
 def test_one_step_on_one_perturbation_shows_what_it_did(results):

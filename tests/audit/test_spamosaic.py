@@ -122,7 +122,7 @@ def test_offsets_hide_the_order_of_the_inputs_in_one_file_in_two_and_across_a_re
     assert len(found) == 2 * 3
     assert (found["verdict"] == "holds").all()
     assert (found.loc[found["metric"] == "share of the order", "score"] < 0.2).all()
-    assert rows(results["plain"], attack="Gram alignment").empty
+    assert "Gram alignment" not in set(results["plain"].uns["infl"]["audit"]["table"]["attack"])
 
 
 def test_keyed_sums_show_less_than_public_spots(results):
