@@ -41,6 +41,7 @@ PRIVATE_OF_OTHERS = {  # `x._name` of something that the file does not define it
     "flower/_flwr.py": (None, "the one file that knows private names of Flower"),
     "flower/server/_superlink_process.py": ({"_exit"}, "os._exit is public, despite its name"),
     "_checks.py": ({"_getframe"}, "sys._getframe is public, despite its name"),
+    "nn/_offsets.py": ({"_version"}, "torch has no public name for how often a tensor was changed in place"),
     "nn/_keyed.py": ({"_modules"}, "torch has no public name for modules under several names"),
     "pp/_align_genes.py": ({"_init_as_actual"}, "anndata has no public way to replace all of an object"),
     "pp/_perturbations.py": ({"_inplace_subset_obs"}, "anndata has no public way to drop rows in place"),
