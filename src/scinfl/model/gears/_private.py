@@ -62,8 +62,8 @@ def check_private(
     for name, n in n_cells.items():
         if private.delta * n >= 1:
             msg = (
-                f"Expected `SampleDP(delta=)` below one over the {n} cells of site '{name}', found {private.delta:g}: it "
-                "would allow to show one of them whole. Lower it."
+                f"Expected `SampleDP(delta=)` below one over the {n} cells of site '{name}', found {private.delta:g}: "
+                "it would allow to show one of them whole. Lower it."
             )
             raise ValueError(msg)
 

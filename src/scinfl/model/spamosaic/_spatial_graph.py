@@ -88,7 +88,7 @@ def merged_graph(spatial: sparse.spmatrix, mutual: np.ndarray, weight: float = 0
     i, j = np.asarray(mutual, dtype=np.int64).reshape(-1, 2).T
     n = spatial.shape[0]
     if wrong := int(((i == j) | (np.minimum(i, j) < 0) | (np.maximum(i, j) >= n)).sum()):
-        msg = f"Expected mutual neighbours to be different rows from 0 to {n - 1}, found {wrong} other pairs. Drop them."
+        msg = f"Expected mutual neighbours to be different rows from 0 to {n - 1}, found {wrong} others. Drop them."
         raise ValueError(msg)
     if weight == 0 or not len(i):
         return spatial
