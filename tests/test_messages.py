@@ -25,7 +25,9 @@ EVERY_MODEL = frozenset({"_checks.py", "model/base"})
 """Where a message may be about any model: an argument that it offers must be one of all of them."""
 OF_OTHERS = {"model": MODELS, "adata": [anndata.AnnData], "mdata": [mudata.MuData], "sc": [scanpy]}
 """Whose attributes are meant where a message spells a name as users do."""
-LIBRARIES = {name: importlib.import_module(name) for name in ("anndata", "mudata", "scinfl", "pandas")}
+LIBRARIES = {name: importlib.import_module(name) for name in ("anndata", "mudata", "scinfl")} | {
+    "pd": importlib.import_module("pandas")
+}
 FOREIGN = {"subplot_kw"}
 """Arguments of functions of other libraries."""
 
@@ -114,7 +116,8 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
 def check_command(span: str) -> None:
     words = span.replace("COMMAND", "").split()
     named = max((n for n in range(len(words) + 1) if " ".join(words[:n]) in commands()), default=0)
-    if words[0] == "scinfl":
+    words = [word for word in words if "{}" not in word]
+    if words[:1] == ["scinfl"]:
         assert named > 1 or "COMMAND" in span, f"no command {span}"
     parsers = [commands()[" ".join(words[:named])]] if named else list(commands().values())
     known = set().union(*map(options_of, parsers))

@@ -217,50 +217,6 @@ def _count_by_column(matrix: Any, test: Any) -> np.ndarray:
     return test(matrix).sum(0)
 
 
-def read_data(path: Path, kind: str | None = None) -> Any:
-    """Read an h5mu file where the name ends so, else h5ad, or the ``kind``; the error names what is wrong with it."""
-    import anndata as ad
-    import mudata as md
-
-    kind = kind or ("h5mu" if path.suffix == ".h5mu" else "h5ad")
-    if not path.exists():
-        msg = f"Expected an {kind} file at '{path}', found none. Check the path."
-        raise FileNotFoundError(msg)
-    if found := _other_kind(path, kind):
-        msg = f"Expected an {kind} file at '{path}', found {found}"
-        raise ValueError(msg)
-    try:
-        return md.read_h5mu(path) if kind == "h5mu" else ad.read_h5ad(path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        msg = f"Expected an {kind} file at '{path}', found one that cannot be read ({error})."
-        raise ValueError(msg) from error
-
-
-def _other_kind(path: Path, kind: str) -> str | None:
-    """What a path holds in place of a file of this kind, and the cure."""
-    import h5py
-
-    if path.is_dir():
-        return (
-            f"a folder. A zarr store becomes one by `anndata.read_zarr('{path.name}').write_h5ad('{path.stem}.h5ad')`."
-        )
-    if not h5py.is_hdf5(path):
-        return "a file of another kind, or a damaged one. Read it with scanpy or pandas and write an AnnData."
-    with h5py.File(path) as file:
-        if kind == "h5mu" and "mod" not in file:
-            return "one without modalities. Name an AnnData file '.h5ad'."
-        if kind == "h5ad" and "mod" in file:
-            modality = first_of(list(file["mod"]), 1).partition(" ")[0]
-            return (
-                f"a MuData file. Take one modality: `mudata.read_h5mu('{path.name}')['{modality}']"
-                f".write_h5ad('{modality}.h5ad')`."
-            )
-        if kind == "h5ad" and not {"obs", "var"} <= set(file):
-            inside = first_of(list(file)) or "nothing"
-            return f"an HDF5 file of another kind, which holds {inside}. Read it with scanpy and write an AnnData."
-    return None
-
-
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the line outside scinfl that led here."""
     frame, stacklevel = sys._getframe(), 1
