@@ -13,6 +13,7 @@ from scinfl._checks import (
     complete_column,
     finite,
     gene_names,
+    indexable,
     missing,
     new_path,
     obs_column,
@@ -107,3 +108,18 @@ def test_a_path_below_a_file_is_refused_before_the_work(tmp_path):
     with pytest.raises(OSError, match=r"Expected a folder to write '.*run' to, found a file at '.*file'"):
         new_path(tmp_path / "file" / "run", overwrite=False)
     assert new_path(tmp_path / "new" / "run", overwrite=False) == tmp_path / "new" / "run"
+
+
+@pytest.mark.parametrize("dtype", ["f2", ">f4"])
+def test_rows_and_columns_of_types_that_scipy_refuses_can_be_taken(dtype):
+    plain = np.arange(12.0).reshape(4, 3)
+    odd = sparse.csr_matrix(plain)
+    odd.data = odd.data.astype(dtype)
+    adata = ad.AnnData(odd, layers={"own": odd})
+    other = indexable(adata, inplace=False)
+    np.testing.assert_array_equal(other[:, [2, 0]].X.toarray(), plain[:, [2, 0]])
+    np.testing.assert_array_equal(other[:, [2, 0]].layers["own"].toarray(), plain[:, [2, 0]])
+    assert adata.X.dtype == dtype
+    assert indexable(adata, inplace=True) is adata
+    assert adata.X.dtype == np.float32
+    assert indexable(adata, inplace=False) is adata

@@ -126,6 +126,35 @@ def as_numbers(values: Any) -> Any:
     return values
 
 
+def indexable(adata: AnnData, *, inplace: bool) -> AnnData:
+    """AnnData whose rows and columns can be taken.
+
+    Scipy refuses that for sparse float16 and foreign byte orders: such values get the type to compute with, in place or
+    in a copy.
+    """
+    matrices = {None: adata.X, **dict(adata.layers)}
+    odd = [
+        name
+        for name, values in matrices.items()
+        if sparse.issparse(values) and (values.dtype == np.float16 or not values.dtype.isnative)
+    ]
+    if not odd:
+        return adata
+    made = {name: as_numbers(matrices[name]) for name in odd}
+    if not inplace:
+        from anndata import AnnData
+
+        rest = {name: values for name, values in {**matrices, **made}.items() if name is not None}
+        parts = {name: dict(getattr(adata, name)) for name in ("uns", "obsm", "obsp")}
+        return AnnData(made.get(None, adata.X), adata.obs, adata.var, layers=rest, **parts)
+    for name, values in made.items():
+        if name is None:
+            adata.X = values
+        else:
+            adata.layers[name] = values
+    return adata
+
+
 def unmasked(values: Any) -> np.ndarray:
     """Dense array in which masked values are NaN."""
     if isinstance(values, np.ma.MaskedArray):
