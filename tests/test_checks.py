@@ -111,7 +111,7 @@ def test_a_path_below_a_file_is_refused_before_the_work(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["f2", ">f4"])
-def test_rows_and_columns_of_types_that_scipy_refuses_can_be_taken(dtype):
+def test_rows_and_columns_of_types_that_scipy_refuses_can_be_taken(dtype, tmp_path):
     plain = np.arange(12.0).reshape(4, 3)
     odd = sparse.csr_matrix(plain)
     odd.data = odd.data.astype(dtype)
@@ -120,6 +120,11 @@ def test_rows_and_columns_of_types_that_scipy_refuses_can_be_taken(dtype):
     np.testing.assert_array_equal(other[:, [2, 0]].X.toarray(), plain[:, [2, 0]])
     np.testing.assert_array_equal(other[:, [2, 0]].layers["own"].toarray(), plain[:, [2, 0]])
     assert adata.X.dtype == dtype
+    ad.AnnData(adata.X).write_h5ad(tmp_path / "odd.h5ad")
+    backed = ad.read_h5ad(tmp_path / "odd.h5ad", backed="r")
+    with pytest.raises(ValueError, match=r"Expected values that can be read from .*odd\.h5ad.*Write them as float32"):
+        values_of(backed, None)
+    backed.file.close()
     assert indexable(adata, inplace=True) is adata
     assert adata.X.dtype == np.float32
     assert indexable(adata, inplace=False) is adata

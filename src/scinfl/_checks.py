@@ -99,11 +99,22 @@ def values_of(adata: AnnData, layer: str | None) -> Any:
             f"Expected {argument('layer')} to name a layer of adata, found {layer!r}. Layers are {list(adata.layers)}."
         )
         raise KeyError(msg)
-    values = adata.layers[layer] if layer is not None else adata.to_memory().X if adata.isbacked else adata.X
+    values = adata.layers[layer] if layer is not None else in_memory(adata).X
     if values is None:
         msg = f"Expected values in adata.X, found none. Name a layer with {argument('layer')}."
         raise ValueError(msg)
     return as_numbers(values)
+
+
+def in_memory(adata: AnnData) -> AnnData:
+    """AnnData in memory, read whole from its file where it is backed."""
+    if not adata.isbacked:
+        return adata
+    try:
+        return adata.to_memory()
+    except ValueError as error:  # sparse float16 and foreign byte orders
+        msg = f"Expected values that can be read from '{adata.filename}', found: {error} Write them as float32."
+        raise ValueError(msg) from error
 
 
 def as_numbers(values: Any) -> Any:
