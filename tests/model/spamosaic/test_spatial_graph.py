@@ -178,7 +178,7 @@ def test_a_spot_that_nobody_lists_hears_itself_only():
     np.testing.assert_allclose(propagation[2], [0, 0, 0.5])  # lists spot 1, which lists spot 0
     np.testing.assert_allclose(propagation[1], [0.5, 0.5, 0.5])
     np.testing.assert_array_equal(original_propagation(sparse.csr_matrix((2, 2))).toarray(), np.eye(2))
-    with pytest.raises(ValueError, match=r"not negative in `graph`, found -1"):
+    with pytest.raises(ValueError, match=r"not negative in the spatial graph, found -1"):
         original_propagation(sparse.csr_matrix([[1.0, -1.0], [0, 1]]))
 
 

@@ -453,8 +453,7 @@ class GEARS(PriorPredictor):
         return model
 
     def _summary(self) -> str:
-        options = self._network_options
-        text = f"{options['n_hidden']} hidden units, {len(self._vocabulary)} genes to perturb"
+        text = f"{self._network_options['n_hidden']} hidden units, {len(self._vocabulary)} genes to perturb"
         if self._agreed is not None:
             text += f", {sum(bool(c.genes) for c in self._agreed)} perturbations in training"
         if self._loss is not None:
@@ -462,9 +461,8 @@ class GEARS(PriorPredictor):
         if self._prior_kind is not None:
             text += f", {self._prior_kind} prior"
         if self._prior_kind is not None and self.shrinkage is not None:
-            text += (
-                " (network's part " + ", ".join(f"{order} {share:.2f}" for order, share in self.shrinkage.items()) + ")"
-            )
+            shares = ", ".join(f"{order} {share:.2f}" for order, share in self.shrinkage.items())
+            text += f" (network's part {shares})"
         return text
 
 
