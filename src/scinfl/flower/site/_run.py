@@ -352,7 +352,7 @@ class _Site:
     def _masking(self, run: str, agreed: str, journal: Path, ledger: Ledger) -> Masking:
         trains = False
 
-        def watch(places: Sequence[Place], members: Sequence[str]) -> None:
+        def watch(places: Sequence[Place], members: Sequence[str], are_here: bool) -> None:  # noqa: FBT001
             if strangers := sorted(set(members) - set(self._job.sites)):
                 msg = (
                     f"Expected sums of sites of the job, found {first_of(strangers)} in one. Do not trust this server."
@@ -361,7 +361,7 @@ class _Site:
             nonlocal trains
             trains |= any(purpose in WITH_ROUNDS for purpose, _ in places)
             if any(number <= 1 or purpose not in WITH_ROUNDS for purpose, number in places):
-                ledger.check_members(run, members, before_training=not trains)  # later rounds draw numbers of this run
+                ledger.check_members(run, members, before_training=are_here and not trains)  # later rounds draw numbers
 
         protection, uploads = self._sum(run), UploadLog(journal / UPLOADS)
         protection.open_run(run_context(self._key, self._job, run, self._identities(), agreed))
