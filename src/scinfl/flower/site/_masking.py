@@ -36,8 +36,7 @@ class Masking:
     uploads
         Where uploads are noted.
     watch
-        Called with the places and members of sums as soon as these are known, and whether the sums are here; refuses them
-        with an error.
+        Called with the places and members of sums as soon as these are known, and whether sums are here; refuses them.
     """
 
     def __init__(self, protection: MaskedSum, site: str, uploads: UploadLog, *, watch: Watch | None = None) -> None:
