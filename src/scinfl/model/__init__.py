@@ -4,6 +4,7 @@ from scinfl.model._classifier import Classifier, ClassifierOptions
 from scinfl.model.base._options import TrainOptions
 from scinfl.model.gears._model import GEARS
 from scinfl.model.gears._options import GEARSOptions
+from scinfl.model.scvi._map_query import map_query
 from scinfl.model.scvi._model import ScviModel, from_scvi
 from scinfl.model.scvi._options import ScviOptions
 from scinfl.model.spamosaic._model import SpaMosaic
@@ -20,4 +21,5 @@ __all__ = [
     "SpaMosaicOptions",
     "TrainOptions",
     "from_scvi",
+    "map_query",
 ]

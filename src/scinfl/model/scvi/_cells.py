@@ -35,6 +35,12 @@ class CountCells(Cells):
         """Counts (float32), codes of labels and codes of sites of some of the rows, by their place here."""
         return *super().take(chosen), self.sites[chosen.to(self.device)]
 
+    def part(self, chosen: np.ndarray) -> CountCells:
+        """Some of the rows, by their place here."""
+        return CountCells(
+            self.matrix, self.rows[chosen], self.codes[chosen].cpu().numpy(), self.device, self.sites[chosen]
+        )
+
 
 def counts_of(adata: AnnData, layer: str | None) -> Matrix:
     """Counts of a layer.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from scinfl.model.scvi._classes import SUPPORTED, checked_arguments, class_of
 from scinfl.model.scvi._network import ScviNetwork
 from scinfl.model.scvi._options import ScviOptions, ScviTraining
 from scinfl.model.scvi._template import Agreed
-from scinfl.privacy import SampleDP
+from scinfl.privacy import Key, SampleDP
 
 _SCHEMES = (
     "modules of scvi-tools read the site beside the inputs of their linear layers and of no others, so that the key "
@@ -124,12 +124,7 @@ class ScviModel(FederatedModel):
         known = kwargs.get("source_registry")
         sites = sites_of(adata, site_key, at_least=2 if known is None else 1)
         if known is not None and site_key is not None and not kwargs.get("extend_categories"):
-            if unknown := sorted(set(sites.astype(str)) - set(categories_of(known, "batch") or ())):
-                msg = (
-                    f"Expected sites of the model in adata.obs['{site_key}'], found {first_of(unknown)}. Map the cells "
-                    "of a new site with `scinfl.model.map_query`."
-                )
-                raise ValueError(msg)
+            _check_known_sites(sites, categories_of(known, "batch") or [], site_key)
         if labels_key is not None:
             labels = obs_column(adata, labels_key, "labels_key")
             check_labels(labels, sites, labels_key, unlabeled_category, at_least=1 if known is None else 0)
@@ -225,15 +220,13 @@ class ScviModel(FederatedModel):
 
     def _data(self, options: ScviOptions) -> dict[str, SiteData]:
         """Cells of each site to train on and to validate with."""
-        matrix, target = counts_of(self._adata, self._setup_args()["layer"]), resolve_device(options.device)
-        codes, labels = (np.asarray(self.data_registry(what)).ravel() for what in ("batch", "labels"))
+        cells = self._training_cells(resolve_device(options.device))
+        codes = cells.sites.cpu().numpy()
         names, strategy, data = self._site_of_rows(options), self._strategy(options), {}
         for number, name in enumerate(np.unique(names), options.first_number):
             rows = np.flatnonzero(names == name)
             aside = np.random.default_rng([options.seed, number]).random(len(rows)) < options.validation_size
-            train, validation = (
-                CountCells(matrix, part, labels[part], target, codes[part]) for part in (rows[~aside], rows[aside])
-            )
+            train, validation = cells.part(rows[~aside]), cells.part(rows[aside])
             if not len(train):
                 msg = f"Expected cells to train on at every site, found none at '{name}'. Lower `validation_size`."
                 raise ValueError(msg)
@@ -246,16 +239,30 @@ class ScviModel(FederatedModel):
             )
         return data
 
+    def _training_cells(self, device: torch.device) -> CountCells:
+        """All cells with their codes."""
+        codes, labels = (np.asarray(self.data_registry(what)).ravel() for what in ("batch", "labels"))
+        matrix = counts_of(self._adata, self._setup_args()["layer"])
+        return CountCells(matrix, np.arange(len(codes)), labels, device, codes)
+
+    def _lock_as(self, reference: ScviModel, key: Key | None) -> None:
+        """Take over the lock and the history of another model, and its locked weights as they are, to the last bit."""
+        if key is not None:
+            plain = {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
+            lock, locked = reference._keyed.locked_with or {}, reference.module.state_dict()
+            self._keyed.swap_layers(lock["scheme"], lock["options"], "all")
+            self._keyed.locked_with = {name: value for name, value in lock.items() if name != "id"}
+            self.module.load_state_dict(keyed_nn.add_offsets(reference.module, locked, sign=-1), strict=False)
+            self._keyed.give(key)
+            further = keyed_nn.lock(self.module, {name: plain[name] for name in plain.keys() - locked.keys()})
+            self.module.load_state_dict(further, strict=False)
+            self._name_version(keyed_nn.new_model_id())
+        self._history, self.is_trained_ = reference._history, True
+
     # ---- prediction
 
-    def plain_network(self) -> ScviNetwork:
-        """The network without its key, a copy that computes what the unlocked model does.
-
-        Raises
-        ------
-        RuntimeError
-            If the model is untrained or locked.
-        """
+    def _plain_network(self) -> ScviNetwork:
+        """A copy of the network without its key, which computes what the unlocked model does."""
         self._check_ready()
         network = copy.deepcopy(self.module)
         if keyed_nn.keyed_layers(network):
@@ -322,8 +329,7 @@ class ScviModel(FederatedModel):
         whole_number("batch_size", batch_size, 1)
         adata = self._validate_anndata(adata)
         matrix, n = counts_of(adata, self._setup_args()["layer"]), adata.n_obs
-        network = self.plain_network()
-        compute = getattr(network, what)
+        compute = getattr(self._plain_network(), what)
         cells = CountCells(matrix, np.arange(n), np.zeros(n), self.device, self._site_codes(adata))
         with torch.random.fork_rng(devices=[]):
             return torch.cat([compute(batch) for batch in cells.batches(batch_size)]).cpu().numpy()
@@ -333,12 +339,7 @@ class ScviModel(FederatedModel):
         if self.site_key is None or not self._arguments.get("encode_covariates"):
             return np.zeros(adata.n_obs)
         sites = sites_of(adata, self.site_key, at_least=1).astype(str)
-        if unknown := sorted(set(sites) - set(self.sites)):
-            msg = (
-                f"Expected sites of the model, found {first_of(unknown)}: its encoder reads the site. Map the cells "
-                "with `scinfl.model.map_query` first."
-            )
-            raise ValueError(msg)
+        _check_known_sites(sites, self.sites, self.site_key)
         return np.array([self.sites.index(site) for site in sites])
 
     def to_scvi(self, adata: AnnData | None = None) -> Any:
@@ -363,7 +364,7 @@ class ScviModel(FederatedModel):
         RuntimeError
             If the model is untrained or locked.
         """
-        network = self.plain_network()
+        network = self._plain_network()
         adata = self._validate_anndata(adata)
         native = self._agreed.native()
         native.module.load_state_dict(network.native_state())
@@ -376,6 +377,16 @@ class ScviModel(FederatedModel):
 
     def _summary(self) -> str:
         return f"{self._class_name} of scvi-tools, {len(self._agreed.sites)} sites"
+
+
+def _check_known_sites(sites: pd.Series, known: Sequence[str], site_key: str) -> None:
+    """Refuse sites that the network has no columns for."""
+    if unknown := sorted(set(sites.astype(str)) - set(known)):
+        msg = (
+            f"Expected sites of the model in adata.obs['{site_key}'], found {first_of(unknown)}. Map the cells of "
+            "a new site with `scinfl.model.map_query`."
+        )
+        raise ValueError(msg)
 
 
 def from_scvi(

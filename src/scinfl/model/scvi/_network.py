@@ -68,7 +68,9 @@ class ScviNetwork(nn.Module):
 
     metric_names = ("loss",)
 
-    def __init__(self, native: nn.Module, by_site: Sequence[str], sites: Sequence[Any], features: Sequence[str]) -> None:
+    def __init__(
+        self, native: nn.Module, by_site: Sequence[str], sites: Sequence[Any], features: Sequence[str]
+    ) -> None:
         super().__init__()
         self.native = native
         self.epochs_done = 0.0
