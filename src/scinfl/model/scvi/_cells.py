@@ -38,7 +38,11 @@ class CountCells(Cells):
     def part(self, chosen: np.ndarray) -> CountCells:
         """Some of the rows, by their place here."""
         return CountCells(
-            self.matrix, self.rows[chosen], self.codes[chosen].cpu().numpy(), self.device, self.sites[chosen]
+            self.matrix,
+            self.rows[chosen],
+            self.codes[chosen].cpu().numpy(),
+            self.device,
+            self.sites[chosen].cpu().numpy(),
         )
 
 

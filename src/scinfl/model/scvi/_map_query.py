@@ -112,7 +112,7 @@ def _with_columns(reference: ScviModel, adata: AnnData) -> ScviModel:
     mapped.module.load_state_dict(plain, strict=False)
     with torch.no_grad():
         for parts in mapped.module.site_columns:
-            *others, own = parts.columns  # type: ignore[misc, union-attr]
+            *others, own = parts.columns  # type: ignore[misc]
             own.weight.copy_(torch.stack([column.weight for column in others]).mean(0))
     return mapped
 

@@ -264,7 +264,7 @@ class ScviModel(FederatedModel):
     def _plain_network(self) -> ScviNetwork:
         """A copy of the network without its key, which computes what the unlocked model does."""
         self._check_ready()
-        network = copy.deepcopy(self.module)
+        network: Any = copy.deepcopy(self.module)
         if keyed_nn.keyed_layers(network):
             plain = keyed_nn.unlock(self.module, self.module.state_dict())
             network = keyed_nn.unkeyed(network)

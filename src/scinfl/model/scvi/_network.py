@@ -42,7 +42,7 @@ class SiteColumns(nn.Module):
             if has_bias:
                 self.linear.bias.copy_(linear.bias)
             for number, column in enumerate(self.columns, n_inputs):
-                column.weight.copy_(linear.weight[:, number])  # type: ignore[union-attr, operator]
+                column.weight.copy_(linear.weight[:, number])  # type: ignore[operator]
 
     def weight(self, present: Collection[int] | None) -> Tensor:
         """Weight of the whole layer; columns of sites that are not present get no gradient."""
@@ -140,7 +140,8 @@ class ScviNetwork(nn.Module):
         options: dict[str, Any] = {"kl_weight": kl_weight}
         if hasattr(self.native, "classifier"):
             x, labels, sites = batch
-            labelled = labels < self.native.n_labels
+            n_labels: Any = self.native.n_labels
+            labelled = labels < n_labels
             if bool(labelled.any()):
                 own = (x[labelled], labels[labelled], sites[labelled])
                 options |= {"labelled_tensors": _tensors(own), "classification_ratio": _CLASSIFICATION_RATIO}
@@ -187,7 +188,7 @@ class ScviNetwork(nn.Module):
         for name, parts in zip(self.layer_names, self.site_columns, strict=True):
             state[f"{name}.weight"] = parts.weight(None)  # type: ignore[operator]
             if parts.linear.bias is not None:  # type: ignore[union-attr]
-                state[f"{name}.bias"] = parts.linear.bias  # type: ignore[assignment, union-attr]
+                state[f"{name}.bias"] = parts.linear.bias  # type: ignore[union-attr]
         state |= {name: table().reshape(self.row_shapes[name]) for name, table in self.rows.items()}
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
