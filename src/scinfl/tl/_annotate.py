@@ -9,11 +9,11 @@ from anndata import AnnData
 
 from scinfl import _names
 from scinfl._checks import number_between
-from scinfl.model import Classifier
+from scinfl.model import Classifier, ScviModel
 
 
-def annotate(adata: AnnData, model: Classifier, *, min_confidence: float | None = None) -> None:
-    """Label cells with a trained and unlocked classifier.
+def annotate(adata: AnnData, model: Classifier | ScviModel, *, min_confidence: float | None = None) -> None:
+    """Label cells with a trained and unlocked classifier, or a SCANVI of :func:`scinfl.model.from_scvi`.
 
     Sets the following fields:
 
@@ -68,7 +68,7 @@ def annotate(adata: AnnData, model: Classifier, *, min_confidence: float | None 
     adata.uns.setdefault(_names.UNS, {})["annotate"] = settings
 
 
-def _colours(adata: AnnData, labels_key: str, categories: list[str]) -> list[str]:
+def _colours(adata: AnnData, labels_key: str | None, categories: list[str]) -> list[str]:
     """Colours of the true labels under the same names; scanpy's palette for all where one is not known."""
     colours, true = adata.uns.get(f"{labels_key}_colors"), adata.obs.get(labels_key)
     known = {}

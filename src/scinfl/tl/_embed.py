@@ -6,10 +6,10 @@ from anndata import AnnData
 from mudata import MuData
 
 from scinfl import _names
-from scinfl.model import Classifier, SpaMosaic
+from scinfl.model import Classifier, ScviModel, SpaMosaic
 
 
-def embed(adata: AnnData | MuData, model: Classifier | SpaMosaic) -> None:
+def embed(adata: AnnData | MuData, model: Classifier | ScviModel | SpaMosaic) -> None:
     """Embed cells with a trained and unlocked model, ready for ``sc.pp.neighbors(adata, use_rep="X_infl")``.
 
     Sets the following fields:

@@ -86,7 +86,8 @@ class SharedNetwork:
     ----------
     network
         Network with ``loss(batch)``, ``evaluate(batches)`` and ``metric_names``; one with ``refresh()`` takes its
-        running statistics again from its parameters before it is evaluated.
+        running statistics again from its parameters before it is evaluated; one with ``schedule(epochs_done)`` learns
+        before every step how much of the run is over.
     open_state
         Turns a shared state into plain parameters.
     """
@@ -237,10 +238,12 @@ class LocalSite:
             optimizer = training.make_optimizer(trained)
             shared = [p.detach().clone() for p in trained] if self._proximal else []
             losses, sizes, n_seen = [], [], 0
-            drawn = self._drawn_batches()
+            drawn, schedule = self._drawn_batches(), getattr(network, "schedule", None)
             for batch in self._batches(shuffle) if drawn is None else drawn:
                 done = n_seen / (training.epochs * len(self._train))
                 optimizer.param_groups[0]["lr"] = training.rate(round, done)
+                if schedule is not None:
+                    schedule(training.epochs * (round - 1 + done))
                 losses.append(self._step(batch, optimizer, trained, shared))
                 sizes.append(len(batch[0]))
                 n_seen += sizes[-1]

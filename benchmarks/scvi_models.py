@@ -1,0 +1,204 @@
+"""Models of scvi-tools trained over five real batches of cell lines as sites, with and without a key.
+
+Prints, with one row a seed and then the worst of each arm, how well cells of a site are labelled by their nearest cells
+of the other sites, how k-means clusters agree with the lines, and how sites mix; of SCANVI how it labels the site whose
+labels it was not given. Arms: federated keyed, the same read with wrong keys and with the keyed modules removed,
+federated without a key, scvi-tools itself on pooled cells with batch and layer normalisation, one site alone, principal
+components, and untrained networks. Then seconds a round with and without key, and an epoch of scvi-tools' own trainer,
+in alternating blocks.
+
+    python benchmarks/scvi_models.py [--quick] [--seeds 3] [--data PATH]
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import time
+import warnings
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scanpy as sc
+import scvi
+import torch
+from sklearn.cluster import KMeans
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.neighbors import KNeighborsClassifier
+
+import scinfl as si
+
+SHARED = Path(os.environ.get("SCINFL_SHARED", Path(__file__).parents[2] / "shared"))
+SITE, LABEL = "batch", "cell_line"
+LAYER_NORM = {"use_batch_norm": "none", "use_layer_norm": "both"}
+
+
+def read(path, n_genes=800):
+    """Counts of the genes that vary most on a log scale."""
+    cells = ad.read_h5ad(path)
+    logged = cells.copy()
+    sc.pp.normalize_total(logged)
+    sc.pp.log1p(logged)
+    values = logged.X.toarray()
+    genes = np.sort(np.argsort(-values.var(0))[:n_genes])
+    cells = cells[:, genes].copy()
+    cells.X = np.asarray(cells.X.toarray(), np.float32)
+    cells.obsm["logged"] = values[:, genes]
+    for column in (SITE, LABEL):
+        cells.obs[column] = cells.obs[column].astype(str).astype("category")
+    return cells
+
+
+def scores(embedding, cells):
+    """Balanced accuracy of the vote of other sites' cells, agreement of clusters, and mixing."""
+    site, label = (cells.obs[name].astype(str).to_numpy() for name in (SITE, LABEL))
+    voted = np.empty(len(label), object)
+    for name in np.unique(site):
+        own = site == name
+        neighbours = KNeighborsClassifier(10).fit(embedding[~own], label[~own])
+        voted[own] = neighbours.predict(embedding[own])
+    found = KMeans(len(set(label)), n_init=10, random_state=0).fit_predict(embedding)
+    table = si.metrics.integration(embedding, batch=site, labels=label, clusters=found.astype(str))
+    table = table.set_index("metric")["value"]
+    return {
+        "kNN accuracy": balanced_accuracy_score(label, voted.astype(str)),
+        "ARI": table["ari"],
+        "mixing": table["mixing"],
+    }
+
+
+def untrained(cells, seed):
+    """Latent codes of a network with initial weights."""
+    network = si.model.from_scvi("SCVI", cells.copy(), site_key=SITE, key_scheme=None, rng=seed).module.eval()
+    n = cells.n_obs
+    zeros = torch.zeros(n, dtype=torch.long)
+    with torch.no_grad():
+        return network.latent((torch.from_numpy(cells.X), zeros, zeros)).numpy()
+
+
+def native(cells, epochs, seed, **options):
+    """scvi-tools' own model and trainer on pooled cells; returns it and the seconds an epoch."""
+    scvi.settings.seed = seed
+    own = cells.copy()
+    scvi.model.SCVI.setup_anndata(own, batch_key=SITE)
+    model = scvi.model.SCVI(own, **options)
+    started = time.perf_counter()
+    model.train(
+        epochs, train_size=0.9, batch_size=128, accelerator="cpu", enable_progress_bar=False, logger=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    return model, (time.perf_counter() - started) / epochs
+
+
+def federated(cells, key, rounds, seed, **options):
+    """A trained model over all sites."""
+    own = cells.copy()
+    scheme = None if key is None else "coordinate"
+    model = si.model.from_scvi("SCVI", own, site_key=SITE, key_scheme=scheme, rng=seed, **options)
+    model.train(rounds, key=key, rng=seed, progress=False)
+    return model
+
+
+def embeddings(cells, seed, rounds):
+    """Arms by name."""
+    key = si.privacy.Key.generate("benchmark")
+    keyed = federated(cells, key, rounds, seed)
+    yield "federated, keyed", keyed.get_latent_representation()
+    yield "keyed modules removed", keyed.stripped().get_latent_representation()
+    for number in range(3):
+        keyed.unlock(si.privacy.Key.generate("other"), force=True)
+        yield f"wrong key {number}", keyed.get_latent_representation()
+    yield "federated, no key", federated(cells, None, rounds, seed).get_latent_representation()
+    yield "pooled scvi-tools, batch norm", native(cells, 2 * rounds, seed)[0].get_latent_representation()
+    yield "pooled scvi-tools, layer norm", native(cells, 2 * rounds, seed, **LAYER_NORM)[0].get_latent_representation()
+    alone = cells[cells.obs[SITE] == cells.obs[SITE].cat.categories[0]].copy()
+    model = si.model.from_scvi("SCVI", alone, site_key=None, key_scheme=None, rng=seed)
+    model.train(rounds, rng=seed, progress=False)
+    yield "one site alone", model.get_latent_representation(cells)
+    yield "principal components", sc.pp.pca(cells.obsm["logged"], n_comps=10, random_state=seed)
+    for number in range(5):
+        yield f"untrained {number}", untrained(cells, 100 * seed + number)
+
+
+def scanvi(cells, seed, rounds):
+    """Balanced accuracy of SCANVI on each site without labels there: right key, wrong key, pooled scvi-tools."""
+    rows = []
+    for hidden in cells.obs[SITE].cat.categories:
+        own, is_hidden = cells.copy(), (cells.obs[SITE] == hidden).to_numpy()
+        truth = own.obs[LABEL].astype(str).to_numpy()
+        own.obs[LABEL] = pd.Categorical(np.where(is_hidden, "unknown", truth))
+        names = {"labels_key": LABEL, "unlabeled_category": "unknown"}
+        pooled = own.copy()
+        model, key = si.model.from_scvi("SCANVI", own, site_key=SITE, rng=seed, **names), si.privacy.Key.generate()
+        model.train(rounds, key=key, rng=seed, progress=False)
+        right = model.predict()
+        model.unlock(si.privacy.Key.generate(), force=True)
+        wrong = model.predict()
+        scvi.settings.seed = seed
+        scvi.model.SCANVI.setup_anndata(pooled, batch_key=SITE, **names)
+        peer = scvi.model.SCANVI(pooled, **LAYER_NORM)
+        peer.train(2 * rounds, accelerator="cpu", enable_progress_bar=False, logger=False, enable_model_summary=False)
+        found = {"federated, keyed": right, "wrong key": wrong, "pooled scvi-tools": peer.predict()}
+        score = {name: balanced_accuracy_score(truth[is_hidden], p[is_hidden]) for name, p in found.items()}
+        rows.append({"seed": seed, "hidden": hidden, **score})
+    return rows
+
+
+def times(cells, blocks):
+    """Seconds an epoch over all cells, in alternating blocks of three rounds of two epochs."""
+    rows, key = [], si.privacy.Key.generate()
+    for block in range(blocks):
+        row = {}
+        for name, secret, protections in (("plain", None, ()), ("key", key, ()), ("key and keyed sum", key, "default")):
+            own = cells.copy()
+            scheme = None if secret is None else "coordinate"
+            model = si.model.from_scvi("SCVI", own, site_key=SITE, key_scheme=scheme, rng=block)
+            model.train(4, key=secret, protections=protections, progress=False)
+            row[name] = model.history["seconds"].iloc[1:].median() / 2
+        row["scvi-tools"] = native(cells, 8, block, **LAYER_NORM)[1]
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    ratios = pd.DataFrame(
+        {
+            "key / plain": table["key"] / table["plain"],
+            "key and keyed sum / plain": table["key and keyed sum"] / table["plain"],
+            "plain / scvi-tools": table["plain"] / table["scvi-tools"],
+        }
+    )
+    return table.median(), ratios.quantile([0.25, 0.5, 0.75])
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, default=SHARED / "data" / "singlecell" / "sc_mixology_5batches.h5ad")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--blocks", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="one seed, four rounds, no SCANVI")
+    given = parser.parse_args()
+    if given.quick:
+        given.seeds, given.rounds, given.blocks = 1, 4, 1
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    pd.set_option("display.width", 150)
+    cells, rows = read(given.data), []
+    for seed in range(given.seeds):
+        for arm, embedding in embeddings(cells, seed, given.rounds):
+            rows.append({"arm": arm.rstrip("0123456789 "), "seed": seed, **scores(embedding, cells)})
+            print(pd.Series(rows[-1]).to_dict(), flush=True)
+    table = pd.DataFrame(rows).drop(columns="seed").groupby("arm", sort=False)
+    print(table.agg(["mean", "min", "max"]).round(3).to_string())
+    median, ratios = times(cells, given.blocks)
+    print(median.round(3).to_string(), ratios.round(3).to_string(), sep="\n", flush=True)
+    if not given.quick:
+        found = pd.DataFrame([row for seed in range(given.seeds) for row in scanvi(cells, seed, given.rounds)])
+        print(found.round(3).to_string())
+        print(found.drop(columns=["seed", "hidden"]).agg(["mean", "min"]).round(3).to_string())
+
+
+if __name__ == "__main__":
+    main()

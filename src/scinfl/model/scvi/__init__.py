@@ -1,0 +1,1 @@
+"""Models of scvi-tools, federated and keyed."""

@@ -1,0 +1,58 @@
+"""Settings of a training of models of scvi-tools."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from scinfl._checks import whole_number
+from scinfl.model.base._local_training import LocalTraining
+from scinfl.model.base._options import TrainOptions
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScviOptions(TrainOptions):
+    """Settings of :meth:`ScviModel.train`: those of every run (:class:`TrainOptions`), and its own.
+
+    Parameters
+    ----------
+    n_epochs_kl_warmup
+        Epochs of the whole run, rounds times local epochs, over which the weight of the KL divergence rises from 0 to
+        1; ``None`` for 1 from the start. A run of fewer epochs ends at a lower weight, as in scvi-tools.
+    """
+
+    n_rounds: int = 20
+    lr: float = 1e-3
+    batch_size: int = 128
+    weight_decay: float = 1e-6
+    n_epochs_kl_warmup: int | None = 400
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_epochs_kl_warmup is not None:
+            whole_number("n_epochs_kl_warmup", self.n_epochs_kl_warmup, 1)
+        if self.share != "all":
+            msg = (
+                f"Expected `share='all'` for models of scvi-tools, found {self.share!r}: what the decoder of a site "
+                "has of its own are its columns, and all sites have the rest."
+            )
+            raise ValueError(msg)
+
+
+@dataclass(frozen=True)
+class ScviTraining(LocalTraining):
+    """Local training by Adam, as scvi-tools sets it.
+
+    Parameters
+    ----------
+    eps
+        Added to the root mean square of gradients.
+    """
+
+    eps: float = 0.01
+
+    def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:  # type: ignore[override]
+        """Optimiser of one round."""
+        return torch.optim.Adam(parameters, self.lr, weight_decay=self.weight_decay, eps=self.eps, fused=True)

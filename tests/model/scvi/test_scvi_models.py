@@ -1,0 +1,418 @@
+"""Models of scvi-tools over sites: keyed, deterministic, exported, saved, and mapped onto."""
+
+from __future__ import annotations
+
+import copy
+import json
+from functools import cache
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scvi
+import torch
+from scipy import sparse
+
+import scinfl as si
+from scinfl.model import ScviModel, from_scvi, map_query
+from scinfl.model.base import ModelView
+from scinfl.model.scvi._classes import REFUSED, SUPPORTED
+from scinfl.privacy import Key, KeyedSum, PairwiseSum, SampleDP
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:scvi")
+KEY = Key(bytes(range(32)), federation="test-federation")
+WRONG = Key(bytes(range(1, 33)), federation="test-federation")
+SCANVI = {"labels_key": "label", "unlabeled_category": "unknown"}
+
+
+def make_counts(n_cells=120, n_genes=20, n_sites=3, *, rng=0) -> ad.AnnData:
+    """Counts around three profiles, with a site-specific factor of every gene."""
+    generator = np.random.default_rng(rng)
+    labels, sites = generator.integers(3, size=n_cells), np.arange(n_cells) % n_sites
+    profiles = np.exp(np.random.default_rng(1).normal(0.5, 1.0, (3, n_genes)))
+    factors = np.exp(np.random.default_rng(2).normal(0, 0.3, (n_sites, n_genes)))
+    X = generator.poisson(profiles[labels] * factors[sites]).astype(np.float32)
+    obs = pd.DataFrame(
+        {"site": [f"hospital_{i}" for i in sites], "label": [f"type_{i}" for i in labels]},
+        index=[f"cell_{i}" for i in range(n_cells)],
+    )
+    return ad.AnnData(X, obs, pd.DataFrame(index=[f"gene_{i}" for i in range(n_genes)]))
+
+
+def make(kind="SCVI", cells=None, *, key=KEY, n_rounds=2, train=None, **options) -> ScviModel:
+    cells = make_counts() if cells is None else cells
+    options = {"n_hidden": 16, "n_latent": 4, **(SCANVI if kind == "SCANVI" else {}), **options}
+    model = from_scvi(kind, cells, site_key="site", key_scheme=None if key is None else "coordinate", **options)
+    model.train(n_rounds, key=key, progress=False, **(train or {}))
+    return model
+
+
+@cache
+def trained(kind="SCVI", **options) -> ScviModel:
+    return make(kind, **options)
+
+
+def fresh(kind="SCVI") -> ScviModel:
+    """A copy of a trained model that a test may change."""
+    model = copy.copy(trained(kind))
+    model._keyed = trained(kind)._keyed.copy()
+    return model
+
+
+# ---- training
+
+
+@pytest.mark.parametrize("kind", sorted(SUPPORTED))
+def test_the_exported_model_is_scvi_tools_own_with_these_weights(kind):
+    model = trained(kind)
+    native = model.to_scvi()
+    assert type(native).__name__ == kind
+    np.testing.assert_allclose(native.get_latent_representation(), model.get_latent_representation(), atol=1e-6)
+    for name, tensor in native.module.state_dict().items():
+        assert torch.equal(tensor, model._plain_network().native_state()[name]), name
+
+
+@pytest.mark.parametrize("kind", ["SCVI", "SCANVI", "PEAKVI"])
+def test_the_locked_model_computes_what_was_trained(kind):
+    """Locking and unlocking are exact: a run without key from the same weights gives the same codes to 1e-5."""
+    model = fresh(kind)
+    network = model._plain_network()
+    again = keyed_round_trip(model)
+    for (name, one), (_, two) in zip(network.state_dict().items(), again.items(), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5, msg=name)
+
+
+def keyed_round_trip(model):
+    plain = model._plain_network().state_dict()
+    return {name: si.nn.unlock(model.module, si.nn.lock(model.module, plain))[name] for name in plain}
+
+
+def test_a_keyed_run_trains_what_a_plain_run_from_the_same_weights_does():
+    cells = make_counts()
+    model = from_scvi("SCVI", cells, site_key="site", n_hidden=16, n_latent=4)
+    model.train(2, key=KEY, progress=False, validation_size=0, protections=())
+    plain = from_scvi("SCVI", cells, site_key="site", n_hidden=16, n_latent=4, key_scheme=None)
+    start = ModelView(from_scvi("SCVI", cells, site_key="site", n_hidden=16, n_latent=4)).start_of(KEY)
+    plain.module.load_state_dict(start.state_dict())
+    plain.train(2, progress=False, validation_size=0, protections=())
+    found, expected = model.get_latent_representation(), plain.get_latent_representation()
+    np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
+
+
+def test_two_runs_with_one_key_and_seed_are_the_same_to_the_last_bit():
+    one, two = (make().get_latent_representation() for _ in range(2))
+    assert np.array_equal(one, two)
+
+
+@pytest.mark.parametrize("protections", [(), (KeyedSum(KEY),), (PairwiseSum(KEY),)], ids=["plain", "keyed", "pairwise"])
+def test_sums_of_all_kinds_give_the_same_model(protections):
+    model = make(train={"protections": protections})
+    expected = trained().get_latent_representation()
+    np.testing.assert_allclose(model.get_latent_representation(), expected, atol=1e-3)
+
+
+def test_loss_falls_and_the_validated_round_is_kept():
+    model = make(n_rounds=8, train={"lr": 0.01})
+    losses = model.history["validation_loss"]
+    assert losses.iloc[-1] < losses.iloc[0]
+    assert model.history.attrs["best_round"] == losses.idxmin()
+
+
+def test_sparse_counts_train_the_same():
+    cells = make_counts()
+    cells.X = sparse.csr_matrix(cells.X)
+    np.testing.assert_array_equal(make(cells=cells).get_latent_representation(), trained().get_latent_representation())
+
+
+def test_a_column_of_a_site_is_trained_at_that_site_alone_and_in_full():
+    """Without hospital_2 its column stays, and that of hospital_1 moves as far as with it, not by its share."""
+    cells, options = make_counts(), {"validation_size": 0, "protections": (), "progress": False}
+    two = from_scvi("SCVI", cells, site_key="site", n_hidden=16, n_latent=4)
+    view = ModelView(two)
+    start = view.start_of(KEY).state_dict()
+    view.attach(cells[cells.obs["site"] != "hospital_2"].copy(), view.setup)
+    two.train(1, key=KEY, **options)
+    three = make(n_rounds=1, train={"validation_size": 0, "protections": ()})
+    names = [f"site_columns.0.columns.{site}.weight" for site in range(3)]
+    moved = [
+        [(m._plain_network().state_dict()[name] - start[name]).norm().item() for name in names] for m in (two, three)
+    ]
+    assert moved[0][2] < 1e-5
+    assert min(moved[1]) > 1e-3
+    assert 0.8 < moved[0][1] / moved[1][1] < 1.25
+
+
+def test_the_warm_up_counts_epochs_of_the_whole_run():
+    network = trained(key=None)._plain_network()
+    cells = trained(key=None)._training_cells(torch.device("cpu"))
+    (batch,) = cells.batches(1000)
+    found = []
+    for epochs in (0, 5, 10, 20):
+        network.schedule(epochs)
+        torch.manual_seed(0)
+        found.append(network.loss(batch, n_epochs_kl_warmup=10).item())
+    assert found[0] < found[1] < found[2] == found[3]
+
+
+def test_unused_and_personal_parameters_do_not_leave_a_site():
+    model = trained()
+    sent = set(model.payload.query("purpose == 'training'")["array"].dropna())
+    assert not any("l_encoder" in name for name in sent)
+    assert {"rows.px_r.weight", "site_columns.0.columns.2.weight"} <= sent
+
+
+def test_a_dry_run_trains_nothing_and_lists_the_payload():
+    model = from_scvi("SCVI", make_counts(), site_key="site", n_hidden=16)
+    before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+    model.train(2, key=KEY, dry_run=True)
+    assert not model.is_trained_
+    assert len(model.payload)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.module.state_dict().items())
+
+
+def test_a_journal_is_resumed(tmp_path):
+    options = {"journal": tmp_path / "journal"}
+    first = make(n_rounds=1, train=options)
+    assert len(first.history) == 1
+    resumed = make(n_rounds=2, train=options)
+    np.testing.assert_array_equal(resumed.get_latent_representation(), trained().get_latent_representation())
+
+
+# ---- the lock
+
+
+def test_a_wrong_key_and_removed_modules_do_not_give_the_codes():
+    model = fresh()
+    right = model.get_latent_representation()
+    removed = model.stripped().get_latent_representation()
+    model.unlock(WRONG, force=True)
+    for found in (removed, model.get_latent_representation()):
+        similar = [abs(np.corrcoef(a, b)[0, 1]) for a, b in zip(right.T, found.T, strict=True)]
+        assert not np.allclose(right, found, atol=0.1)
+        assert np.mean(similar) < 0.6
+
+
+def test_gene_wise_parameters_are_behind_the_key():
+    model = trained()
+    stored, plain = model.module.rows["px_r"].weight, model._plain_network().rows["px_r"].weight
+    assert abs(np.corrcoef(stored.detach().ravel(), plain.detach().ravel())[0, 1]) < 0.7
+    assert stored.abs().max() > 5 * plain.abs().max()
+
+
+def test_a_locked_model_predicts_nothing_until_it_is_unlocked():
+    model = fresh()
+    model.lock()
+    with pytest.raises(RuntimeError, match="unlocked"):
+        model.get_latent_representation()
+    with pytest.raises(RuntimeError, match="unlocked"):
+        model.to_scvi()
+    model.unlock(KEY)
+    np.testing.assert_array_equal(model.get_latent_representation(), trained().get_latent_representation())
+
+
+def test_another_key_takes_over_and_the_codes_stay():
+    model, new = fresh(), Key(bytes(range(2, 34)), federation="test-federation", version=2)
+    before = model.get_latent_representation()
+    model.rekey(KEY, new)
+    np.testing.assert_allclose(model.get_latent_representation(), before, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["SCVI", "SCANVI"])
+def test_a_saved_model_is_locked_sealed_and_holds_no_label_of_a_cell(kind, tmp_path):
+    model = trained(kind)
+    model.save(tmp_path / "model")
+    document = json.loads((tmp_path / "model" / "model.json").read_text())
+    assert {path.suffix for path in (tmp_path / "model").iterdir()} == {".json", ".sealed"}
+    assert "labels_" not in document
+    for values in leaves(document):
+        assert len(values) != model.adata.n_obs  # nothing is one per cell
+    again = ScviModel.load(tmp_path / "model")
+    with pytest.raises(RuntimeError, match="unlocked"):
+        again.get_latent_representation(make_counts())
+    again.unlock(KEY)
+    np.testing.assert_array_equal(
+        again.get_latent_representation(make_counts()), model.get_latent_representation(make_counts())
+    )
+    with_data = ScviModel.load(tmp_path / "model", make_counts())
+    with_data.train(1, key=KEY, progress=False)
+    assert len(with_data.history) == 1
+
+
+def leaves(document):
+    """Lists in nested json."""
+    if isinstance(document, list):
+        yield document
+    for value in document.values() if isinstance(document, dict) else document if isinstance(document, list) else ():
+        yield from leaves(value)
+
+
+# ---- scvi-tools' own methods
+
+
+def test_differential_expression_and_normalised_expression_run_on_the_exported_model():
+    native = trained().to_scvi()
+    expression = native.get_normalized_expression(n_samples=1)
+    assert expression.shape == (120, 20)
+    np.testing.assert_allclose(expression.sum(1), 1, atol=1e-4)
+    table = native.differential_expression(groupby="label", group1="type_0", group2="type_1", silent=True)
+    assert set(table.index) == set(native.adata.var_names)
+
+
+def test_exported_values_are_those_of_a_model_built_natively_with_the_weights():
+    model = trained()
+    cells = make_counts()
+    scvi.model.SCVI.setup_anndata(cells, batch_key="site")
+    native = scvi.model.SCVI(cells, n_hidden=16, n_latent=4, use_batch_norm="none", use_layer_norm="both")
+    native.module.load_state_dict(model._plain_network().native_state())
+    native.module.eval()
+    native.is_trained_ = True
+    expected = []
+    for one in (native, model.to_scvi()):
+        scvi.settings.seed = 0
+        expected.append(one.get_normalized_expression(n_samples=1).to_numpy())
+    np.testing.assert_allclose(*expected, rtol=1e-5)
+
+
+# ---- labels
+
+
+def test_scanvi_labels_cells_of_a_site_without_labels():
+    cells = make_counts(n_cells=240)
+    truth = cells.obs["label"].to_numpy()
+    hidden = (cells.obs["site"] == "hospital_2").to_numpy()
+    cells.obs["label"] = np.where(hidden, "unknown", truth)
+    model = make("SCANVI", cells, n_rounds=15, train={"lr": 0.01})
+    assert model.labels == ["type_0", "type_1", "type_2"]
+    assert (model.predict()[hidden] == truth[hidden]).mean() > 0.8
+    np.testing.assert_allclose(model.predict(soft=True), model.to_scvi().predict(soft=True), atol=1e-5)
+    si.tl.annotate(cells, model)
+    assert (cells.obs["infl_label"][hidden] == truth[hidden]).mean() > 0.8
+
+
+def test_a_site_with_some_of_the_classes_has_the_shapes_of_all():
+    cells = make_counts()
+    rare = (cells.obs["site"] == "hospital_0") & (cells.obs["label"] == "type_2")
+    model = make("SCANVI", cells[~rare].copy())
+    shapes = {name: p.shape for name, p in trained("SCANVI").module.named_parameters()}
+    assert {name: p.shape for name, p in model.module.named_parameters()} == shapes
+
+
+def test_only_a_classifier_predicts_labels():
+    with pytest.raises(TypeError, match="found a SCVI"):
+        trained().predict()
+    with pytest.raises(ValueError, match="labels_key"):
+        from_scvi("SCANVI", make_counts(), site_key="site")
+
+
+# ---- mapping
+
+
+@pytest.mark.parametrize("encode", [False, True])
+def test_a_mapped_site_leaves_the_codes_of_others_as_they_are_to_the_last_bit(encode):
+    model = trained() if not encode else trained(encode_covariates=True)
+    new = make_counts(n_cells=40, n_sites=1, rng=5)
+    new.obs["site"] = "hospital_new"
+    before = model.get_latent_representation()
+    state = {name: tensor.clone() for name, tensor in model._plain_network().state_dict().items()}
+    mapped = map_query(model, new, KEY, n_epochs=20)
+    assert mapped.sites == [*model.sites, "hospital_new"]
+    assert mapped.get_latent_representation().shape == (40, 4)
+    np.testing.assert_array_equal(mapped.get_latent_representation(make_counts()), before)
+    changed = mapped._plain_network().state_dict()
+    assert all(torch.equal(tensor, changed[name]) for name, tensor in state.items())
+    assert set(changed) - set(state) == {
+        f"site_columns.{n}.columns.3.weight" for n in range(len(model.module.site_columns))
+    }
+    untrained = map_query(model, new, KEY, n_epochs=0)
+    (batch,) = mapped._training_cells(torch.device("cpu")).batches(1000)
+    losses = []
+    for one in (untrained, mapped):
+        torch.manual_seed(0)
+        losses.append(one._plain_network().loss(batch).item())
+    assert losses[1] < losses[0]
+
+
+def test_a_saved_model_is_mapped_onto_and_the_result_is_saved(tmp_path):
+    trained("SCANVI").save(tmp_path / "reference")
+    new = make_counts(n_cells=40, n_sites=1, rng=5)
+    new.obs = pd.DataFrame({"site": "hospital_new"}, index=new.obs_names)
+    mapped = map_query(tmp_path / "reference", new, KEY, n_epochs=2)
+    mapped.save(tmp_path / "mapped")
+    again = ScviModel.load(tmp_path / "mapped")
+    again.unlock(KEY)
+    np.testing.assert_array_equal(again.predict(new), mapped.predict())
+    np.testing.assert_array_equal(mapped.predict(), trained("SCANVI").predict(new))
+
+
+def test_mapping_refuses_sites_that_take_part_and_wrong_keys():
+    with pytest.raises(ValueError, match="takes no part"):
+        map_query(trained(), make_counts(n_sites=1), KEY)
+    new = make_counts(n_sites=1)
+    new.obs["site"] = "hospital_new"
+    with pytest.raises(ValueError, match="fingerprint"):
+        map_query(fresh(), new, WRONG)
+    new.obs["site"] = [f"new_{i % 2}" for i in range(new.n_obs)]
+    with pytest.raises(ValueError, match="one new site"):
+        map_query(fresh(), new, KEY)
+    new.obs_names = [f"new_{name}" for name in new.obs_names]
+    with pytest.raises(ValueError, match="map_query"):
+        trained().add_site(new)
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize("name", [*sorted(REFUSED), "NoSuchModel"])
+def test_other_classes_are_refused_with_their_reason(name):
+    with pytest.raises(ValueError, match=f"found {name}: ") as error:
+        from_scvi(name, make_counts(), site_key="site")
+    assert REFUSED.get(name, "nothing is known") in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"use_batch_norm": "both"}, "batch normalisation"),
+        ({"use_observed_lib_size": False}, "library sizes"),
+        ({"dispersion": "gene-batch"}, "no owner"),
+        ({"batch_representation": "embedding"}, "not columns"),
+        ({"latent_distribution": "ln"}, "normal distribution"),
+        ({"extra_encoder_kwargs": {"activation_fn": torch.nn.Tanh}}, "json"),
+        ({"key_scheme": "permuted"}, "cannot act inside"),
+        ({"key_scheme": "pooled"}, "cannot act inside"),
+    ],
+)
+def test_settings_that_a_federation_cannot_have_are_refused_with_their_reason(options, reason):
+    with pytest.raises(ValueError, match=reason):
+        from_scvi("SCVI", make_counts(), site_key="site", **options)
+
+
+def test_data_and_protections_that_do_not_fit_are_refused_before_training():
+    cells = make_counts()
+    cells.X = cells.X + 0.5
+    with pytest.raises(ValueError, match="Expected counts"):
+        from_scvi("SCVI", cells, site_key="site")
+    model = from_scvi("SCVI", make_counts(), site_key="site")
+    with pytest.raises(ValueError, match="share='all'"):
+        model.train(key=KEY, share=["native.z_encoder"])
+    with pytest.raises(ValueError, match="UpdateDP"):
+        model.train(key=KEY, protections=(SampleDP(target_epsilon=3.0, max_norm=1.0),), validation_size=0)
+    with pytest.raises(ValueError, match="features"):
+        trained().get_latent_representation(make_counts(n_genes=10))
+
+
+def test_genes_in_another_order_are_put_in_order():
+    cells = make_counts()
+    np.testing.assert_array_equal(
+        trained().get_latent_representation(cells[:, ::-1].copy()), trained().get_latent_representation(cells)
+    )
+
+
+def test_one_pooled_site_trains_and_embeds():
+    cells = make_counts()
+    model = from_scvi(scvi.model.SCVI, cells, site_key=None, key_scheme=None, n_hidden=16, n_latent=4)
+    model.train(1, progress=False)
+    si.tl.embed(cells, model)
+    assert cells.obsm["X_infl"].shape == (120, 4)
+    assert "scvi-tools" in repr(model)
