@@ -67,9 +67,11 @@ class PerturbationPredictor(FederatedModel):
 
         Returns
         -------
-        Perturbations × genes: predicted mean in ``.X``, change in ``.layers["delta"]``, standard deviation in
-        ``.layers["uncertainty"]`` where it was trained, mean of the controls in ``.var["control_mean"]``, and in
-        ``.obs`` how many genes are perturbed and how many of them were not in training.
+        Perturbations × genes: predicted mean in ``.X``, change in ``.layers["delta"]``, standard deviation
+        of single cells in ``.layers["uncertainty"]`` where it was trained, expected error of the predicted mean (one
+        standard deviation) in ``.layers["error"]`` with the fitted prior (NaN where it is a measurement, or fewer than
+        five conditions could be left out), mean of the controls in ``.var["control_mean"]``, and in ``.obs`` how many
+        genes are perturbed and how many of them were not in training.
 
         Raises
         ------
@@ -80,9 +82,10 @@ class PerturbationPredictor(FederatedModel):
         """
         names = _as_list(perturbations)
         change, spread = self._predict(names, covariates, site)
+        sets = [genes_of(name, self._setup_args()["control"]) for name in names]
+        error = self._expected_error(sets, site)
         adata, rows = self._controls(adata, covariates, site)
         control = np.asarray(self._matrix(adata)[rows].mean(0)).ravel()
-        sets = [genes_of(name, self._setup_args()["control"]) for name in names]
         trained = {gene for condition in self._agreed or () for gene in condition.genes}
         obs = pd.DataFrame(
             {"n_genes": [len(genes) for genes in sets], "n_unseen": [len(set(genes) - trained) for genes in sets]},
@@ -93,6 +96,8 @@ class PerturbationPredictor(FederatedModel):
         result.layers["delta"] = change.astype(np.float32)
         if spread is not None:
             result.layers["uncertainty"] = np.exp(0.5 * spread).astype(np.float32)
+        if error is not None:
+            result.layers["error"] = error.astype(np.float32)
         return result
 
     def predict_change(
@@ -174,11 +179,28 @@ class PerturbationPredictor(FederatedModel):
         with self._as_site(site), torch.inference_mode():
             self.module.eval()
             change, spread = self._network_change(sets, codes)
-        if prior is None:
+            known = None if prior is None else prior.predict(sets, leave_out=False, alike=self._alike)
+        if prior is None or known is None:
             return change, spread
         part = [self._share_of_network(prior, genes) for genes in sets]
         change *= prior.moving  # of a gene that is zero in all cells the network knows nothing
-        return prior.predict(sets, leave_out=False) + np.array(part)[:, None] * change, spread
+        return known + np.array(part)[:, None] * change, spread
+
+    def _expected_error(self, sets: Sequence[tuple[str, ...]], site: str | None) -> np.ndarray | None:
+        prior = self._priors.get(site or EVERYWHERE, self._priors.get(EVERYWHERE))
+        return None if prior is None else prior.error(sets)
+
+    def _alike(self, genes: Sequence[str]) -> np.ndarray:
+        """Similarity of genes: the cosine of their neighbours in the graph of perturbed genes."""
+        graph = self.module.graphs["ontology"].cpu().double()
+        edges, shape = graph.indices().numpy(), tuple(graph.shape)
+        known = [self._rows[gene] for gene in genes if gene in self._rows]
+        places = [place for place, gene in enumerate(genes) if gene in self._rows]
+        near = sparse.csr_array((graph.values().numpy(), (edges[0], edges[1])), shape)[known]
+        near = near.multiply(1 / np.sqrt(near.power(2).sum(1))[:, None]).tocsr()
+        similarity = np.eye(len(genes))
+        similarity[np.ix_(places, places)] = (near @ near.T).toarray()
+        return similarity
 
     def _share_of_network(self, prior: Prior, genes: Sequence[str]) -> float:
         """Share of the network's change that is added; none where the prior measured it or a gene is unknown."""
