@@ -21,10 +21,11 @@ from scinfl.model.base._model import FederatedModel
 from scinfl.model.gears._data import TEST, Condition, condition_names, written
 from scinfl.model.gears._graphs import Edges, put_graphs
 from scinfl.model.gears._prior import Prior
-from scinfl.model.gears._shrinkage import order_of
+from scinfl.model.gears._shrinkage import AT_LEAST, order_of
 from scinfl.module import Conditions, GEARSModule
 
 _COMPAT_CELLS = 300  # control cells that cell-gears predicts with
+_AT_MOST = 50  # measured pairs that tell the usual size of an interaction
 EVERYWHERE = ""  # in place of a site's name, for what all sites share
 
 
@@ -150,6 +151,10 @@ class PerturbationPredictor(FederatedModel):
     ) -> pd.DataFrame:
         """Genetic-interaction scores of pairs from predicted changes, see :func:`scinfl.metrics.interaction`.
 
+        What counts as more or less than usual (``"synergy"``, ``"suppression"``) follows from the pairs of the training
+        data that were measured with both of their single perturbations: their median ``mag`` takes the place of that
+        of the published screen. With fewer than five such pairs ``type`` is missing, unless you pass ``thresholds``.
+
         Parameters
         ----------
         pairs
@@ -165,7 +170,27 @@ class PerturbationPredictor(FederatedModel):
             msg = f"Expected pairs of two different genes, found {first_of(odd)}."
             raise ValueError(msg)
         names = sorted({gene for genes in sets for gene in genes}) + sorted({written(genes, CONTROL) for genes in sets})
-        return interaction(self.predict_change(names, covariates=covariates), named, **options)
+        found = self.predict_change(names, covariates=covariates)
+        if "thresholds" in options:
+            return interaction(found, named, **options)
+        usual = self._usual_magnitude()
+        limits = {} if usual is None else {"synergy": 1.13 * usual, "suppression": 0.83 * usual}
+        table = interaction(found, named, thresholds=limits, **options)
+        return table if usual is not None else table.assign(type=None)
+
+    def _usual_magnitude(self) -> float | None:
+        """Median ``mag`` of measured pairs of measured singles; None where there are few."""
+        prior = next(iter(self._priors.values()), None)
+        if prior is None or prior.kind is None:
+            return None
+        known = set(prior.conditions)
+        pairs = [genes for genes in prior.conditions if len(genes) == 2 and {(gene,) for gene in genes} <= known]
+        if len(pairs) < AT_LEAST:
+            return None
+        names = [written(genes, CONTROL) for genes in prior.conditions]
+        chosen = [written(genes, CONTROL) for genes in pairs[:: -(-len(pairs) // _AT_MOST)]]
+        scores = interaction(pd.DataFrame(prior.changes, names, self.var_names), chosen, n_subsets=10_000)
+        return float(scores["mag"].median())
 
     def _predict(
         self, perturbations: Sequence[str], covariates: Mapping[str, str] | None, site: str | None
