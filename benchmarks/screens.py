@@ -216,7 +216,22 @@ def measure(adata, terms, *, seed: int, n_sites: int, train: dict) -> tuple[pd.D
     si.model.GEARS.setup_anndata(adata, site_key=site)
     model = si.model.GEARS(adata, gene_ontology=terms, rng=seed)
     model.train(key=key, rng=seed, progress=False, **train)
-    return si.tl.score_perturbations(adata, model, metrics="mse_de"), model
+    table = si.tl.score_perturbations(adata, model, metrics="mse_de")
+    return pd.concat([table, _coverage(adata, model)]), model
+
+
+def _coverage(adata, model) -> pd.DataFrame:
+    """Share of held-out mean changes within one standard deviation of the prediction, and within that of 90 %."""
+    names, test = adata.obs["infl_perturbation"].astype(str), (adata.obs["infl_split"] == "test").to_numpy()
+    mean = sc.get.aggregate(adata[test], "infl_perturbation", "mean").to_df("mean")
+    wanted = sorted(set(names[test]) - {"ctrl"})
+    found = model.predict(wanted)
+    missed = np.abs(mean.loc[wanted] - mean.loc["ctrl"] - found.layers["delta"]).to_numpy() / found.layers["error"]
+    known = np.isfinite(missed)
+    inside = {
+        f"within {name}": np.mean(missed[known] < z) for name, z in (("1 sd", 1.0), ("90 %", 1.645)) if known.any()
+    }
+    return pd.DataFrame({"method": list(inside), "value": list(inside.values()), "metric": "coverage"})
 
 
 def main() -> None:
@@ -254,11 +269,13 @@ def main() -> None:
 def report(scores: pd.DataFrame) -> None:
     """Errors by screen and by kind of perturbation, relative to the best simple rule of all test perturbations."""
     screen = ["data", "size", "sites", "seed"]
+    covered = scores[scores["metric"] == "coverage"].groupby([*screen[:3], "method"])["value"].mean().unstack()
+    scores = scores[scores["metric"] == "mse_de"]
     wide = scores.groupby([*screen, "method"])["value"].mean().unstack("method")
     best = wide[RULES].min(axis=1)
     relative = (wide["GEARS"] / best - 1).rename("to best")
     rows = relative.groupby(level=[0, 1, 2]).agg(["mean", "max", "count"])
-    rows = rows.join(wide.groupby(level=[0, 1, 2])[["GEARS", *RULES, "linear"]].mean())
+    rows = rows.join(wide.groupby(level=[0, 1, 2])[["GEARS", *RULES, "linear"]].mean()).join(covered)
     print("\nMSE(de) of GEARS against the best simple rule, by screen (mean and worst seed), and mean errors")
     print(rows.to_string(float_format="{:.3f}".format))
     print(f"all {len(relative)} screens: mean {relative.mean():+.3f}, worst {relative.max():+.3f}")
