@@ -145,12 +145,9 @@ class GEARS(PriorPredictor):
         registry: dict | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
-        for name, number in (
-            ("n_hidden", n_hidden),
-            ("n_ontology_layers", n_ontology_layers),
-            ("n_coexpression_layers", n_coexpression_layers),
-            ("n_neighbours", n_neighbours),
-        ):
+        counts = {"n_hidden": n_hidden, "n_ontology_layers": n_ontology_layers}
+        counts |= {"n_coexpression_layers": n_coexpression_layers, "n_neighbours": n_neighbours}
+        for name, number in counts.items():
             whole_number(name, number, 1)
         number_between("coexpression_threshold", coexpression_threshold, 0, 1)
         one_of("prior", prior, PRIORS)
@@ -174,7 +171,6 @@ class GEARS(PriorPredictor):
         self._ontology: Edges | None = None
         self._coexpression: dict[str, Edges] = {}
         self._priors: dict[str, Prior] = {}
-        self._whole_priors: dict[str, Prior] = {}  # with the conditions that were drawn to validate with
         self._sealed_priors: bytes | None = None
         self._agreed: list[Condition] | None = None
         self._loss: str | None = None
@@ -464,10 +460,8 @@ class GEARS(PriorPredictor):
             text += f", {self._loss} loss"
         if self._prior_kind is not None:
             text += f", {self._prior_kind} prior"
-        if self._prior_kind is not None and self.shrinkage is not None:
-            text += (
-                " (network's part " + ", ".join(f"{order} {share:.2f}" for order, share in self.shrinkage.items()) + ")"
-            )
+            shares = ", ".join(f"{order} {share:.2f}" for order, share in (self.shrinkage or {}).items())
+            text += f" (network's part {shares})" if shares else ""
         return text
 
 

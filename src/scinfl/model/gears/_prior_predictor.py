@@ -33,7 +33,7 @@ class PriorPredictor(PerturbationPredictor):
     """What a model of perturbations knows beside its network, how sites agree on it, and how it is kept and sealed."""
 
     _edges_of: Callable[[State], Edges]
-    _whole_priors: dict[str, Prior]
+    _whole_priors: dict[str, Prior]  # with the conditions that were drawn to validate with
     _sealed_priors: bytes | None
     _statistics_stored: bool
 
@@ -115,6 +115,7 @@ class PriorPredictor(PerturbationPredictor):
         local: bool,
     ) -> None:
         """Prior of all sites, or one for each; what was drawn to validate with joins it after training."""
+        self._whole_priors = {}
         for name in known if local else [EVERYWHERE]:
             members = [name] if local else list(known)
             mine = [[one.condition for own in members for one in part[own]] for part in (known, drawn)]
