@@ -76,6 +76,9 @@ class Aggregation:
         self._answers[site] = list(message.updates)
         self.n_bytes += sum(update.n_bytes for update in message.updates)
 
+    def forget(self, site: str) -> None:
+        """Note that the process of a site began again; what it sent is still its term."""
+
     @property
     def needs(self) -> set[str]:
         """Sites without whose answer this step cannot end."""

@@ -275,6 +275,7 @@ class Coordinator:
             msg = "it knows other labels, perturbations or features than those that the run began with"
             raise ValueError(msg)
         participant.position, participant.stage = self._position_in(message), "ready"
+        self._aggregation.forget(site)
 
     def _position_in(self, message: Message) -> int:
         """Step of the run that a site is at."""

@@ -92,6 +92,14 @@ class PairwiseAggregation(Aggregation):
             msg = f"Expected an answer to '{self._phase}', found '{message.kind}'. Nothing of it was used."
             raise ValueError(msg)
 
+    def forget(self, site: str) -> None:
+        """Repeat an exchange with a site whose process began again: it no longer knows the keys that it advertised."""
+        if self._phase == "advertise":
+            self._ads.pop(site, None)
+        elif self._phase == "terms" and site in self._members - self._answers.keys():
+            self._journal.log("lost", step=self._step, sites=[site], attempt=self._attempt)
+            self._start_again()
+
     def add(self, now: float, coming: Collection[str], slow: Collection[str]) -> Summed | None:
         """Sums of the step, once the seeds of all terms are here."""
         if self._phase == "advertise":
