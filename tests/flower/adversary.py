@@ -439,7 +439,8 @@ class Game:
         if kind == 0:
             masked = first.state[MASKED].copy()
             place, multiples = self.random.randrange(len(masked)), [1, -1, PRIME, -PRIME, 2 * PRIME, -3 * PRIME]
-            masked[place] += np.uint64(self.random.choice(multiples) % 2**64).astype(masked.dtype)
+            shift = np.array([self.random.choice(multiples) % 2**64], np.uint64)
+            masked[place : place + 1] += shift.astype(masked.dtype)
             first = replace(first, state={MASKED: masked})
         elif kind == 1:
             first = replace(first, header={**first.header, "tag": self.random.randbytes(8)})
