@@ -40,6 +40,26 @@ _LEAST_INPUTS = 10
 _SPOTS_A_PROTOTYPE = 80
 
 
+_SCALES: dict[str, tuple[int | None, int]] = {"domain": (None, 2), "niche": (6, 1), "cell": (None, 0)}
+
+
+def width_of(scale: str | int) -> tuple[int | None, int]:
+    """Number of neighbours (``None`` is found from the data) and of hops of a scale.
+
+    Raises
+    ------
+    ValueError
+        If it is neither one of the scales nor a number of spots.
+    """
+    if isinstance(scale, int) and not isinstance(scale, bool):
+        whole_number("scale", scale, 1)
+        return scale, 2
+    if scale not in _SCALES:
+        msg = f"Expected `scale` to be one of {list(_SCALES)} or a number of spots, found {scale!r}."
+        raise ValueError(msg)
+    return _SCALES[scale]
+
+
 @dataclass(frozen=True)
 class BasisOptions:
     """How the directions and neighbourhoods of a modality are found."""
