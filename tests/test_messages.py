@@ -18,6 +18,7 @@ import scanpy
 
 import scinfl as si
 from scinfl.cli._main import _parser
+from scinfl.model.scvi._model import ScviModel
 
 SOURCE = Path(si.__file__).parent
 MODELS = [si.model.Classifier, si.model.GEARS, si.model.SpaMosaic]
@@ -28,7 +29,7 @@ OF_OTHERS = {"model": MODELS, "adata": [anndata.AnnData], "mdata": [mudata.MuDat
 LIBRARIES = {name: importlib.import_module(name) for name in ("anndata", "mudata", "scinfl")} | {
     "pd": importlib.import_module("pandas")
 }
-FOREIGN = {"subplot_kw"}
+FOREIGN = {"subplot_kw", "modality_weights", "dispersion"}
 """Arguments of functions of other libraries."""
 
 
@@ -83,6 +84,7 @@ def scope(file: str) -> frozenset[str]:
             kinds += MODELS
     else:
         kinds += [kind for kind in MODELS if kind.__name__.lower() in file.replace("_", "")]
+        kinds += [si.model.from_scvi, si.model.map_query, ScviModel] if file.startswith("model/scvi/") else []
     return frozenset().union(*(arguments_of(kind) for kind in kinds if callable(kind)))
 
 
@@ -174,7 +176,7 @@ def test_what_a_message_advises_can_be_typed(file):
         elif found := re.match(r"(\w+) ?=(?!=)", span):
             assert found[1] in known | FOREIGN | {"adata"}, f"{where}: no such argument"
         elif re.fullmatch(r"[a-z]\w*", span):
-            assert span in known | set(PUBLIC), f"{where}: no such argument or function"
+            assert span in known | FOREIGN | set(PUBLIC), f"{where}: no such argument or function"
         elif re.fullmatch(r"scinfl(\.\w+)+", span):
             assert resolved(span), f"{where}: no such function"
         elif re.match(r"[\w.]+\(", span):
