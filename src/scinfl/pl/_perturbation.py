@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,12 +15,15 @@ from scinfl._checks import first_of, whole_number
 from scinfl.pl._axes import axes
 from scinfl.pl._methods import in_order, legend_above, require_columns
 from scinfl.pl._palette import CONTROL, PALE, VERMILION, method_styles
-from scinfl.pl._response import Predictions, response
+from scinfl.pl._response import response
+
+if TYPE_CHECKING:
+    from scinfl.model import GEARS
 
 
 def perturbation(
     adata: AnnData | pd.DataFrame,
-    predictions: Predictions | Mapping[str, Mapping[str, float] | pd.Series] | None = None,
+    predictions: Mapping[str, GEARS | pd.DataFrame | pd.Series | Mapping[str, float]] | GEARS | None = None,
     perturbation: str | None = None,
     *,
     genes: Sequence[str] | None = None,
