@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,13 +17,10 @@ from scinfl.pl._methods import in_order, legend_above, require_columns
 from scinfl.pl._palette import CONTROL, PALE, VERMILION, method_styles
 from scinfl.pl._response import response
 
-if TYPE_CHECKING:
-    from scinfl.model import GEARS
-
 
 def perturbation(
     adata: AnnData | pd.DataFrame,
-    predictions: Mapping[str, GEARS | pd.DataFrame | pd.Series | Mapping[str, float]] | GEARS | None = None,
+    predictions: Mapping[str, Any] | Any | None = None,
     perturbation: str | None = None,
     *,
     genes: Sequence[str] | None = None,
@@ -44,9 +41,9 @@ def perturbation(
         of the control cells (of the test half where they were split). Or a tidy table: the columns ``gene`` and
         ``change``, one row per cell and gene.
     predictions
-        A trained model, or models and tables of predicted changes (perturbations × genes) by name. Where the cells were
-        split, the train mean and the additive rule are drawn beside them. With a table: predicted mean change by gene,
-        by method.
+        A trained :class:`scinfl.model.GEARS`, or models and tables of predicted changes (perturbations × genes) by
+        name. Where the cells were split, the train mean and the additive rule are drawn beside them. With a table:
+        predicted mean change by gene, by method.
     perturbation
         What to draw, for example ``"A+B"``; for cells only.
     genes
