@@ -194,7 +194,7 @@ def test_pairs_join_sections_both_ways_and_each_once():
     for none in (merged_graph(spatial, pairs, 0), merged_graph(spatial, np.empty((0, 2), int))):
         assert (none != spatial).nnz == 0
     for wrong in ([[1, 1]], [[0, 4]], [[-1, 0]]):
-        with pytest.raises(ValueError, match="different rows from 0 to 3, found 1 pairs"):
+        with pytest.raises(ValueError, match="different rows from 0 to 3, found 1 others"):
             merged_graph(spatial, np.array(wrong))
     with pytest.raises(ValueError, match="`weight` to be a number from 0"):
         merged_graph(spatial, pairs, -1)
