@@ -18,7 +18,7 @@ import scinfl as si
 from scinfl.model import ScviModel, from_scvi, map_query
 from scinfl.model.base import ModelView
 from scinfl.model.scvi._classes import REFUSED, SUPPORTED
-from scinfl.privacy import Key, KeyedSum, PairwiseSum, SampleDP
+from scinfl.privacy import Key, KeyedSum, PairwiseSum, SampleDP, UpdateDP
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:scvi")
 KEY = Key(bytes(range(32)), federation="test-federation")
@@ -396,8 +396,10 @@ def test_data_and_protections_that_do_not_fit_are_refused_before_training():
     model = from_scvi("SCVI", make_counts(), site_key="site")
     with pytest.raises(ValueError, match="share='all'"):
         model.train(key=KEY, share=["native.z_encoder"])
-    with pytest.raises(ValueError, match="UpdateDP"):
-        model.train(key=KEY, protections=(SampleDP(target_epsilon=3.0, max_norm=1.0),), validation_size=0)
+    for noise in (SampleDP, UpdateDP):
+        guard = noise(max_norm=1.0, noise_multiplier=1.0, delta=1e-4)
+        with pytest.raises(ValueError, match=f"found {noise.__name__}.*which columns"):
+            model.train(key=KEY, protections=(guard,), validation_size=0)
     with pytest.raises(ValueError, match="features"):
         trained().get_latent_representation(make_counts(n_genes=10))
 

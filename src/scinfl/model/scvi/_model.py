@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from scvi.data.fields import CategoricalObsField, LabelsWithUnlabeledObsField, L
 from scinfl import nn as keyed_nn
 from scinfl._checks import first_of, obs_column, whole_number
 from scinfl.federation import OwnedParts
+from scinfl.federation.rounds import SpendsPrivacy
 from scinfl.model.base._cells import owned, sites_of
 from scinfl.model.base._labels import check_known_labels, check_labels
 from scinfl.model.base._model import FederatedModel
@@ -29,7 +29,7 @@ from scinfl.model.scvi._classes import SUPPORTED, checked_arguments, class_of
 from scinfl.model.scvi._network import ScviNetwork
 from scinfl.model.scvi._options import ScviOptions, ScviTraining
 from scinfl.model.scvi._template import Agreed
-from scinfl.privacy import Key, SampleDP
+from scinfl.privacy import Key
 
 _SCHEMES = (
     "modules of scvi-tools read the site beside the inputs of their linear layers and of no others, so that the key "
@@ -198,10 +198,11 @@ class ScviModel(FederatedModel):
             raise ValueError(msg)
         data = self._data(options)
         protections = self._protections(options, len(data))
-        if any(isinstance(protection, SampleDP) for protection in protections):
+        if noise := [type(p).__name__ for p in protections if isinstance(p, SpendsPrivacy)]:
             msg = (
-                "Expected protections of sums or updates for models of scvi-tools, found SampleDP: their loss draws "
-                "latent codes for a batch as a whole, not for each cell. Use `UpdateDP`."
+                f"Expected protections that sum for models of scvi-tools, found {noise[0]}: a site reports which "
+                "columns it owns, which noise does not cover, and the loss draws latent codes for a batch, not for "
+                "each cell. Use `KeyedSum` or `PairwiseSum`."
             )
             raise ValueError(msg)
         size = (options.local_epochs, options.batch_size, options.lr, options.weight_decay, options.seed)
@@ -370,13 +371,11 @@ class ScviModel(FederatedModel):
         native = self._agreed.native()
         native.module.load_state_dict(network.native_state())
         native.module.eval()
-        log = logging.getLogger("scvi")
-        level = log.level
-        log.setLevel(logging.WARNING)  # that the copy is set up is no news
-        try:
-            native.adata = adata.copy()
-        finally:
-            log.setLevel(level)
+        cells = adata.copy()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Category .* has fewer than 3 cells")
+            native._register_manager_for_instance(native.adata_manager.transfer_fields(cells))
+        native.adata = cells
         if SUPPORTED[self._class_name].labels:
             native._set_indices_and_labels()
         native.is_trained_ = True

@@ -16,6 +16,9 @@ from scinfl.model.base._options import TrainOptions
 class ScviOptions(TrainOptions):
     """Settings of :meth:`ScviModel.train`: those of every run (:class:`TrainOptions`), and its own.
 
+    Batches are smaller than those of scvi-tools (128) because each site has a part of the cells: an epoch over a few
+    sites then takes about as many steps as one over the pooled cells.
+
     Parameters
     ----------
     n_epochs_kl_warmup
@@ -25,7 +28,7 @@ class ScviOptions(TrainOptions):
 
     n_rounds: int = 20
     lr: float = 1e-3
-    batch_size: int = 128
+    batch_size: int = 32
     weight_decay: float = 1e-6
     n_epochs_kl_warmup: int | None = 400
 
