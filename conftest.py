@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 
+import pandas as pd
 import pytest
 import torch
+
+if os.environ.get("SCINFL_COPY_ON_WRITE"):
+    pd.options.mode.copy_on_write = True  # as pandas 3 always does
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -46,18 +46,18 @@ from scinfl.module import contrastive_loss
 from scinfl.privacy import Key
 
 SHARED = Path(os.environ.get("SCINFL_SHARED", Path(__file__).parents[2] / "shared"))
-NAME = "spamosaic_sim_r1_{}_adata_{}.h5ad"
+NAME = "spamosaic_sim_r{}_{}_adata_{}.h5ad"
 MEASURED = {"rna": ("s1", "s2"), "adt": ("s1", "s3")}
 OPTIONS = BasisOptions(n_components=30, n_features=2000, n_target=10, n_hops=2)
 
 
-def replicate(folder, split=None, seed=0):
-    """Replicate 1 as MuData; ``split`` names a modality that a random half of section 1 keeps to itself."""
+def replicate(folder, split=None, seed=0, number=1):
+    """A replicate as MuData; ``split`` names a modality that a random half of section 1 keeps to itself."""
     mods, truth = {}, None
     for modality, names in MEASURED.items():
         parts = {}
         for name in names:
-            adata = ad.read_h5ad(folder / NAME.format(name, modality))
+            adata = ad.read_h5ad(folder / NAME.format(number, name, modality))
             obs = pd.DataFrame({"domain": adata.obs["gt"].astype(str)}, index=adata.obs_names)
             var = pd.DataFrame(index=[f"{modality}_{feature}" for feature in adata.var_names])
             own = ad.AnnData(np.asarray(adata.layers["counts"], np.float32), obs, var)

@@ -1,9 +1,10 @@
-"""Perturbation response beside simple baselines: generated screens whose truth is known, and two real ones.
+"""Perturbation response beside simple baselines: generated screens whose truth is known, and real ones.
 
     python benchmarks/perturbations.py --data generated     # doubles interact; alone, pooled, federated, keyed, unkeyed
     python benchmarks/perturbations.py --data additive      # doubles are additive in log space
     python benchmarks/perturbations.py --data datlinger     # CROP-seq, stimulated Jurkat cells, 20 genes
     python benchmarks/perturbations.py --data mcf10a        # CROP-seq, MCF10A cells, 28 genes, single and double
+    python benchmarks/perturbations.py --data norman        # 18 singles and 15 doubles of Norman et al.
 
 Test perturbations are new ones: unseen doubles of seen singles (generated, mcf10a), unseen singles (datlinger). Rounds,
 loss and shrinkage follow from validation perturbations; settings are the defaults. Prints the mean over seeds with its
@@ -77,7 +78,17 @@ def mcf10a(seed: int):
     return adata, ontology
 
 
+def norman(seed: int):
+    adata = si.datasets.norman_subset(SHARED / "perturb" / "norman2019_subset_33perturbations.h5ad")
+    sc.pp.filter_genes(adata, min_cells=1)
+    si.pp.perturbations(adata, unknown="keep")
+    si.pp.split_perturbations(adata, rng=seed)
+    si.pp.split_sites(adata, 3, rng=seed)
+    return adata, pd.read_csv(SHARED / "go" / "go_norman2019.csv")
+
+
 DATA = {
+    "norman": (norman, ("centralised", "FedAvg", "keyed", "wrong key", "modules removed")),
     "generated": (lambda seed: generated(seed, 1.0), ALL),
     "additive": (lambda seed: generated(seed, 0.0), ("centralised",)),
     "datlinger": (datlinger, ("centralised", "FedAvg", "keyed", "wrong key", "modules removed")),

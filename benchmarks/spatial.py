@@ -43,7 +43,7 @@ NETWORKS = ["right key", "wrong keys", "untrained", "modules removed"]
 
 def read(path):
     adata = ad.read_h5ad(path)
-    adata.obs = adata.obs[["z", "slice"]].astype(str)
+    adata.obs = adata.obs[["z", "slice"]].astype(str).set_axis(["domain", "section"], axis=1)
     return adata
 
 
@@ -54,7 +54,7 @@ def components(adata, *, by_section=False, scaled=True):
     work = adata.copy()
     sc.pp.normalize_total(work, target_sum=1e4)
     sc.pp.log1p(work)
-    x = work.X.toarray()
+    x = work.X.toarray() if hasattr(work.X, "toarray") else work.X
     parts = sections(adata) if by_section else [slice(None)]
     for own in parts if scaled else []:
         deviation = x[own].std(0)
@@ -63,18 +63,18 @@ def components(adata, *, by_section=False, scaled=True):
 
 
 def sections(adata):
-    return [(adata.obs["slice"] == name).to_numpy() for name in adata.obs["slice"].unique()]
+    return [(adata.obs["section"] == name).to_numpy() for name in adata.obs["section"].unique()]
 
 
-def smoothed(adata, x=None, *, by_section=False):
+def smoothed(adata, x=None, *, by_section=False, n_neighbours=N_NEIGHBOURS):
     x = components(adata, by_section=by_section) if x is None else x
-    graph = spatial_graph(adata.obsm["spatial"], section_of(adata), n_neighbours=N_NEIGHBOURS)
+    graph = spatial_graph(adata.obsm["spatial"], section_of(adata), n_neighbours=n_neighbours)
     return propagated(x, hop_matrix(graph), N_HOPS)[-1]
 
 
 def with_offsets(adata, x, seed, **options):
     work = ad.AnnData(np.zeros((adata.n_obs, 1), np.float32), adata.obs, obsm={"X_pca": x})
-    si.pp.federated_offsets(work, site_key="slice", key=a_key(seed), rng=seed, **options)
+    si.pp.federated_offsets(work, site_key="section", key=a_key(seed), rng=seed, **options)
     return work.obsm["X_pca_aligned"]
 
 
@@ -84,12 +84,14 @@ def with_harmony(adata, x, seed):
     except ImportError as error:
         msg = "Expected harmonypy for the rows of Harmony, found none. Run `pip install harmonypy`."
         raise ImportError(msg) from error
-    return run_harmony(x, adata.obs, "slice", verbose=False, random_state=seed, ncores=1).Z_corr.astype(np.float32)
+    return run_harmony(x, adata.obs, "section", verbose=False, random_state=seed, ncores=1).Z_corr.astype(np.float32)
 
 
 def aligned_target(adata, seed):
     """What the network of SpaMosaic learns to say, itself: sums over sites, and no network at all."""
-    (measured,) = read_spots(adata, section_key="slice", site_key="slice", spatial_key="spatial", layers={}).values()
+    (measured,) = read_spots(
+        adata, section_key="section", site_key="section", spatial_key="spatial", layers={}
+    ).values()
     options = BasisOptions(n_components=30, n_features=2000, n_target=10, n_hops=2)
     return BasisFit(measured, options, key=None, protections=None, payload=Payload(), rng=seed).target
 
@@ -116,7 +118,7 @@ BASELINES = {
 
 
 def section_of(adata):
-    return adata.obs["slice"].to_numpy()
+    return adata.obs["section"].to_numpy()
 
 
 # ---- SpaMosaic
@@ -127,7 +129,7 @@ def a_key(*numbers):
 
 
 def fitted(adata, seed, *, site_key, key=None, **options):
-    si.model.SpaMosaic.setup_anndata(adata, "slice", site_key=site_key)
+    si.model.SpaMosaic.setup_anndata(adata, "section", site_key=site_key)
     model = si.model.SpaMosaic(adata, key_scheme="coordinate" if key else None, rng=seed)
     model.train(key=key, rng=seed, progress=False, **options)
     return model
@@ -135,8 +137,8 @@ def fitted(adata, seed, *, site_key, key=None, **options):
 
 MODELS = {
     "SpaMosaic, pooled": lambda adata, seed: fitted(adata, seed, site_key=None),
-    "SpaMosaic, federated": lambda adata, seed: fitted(adata, seed, site_key="slice"),
-    "SpaMosaic, federated and keyed": lambda adata, seed: fitted(adata, seed, site_key="slice", key=a_key(seed)),
+    "SpaMosaic, federated": lambda adata, seed: fitted(adata, seed, site_key="section"),
+    "SpaMosaic, federated and keyed": lambda adata, seed: fitted(adata, seed, site_key="section", key=a_key(seed)),
 }
 
 
@@ -150,8 +152,8 @@ def scores(adata, embedding, seed):
     for n in (90, 30):
         table = si.metrics.integration(
             embedding,
-            batch=adata.obs["slice"],
-            labels=adata.obs["z"],
+            batch=adata.obs["section"],
+            labels=adata.obs["domain"],
             clusters=work.obs["domain"],
             coordinates=adata.obsm["spatial"],
             n_neighbours=n,
@@ -182,7 +184,7 @@ def unseen(adata, seeds):
         for own in sections(adata):
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Two sites")
-                model = fitted(adata[~own].copy(), seed, site_key="slice", key=a_key(seed))
+                model = fitted(adata[~own].copy(), seed, site_key="section", key=a_key(seed))
             found = scores(adata, model.get_latent_representation(adata), seed)
             rows.append({"section left out": section_of(adata)[own][0], "seed": seed, **found})
     return pd.DataFrame(rows)
@@ -194,7 +196,7 @@ def unseen(adata, seeds):
 def lock(adata, models, n_keys):
     """Label transfer and ARI with and without the key, and of networks that were never trained."""
     rows = []
-    si.model.SpaMosaic.setup_anndata(adata, "slice")
+    si.model.SpaMosaic.setup_anndata(adata, "section")
     for seed, model in enumerate(models):
         rows.append(score_model(adata, model, "right key", seed))
         rows.append(score_model(adata, model.stripped(), "modules removed", seed))
@@ -223,7 +225,7 @@ def score_model(adata, model, name, seed):
 
 def payload(adata):
     """Table of what left one site."""
-    sent = fitted(adata, 0, site_key="slice", key=a_key(0)).payload
+    sent = fitted(adata, 0, site_key="section", key=a_key(0)).payload
     return sent[sent["site"] == section_of(adata)[0]].drop(columns=["site", "norm"])
 
 
@@ -260,7 +262,7 @@ def main():
     torch.set_num_threads(1)
     started = time.time()
     adata = read(options.data)
-    n_sections = adata.obs["slice"].nunique()
+    n_sections = adata.obs["section"].nunique()
     print(f"{adata.n_obs} spots, {adata.n_vars} genes, {n_sections} sections; {options.seeds} seeds\n")
     table, models = compare(adata, range(options.seeds))
     print("mean ± standard error; pas is better when low\n")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import anndata as ad
-import h5py
-import mudata as md
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,10 +13,10 @@ from scinfl._checks import (
     complete_column,
     finite,
     gene_names,
+    indexable,
     missing,
     new_path,
     obs_column,
-    read_data,
     values_of,
 )
 
@@ -105,28 +103,28 @@ def test_a_column_that_occurs_twice_and_a_gene_without_a_name_are_refused():
     assert gene_names(adata, None).tolist() == ["g", "h"]
 
 
-def test_other_files_in_place_of_h5ad_are_named_with_a_cure(tmp_path):
-    adata = ad.AnnData(np.ones((2, 1), np.float32))
-    (tmp_path / "c.zarr").mkdir()
-    md.MuData({"rna": adata}).write(tmp_path / "c.h5mu")
-    with h5py.File(tmp_path / "o.h5ad", "w") as file:
-        file.create_dataset("matrix", data=[1])
-    (tmp_path / "t.h5ad").write_text("cell,gene\n")
-    for name, message in (
-        ("c.zarr", r"found a folder.*read_zarr\('c.zarr'\).write_h5ad\('c.h5ad'\)"),
-        ("c.h5mu", r"found a MuData file.*read_h5mu\('c.h5mu'\)\['rna'\].write_h5ad\('rna.h5ad'\)"),
-        ("o.h5ad", "found an HDF5 file of another kind, which holds matrix"),
-        ("t.h5ad", "found a file of another kind, or a damaged one"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            read_data(tmp_path / name, "h5ad")
-    adata.write_h5ad(tmp_path / "x.h5mu")
-    with pytest.raises(ValueError, match="found one without modalities"):
-        read_data(tmp_path / "x.h5mu")
-
-
 def test_a_path_below_a_file_is_refused_before_the_work(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"Expected a folder to write '.*run' to, found a file at '.*file'"):
         new_path(tmp_path / "file" / "run", overwrite=False)
     assert new_path(tmp_path / "new" / "run", overwrite=False) == tmp_path / "new" / "run"
+
+
+@pytest.mark.parametrize("dtype", ["f2", ">f4"])
+def test_rows_and_columns_of_types_that_scipy_refuses_can_be_taken(dtype, tmp_path):
+    plain = np.arange(12.0).reshape(4, 3)
+    odd = sparse.csr_matrix(plain)
+    odd.data = odd.data.astype(dtype)
+    adata = ad.AnnData(odd, layers={"own": odd})
+    other = indexable(adata, inplace=False)
+    np.testing.assert_array_equal(other[:, [2, 0]].X.toarray(), plain[:, [2, 0]])
+    np.testing.assert_array_equal(other[:, [2, 0]].layers["own"].toarray(), plain[:, [2, 0]])
+    assert adata.X.dtype == dtype
+    ad.AnnData(adata.X).write_h5ad(tmp_path / "odd.h5ad")
+    backed = ad.read_h5ad(tmp_path / "odd.h5ad", backed="r")
+    with pytest.raises(ValueError, match=r"Expected values that can be read from .*odd\.h5ad.*Write them as float32"):
+        values_of(backed, None)
+    backed.file.close()
+    assert indexable(adata, inplace=True) is adata
+    assert adata.X.dtype == np.float32
+    assert indexable(adata, inplace=False) is adata

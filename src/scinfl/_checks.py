@@ -99,11 +99,22 @@ def values_of(adata: AnnData, layer: str | None) -> Any:
             f"Expected {argument('layer')} to name a layer of adata, found {layer!r}. Layers are {list(adata.layers)}."
         )
         raise KeyError(msg)
-    values = adata.layers[layer] if layer is not None else adata.to_memory().X if adata.isbacked else adata.X
+    values = adata.layers[layer] if layer is not None else in_memory(adata).X
     if values is None:
         msg = f"Expected values in adata.X, found none. Name a layer with {argument('layer')}."
         raise ValueError(msg)
     return as_numbers(values)
+
+
+def in_memory(adata: AnnData) -> AnnData:
+    """AnnData in memory, read whole from its file where it is backed."""
+    if not adata.isbacked:
+        return adata
+    try:
+        return adata.to_memory()
+    except ValueError as error:  # sparse float16 and foreign byte orders
+        msg = f"Expected values that can be read from '{adata.filename}', found: {error} Write them as float32."
+        raise ValueError(msg) from error
 
 
 def as_numbers(values: Any) -> Any:
@@ -124,6 +135,35 @@ def as_numbers(values: Any) -> Any:
         values = values.copy()
         values.sum_duplicates()
     return values
+
+
+def indexable(adata: AnnData, *, inplace: bool) -> AnnData:
+    """AnnData whose rows and columns can be taken.
+
+    Scipy refuses that for sparse float16 and foreign byte orders: such values get the type to compute with, in place or
+    in a copy.
+    """
+    matrices = {None: adata.X, **dict(adata.layers)}
+    odd = [
+        name
+        for name, values in matrices.items()
+        if sparse.issparse(values) and (values.dtype == np.float16 or not values.dtype.isnative)
+    ]
+    if not odd:
+        return adata
+    made = {name: as_numbers(matrices[name]) for name in odd}
+    if not inplace:
+        from anndata import AnnData
+
+        rest = {name: values for name, values in {**matrices, **made}.items() if name is not None}
+        parts = {name: dict(getattr(adata, name)) for name in ("uns", "obsm", "obsp")}
+        return AnnData(made.get(None, adata.X), adata.obs, adata.var, layers=rest, **parts)
+    for name, values in made.items():
+        if name is None:
+            adata.X = values
+        else:
+            adata.layers[name] = values
+    return adata
 
 
 def unmasked(values: Any) -> np.ndarray:
@@ -215,50 +255,6 @@ def _count_by_column(matrix: Any, test: Any) -> np.ndarray:
         matrix = matrix.tocsr()  # the indices of compressed columns are rows
         return np.bincount(matrix.indices[test(matrix.data)], minlength=matrix.shape[1])
     return test(matrix).sum(0)
-
-
-def read_data(path: Path, kind: str | None = None) -> Any:
-    """Read an h5mu file where the name ends so, else h5ad, or the ``kind``; the error names what is wrong with it."""
-    import anndata as ad
-    import mudata as md
-
-    kind = kind or ("h5mu" if path.suffix == ".h5mu" else "h5ad")
-    if not path.exists():
-        msg = f"Expected an {kind} file at '{path}', found none. Check the path."
-        raise FileNotFoundError(msg)
-    if found := _other_kind(path, kind):
-        msg = f"Expected an {kind} file at '{path}', found {found}"
-        raise ValueError(msg)
-    try:
-        return md.read_h5mu(path) if kind == "h5mu" else ad.read_h5ad(path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        msg = f"Expected an {kind} file at '{path}', found one that cannot be read ({error})."
-        raise ValueError(msg) from error
-
-
-def _other_kind(path: Path, kind: str) -> str | None:
-    """What a path holds in place of a file of this kind, and the cure."""
-    import h5py
-
-    if path.is_dir():
-        return (
-            f"a folder. A zarr store becomes one by `anndata.read_zarr('{path.name}').write_h5ad('{path.stem}.h5ad')`."
-        )
-    if not h5py.is_hdf5(path):
-        return "a file of another kind, or a damaged one. Read it with scanpy or pandas and write an AnnData."
-    with h5py.File(path) as file:
-        if kind == "h5mu" and "mod" not in file:
-            return "one without modalities. Name an AnnData file '.h5ad'."
-        if kind == "h5ad" and "mod" in file:
-            modality = first_of(list(file["mod"]), 1).partition(" ")[0]
-            return (
-                f"a MuData file. Take one modality: `mudata.read_h5mu('{path.name}')['{modality}']"
-                f".write_h5ad('{modality}.h5ad')`."
-            )
-        if kind == "h5ad" and not {"obs", "var"} <= set(file):
-            inside = first_of(list(file)) or "nothing"
-            return f"an HDF5 file of another kind, which holds {inside}. Read it with scanpy and write an AnnData."
-    return None
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:

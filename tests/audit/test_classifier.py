@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import make_cells
 
 from scinfl import tl
+from scinfl._audit._alignment import AlignmentEffort
 from scinfl._audit._findings import ADVERSARIES, COLUMNS, finding, verdicts
 from scinfl._audit.classifier import _plan as module_under_test
 from scinfl._audit.classifier._target import split_by_group
@@ -47,6 +48,7 @@ def small_effort():
         n_restarts=2,
         n_attack_steps=40,
         n_simulated=8,
+        alignment=AlignmentEffort(2, 20, 2, 20_000),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module_under_test, "_QUICK", effort)

@@ -11,6 +11,7 @@ import pytest
 
 import scinfl as si
 from scinfl import tl
+from scinfl._audit._alignment import AlignmentEffort
 from scinfl._audit._findings import ADVERSARIES, COLUMNS
 from scinfl._audit._settings import training_of
 from scinfl._audit.gears import _plan as module_under_test
@@ -25,7 +26,14 @@ TRAIN = {"n_rounds": 2, "lr": 6e-3, "loss": "squared", "validation_size": 0}
 @pytest.fixture(scope="module", autouse=True)
 def small_effort():
     """A part of the quick audit's effort."""
-    effort = replace(module_under_test._QUICK, n_keys=4, n_untrained=2, samples=(5,), n_attack_steps=8)
+    effort = replace(
+        module_under_test._QUICK,
+        n_keys=4,
+        n_untrained=2,
+        samples=(5,),
+        n_attack_steps=8,
+        alignment=AlignmentEffort(2, 20, 2, 20_000),
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module_under_test, "_QUICK", effort)
         yield
@@ -107,6 +115,18 @@ def test_the_key_hides_whose_rows_moved_from_the_server_alone(results):
     assert (locked["score"] < 0.8).all()
     counts = rows(results["keyed"], adversary="server", uploads="in the open", attack="sums before training")
     assert counts.set_index("metric").loc["balanced accuracy of which", "score"] == 1  # sums are not locked
+
+
+@pytest.mark.parametrize("words", ["genes read by one layer", "embedded genes"])
+def test_offsets_hide_which_gene_is_which_in_one_file_in_two_and_across_a_rekey(results, words):
+    found = rows(results["keyed"], attack="Gram alignment")
+    found = found[found["setting"].str.startswith(words)]
+    assert len(found) == 2 * 3
+    share = found[found["metric"] == "share of the order"]
+    assert (share["score"] < 0.15).all()
+    assert (found[found["metric"] == "score of the true order"]["score"] < 0.7).all()
+    assert (found["verdict"] == "holds").all()
+    assert "Gram alignment" not in set(results["plain"].uns["infl"]["audit"]["table"]["attack"])
 
 
 def test_one_step_on_one_perturbation_shows_what_it_did(results):

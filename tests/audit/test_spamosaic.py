@@ -12,6 +12,7 @@ import pytest
 
 import scinfl as si
 from scinfl import tl
+from scinfl._audit._alignment import AlignmentEffort
 from scinfl._audit._findings import ADVERSARIES, COLUMNS, CURIOUS, STEALING
 from scinfl._audit._settings import training_of
 from scinfl._audit.spamosaic import _plan as module_under_test
@@ -27,7 +28,14 @@ TRAIN = {"n_rounds": 8, "validation_size": 0.3}
 def small_effort():
     """A part of the quick audit's effort."""
     effort = replace(
-        module_under_test._QUICK, n_spots=6, n_batches=2, batch_sizes=(), n_keys=4, n_untrained=4, n_attack_steps=20
+        module_under_test._QUICK,
+        n_spots=6,
+        n_batches=2,
+        batch_sizes=(),
+        n_keys=4,
+        n_untrained=4,
+        n_attack_steps=20,
+        alignment=AlignmentEffort(2, 20, 2, 20_000),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module_under_test, "_QUICK", effort)
@@ -107,6 +115,14 @@ def test_one_spot_is_read_off_the_first_layer_by_an_attacker_who_knows_its_order
     assert (keyed["verdict"] != "leaks").all()
     colluder = rows(results["keyed"], adversary="server + one site", metric="Pearson", **which)
     assert colluder["score"].item() > 0.999
+
+
+def test_offsets_hide_the_order_of_the_inputs_in_one_file_in_two_and_across_a_rekey(results):
+    found = rows(results["keyed"], attack="Gram alignment")
+    assert len(found) == 2 * 3
+    assert (found["verdict"] == "holds").all()
+    assert (found.loc[found["metric"] == "share of the order", "score"] < 0.2).all()
+    assert "Gram alignment" not in set(results["plain"].uns["infl"]["audit"]["table"]["attack"])
 
 
 def test_keyed_sums_show_less_than_public_spots(results):

@@ -1,4 +1,7 @@
-"""A server that plays against the sites: at random, from a seed, and with openings that a clever one would try."""
+"""A server that plays against the sites: at random, from a seed, and with openings that a clever one would try.
+
+It is no `hypothesis` state machine: sites are threads, so the same moves need not fail twice, which that one refuses.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import threading
 import time
 from dataclasses import replace
 
+import numpy as np
 from tests.flower.conftest import LocalFederation, job_text, make_cells
 from tests.flower.evil import KEY, add, name
 from tests.flower.toy_model import ToyTask
@@ -19,6 +23,7 @@ from scinfl.flower.setup._kit import pinned_identities
 from scinfl.flower.site import _run
 from scinfl.flower.site._mailbox import Mailbox
 from scinfl.privacy.aggregation import MASKED, Advertisement, PairwiseServer
+from scinfl.privacy.aggregation._linear_tag import PRIME
 
 SITES = [f"hospital_{number}" for number in range(4)]
 MIN_SITES = 3
@@ -433,7 +438,9 @@ class Game:
         kind = self.random.randrange(3)
         if kind == 0:
             masked = first.state[MASKED].copy()
-            masked[self.random.randrange(len(masked))] += 1
+            place, multiples = self.random.randrange(len(masked)), [1, -1, PRIME, -PRIME, 2 * PRIME, -3 * PRIME]
+            shift = np.array([self.random.choice(multiples) % 2**64], np.uint64)
+            masked[place : place + 1] += shift.astype(masked.dtype)
             first = replace(first, state={MASKED: masked})
         elif kind == 1:
             first = replace(first, header={**first.header, "tag": self.random.randbytes(8)})

@@ -107,7 +107,7 @@ def no_difference_rule(patch):
 
 def account_per_run(patch):
     """Fault 3: what an earlier run spent is not carried on."""
-    patch.setattr(Ledger, "carry_charges", lambda *own: None)
+    patch.setattr(Ledger, "charges_on", lambda *own: {})
 
 
 def blocking_mailbox(patch):

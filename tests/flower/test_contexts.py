@@ -12,17 +12,75 @@ import pytest
 from tests.flower.conftest import SITES, LocalFederation, job_text, make_cells, same, trained_in_process
 from tests.flower.evil import BELIEFS, KEY, Evil, job_of
 
+from scinfl._errors import TamperedSumError
 from scinfl.flower.protocol._message import Message
 from scinfl.flower.protocol._preflight import seal_facts
 from scinfl.flower.setup._job import Job
+from scinfl.flower.setup._kit import pinned_identities
+from scinfl.flower.site._masking import _parts
 from scinfl.flower.site._upload_log import Upload, UploadLog
 from scinfl.privacy import Identity
 from scinfl.privacy.aggregation import MASKED
+from scinfl.privacy.aggregation._linear_tag import PRIME
 
 
 @pytest.fixture(params=["keyed", "pairwise"])
 def job(request):
     return job_of(request.param)
+
+
+# ---- numbers
+
+
+@pytest.mark.parametrize("bits", [64, 32])
+def test_multiples_of_the_modulus_of_tags_do_not_change_a_total(tmp_path, job, bits):
+    """Sites but one would believe a huge total and send next to nothing: the sum would be that one's update."""
+    evil = Evil(tmp_path / "evil", job.replace("deadline", f"bits = {bits}\ndeadline")).start()
+    first = evil.step(0)
+    changed = []
+    for update in first.updates:
+        masked = update.state[MASKED].copy()
+        if update.purpose == "total of training":
+            masked += np.full_like(masked, PRIME)
+        changed.append(replace(update, state={MASKED: masked}))
+    shifted = replace(first, updates=tuple(changed))
+    for site in SITES[1:]:
+        assert evil.ask(site, 1, [shifted], phase="advertise", attempt=1).kind == "failed"
+    evil.refusals("within its bound", sites=SITES[1:])
+
+
+def test_sites_that_read_other_numbers_under_one_tag_do_not_add_up(tmp_path, job):
+    """A site that betrays the key makes another sum with the tag of the true one, for one site alone."""
+    evil = Evil(tmp_path / "evil", job).start()
+    before = evil.step(0)
+    sums = evil.step(1, [before])
+    histories = set()
+    for numbers in (sums.updates[0].state[MASKED], sums.updates[0].state[MASKED] + np.uint64(7)):
+        update = replace(sums.updates[0], state={MASKED: numbers})
+        log = UploadLog()
+        log.close(1, _parts(update, []))
+        histories.add(log.history(2))
+    assert len(histories) == 2
+
+
+def test_a_site_that_is_not_in_the_job_is_in_no_sum(tmp_path, job):
+    """A revoked site, whose identity is still pinned, with a site that colludes."""
+    evil = Evil(tmp_path / "evil", job).start()
+    former = Identity.generate("former")
+    for site in SITES:
+        (evil.federation.kit(site) / "identities" / "former.json").write_text(former.public.to_text())
+    watch = evil.federation.sites[SITES[0]]._masking("r0", "", tmp_path / "journal", object())._watch
+    with pytest.raises(TamperedSumError, match="sites of the job, found former"):
+        watch([("training", 2)], [*SITES[:2], "former"], True)
+
+
+def test_an_identity_in_a_file_of_another_name_replaces_none(tmp_path):
+    kit = Evil(tmp_path / "evil").federation.kit(SITES[1])
+    (kit / "identities" / "west.json").write_text(Identity.generate(SITES[0]).public.to_text())
+    with pytest.raises(
+        ValueError, match=r"west\.json' to hold the identity of site 'west', found that of 'hospital_0'"
+    ):
+        pinned_identities(kit)
 
 
 # ---- bounds

@@ -16,6 +16,7 @@ from scinfl.flower.protocol._limits import read_array
 from scinfl.flower.protocol._message import Message
 from scinfl.flower.server._coordinator import Coordinator, StoppedError
 from scinfl.flower.setup._job import Job
+from scinfl.flower.site._mailbox import Mailbox, OtherRunError
 from scinfl.privacy.aggregation import MASKED, Aggregator
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -50,6 +51,27 @@ def test_a_question_that_reaches_a_restarted_site_first_is_answered_at_once(tmp_
     assert time.monotonic() - started < 5
     evil.start_run()
     assert isinstance(evil.step(0), Message)
+
+
+def test_a_server_that_leaves_a_run_and_comes_back_before_training_notices_is_answered():
+    box = Mailbox(lambda message: message, patience=0.0)
+    hello, other = (Message("hello", {"run": run}) for run in ("r0", "r1"))
+    agree = Message("agree", {"run": "r0", "facts": {}})
+
+    def begin():
+        assert box.handle(agree).kind == "busy"
+        assert box.wait_for_facts() == ("r0", {})
+        box.be_ready(Message("ready"))
+        assert box.handle(agree).kind == "ready"
+
+    box.handle(hello)
+    begin()
+    for message in (other, hello):
+        box.handle(message)
+    for suspended in (lambda: box.be_ready(Message("ready")), lambda: box.answer(Message("step")), box.next):
+        with pytest.raises(OtherRunError):  # or it waits for a question, and the server for it to be ready
+            suspended()
+    begin()
 
 
 @pytest.mark.parametrize(

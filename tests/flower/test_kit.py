@@ -10,7 +10,9 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from anndata import AnnData
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from tests.flower.conftest import SITES, job_text, make_cells
@@ -174,6 +176,15 @@ def test_a_site_refuses_data_and_settings_that_do_not_fit(kit, fresh_key, tmp_pa
         list_payload(folder, data=own[:, :].copy()[:0].copy() if own.obs.pop("label") is None else own, key=fresh_key)
     own = make_cells()
     settings = (folder / "site.toml").read_text()
+    for missing in (None, "nan"):
+        gaps = make_cells()
+        gaps.obs["label"] = gaps.obs["label"].astype(object)
+        gaps.obs.iloc[:3, gaps.obs.columns.get_loc("label")] = missing
+        with pytest.raises(ValueError, match=r"a label for every row in adata.obs\['label'\], found 3 without"):
+            list_payload(folder, data=gaps, key=fresh_key)
+    for values, error in ((None, "Expected values in adata.X"), (np.full(own.shape, "x"), "Expected numbers")):
+        with pytest.raises((TypeError, ValueError), match=error):
+            list_payload(folder, data=AnnData(values, own.obs, own.var), key=fresh_key)
     (folder / "site.toml").write_text(settings.replace("min_cells_per_label = 1", "min_cells_per_label = 1000"))
     with pytest.raises(ValueError, match="at least 1000 cells of each label"):
         list_payload(folder, data=own, key=fresh_key)

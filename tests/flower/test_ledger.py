@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from tests.flower.conftest import SITES, LocalFederation, job_text, make_cells, parameters, same, trained_in_process
 from tests.flower.evil import Evil, job_of
 
-from scinfl._errors import TamperedSumError
-from scinfl.federation import Journal
+from scinfl._errors import TamperedSumError, WeakNoiseWarning
 from scinfl.flower.protocol._message import Message
 from scinfl.flower.site._data import fingerprint_of
 from scinfl.flower.site._ledger import AgreedRun, Ledger
-from scinfl.privacy import Identity
+from scinfl.privacy import Identity, SampleDP, UpdateDP
+from scinfl.privacy.dp import accounted_in
 
 FOUR = [*SITES, "hospital_3"]
 
@@ -118,6 +119,30 @@ def test_an_operator_who_starts_again_with_fewer_sites_is_warned(tmp_path, fresh
     assert all("--accept-difference hospital_3" in str(error) for error in second.errors.values())
 
 
+SIX = [f"hospital_{number}" for number in range(6)]
+
+
+def test_three_runs_that_differ_by_many_in_pairs_do_not_single_out_a_site(tmp_path):
+    """The members of the third less those of the first two, and hospital_0 again, are hospital_5."""
+    data = {site: make_cells(n_sites=6) for site in SIX[3:]}
+    evil = Evil(tmp_path / "evil", job_of("keyed", sites=SIX), sites=SIX, data=data, n_runs=3).start()
+    evil.step(0)
+    evil.runs = dict.fromkeys(SIX[:3], "r1")
+    evil.start_run()
+    assert {evil.ready[site].kind for site in SIX[:3]} == {"failed"}
+    assert "hospital_3, hospital_4, hospital_5 took part" in str(evil.federation.errors[SIX[0]])
+
+
+def test_a_site_is_not_left_out_between_sums_before_training(tmp_path):
+    ledger = Ledger(tmp_path, Identity.generate("a"))
+    ledger.add(AgreedRun("r", "job", ("a", "b", "c", "d"), "data"))
+    ledger.check_members("r", "abcd", before_training=True)
+    with pytest.raises(TamperedSumError, match="d took part in one of the two only"):
+        ledger.check_members("r", "abc", before_training=True)
+    ledger.check_members("r", "abc", before_training=False)  # a round that a site missed
+    ledger.check_members("r", "abcd", before_training=True)
+
+
 # ---- privacy
 
 
@@ -132,37 +157,60 @@ def test_a_budget_is_spent_once_however_many_runs_there_are(tmp_path):
     first = evil.step(0)
     assert {evil.ask(site, 1, [first]).kind for site in SITES} == {"failed"}
     errors(evil, ValueError, "budget of 2 that lasts for another round")
-    for site in SITES:
-        charged = [
-            sum(event["event"] == "privacy" for event in Journal(evil.federation.kit(site) / "runs" / run).events())
-            for run in ("r0", "r1")
-        ]
-        assert charged == [2, 2]  # of the first run, carried over
 
 
-def test_what_was_spent_is_remembered_without_the_folder_of_its_run(tmp_path):
-    identity = Identity.generate("a")
-    ledger, runs = Ledger(tmp_path, identity, min_sites=3), tmp_path / "runs"
-    own = [AgreedRun(run, "job", ("a", "b", "c"), "data", ("SampleDP",)) for run in ("r0", "r1", "r2")]
-    ledger.add(own[0])
-    charge = {"site": "a", "noise_multiplier": 1.0, "sample_rate": 0.1, "n_steps": 10}
-    Journal(runs / "r0").log("privacy", number="01", charge=charge)
-    for run in own[1:]:
-        ledger = Ledger(tmp_path, identity, min_sites=3)
+@pytest.mark.parametrize("lost", ["nothing", "its folder"])
+def test_what_was_spent_is_in_the_ledger_before_it_is_spent(tmp_path, lost):
+    pytest.importorskip("opacus")
+    noise = '\n[[protections]]\nclass = "SampleDP"\ntarget_epsilon = 2.0\ndelta = 1e-3\n'
+    evil = Evil(tmp_path / "evil", job_text(n_rounds=2, more="validation_size = 0" + noise), n_runs=2).start()
+    before = evil.step(0)
+    for step in (1, 2):
+        before = evil.step(step, [before])
+    if lost == "its folder":
+        for site in SITES:
+            shutil.rmtree(evil.federation.kit(site) / "runs")
+    begin(evil, "r1")
+    first = evil.step(0)
+    assert {evil.ask(site, 1, [first]).kind for site in SITES} == {"failed"}
+    errors(evil, ValueError, "budget of 2 that lasts for another round")
+
+
+def test_an_account_continues_from_its_book_and_a_weaker_unit_covers_nothing(tmp_path):
+    pytest.importorskip("opacus")
+    ledger = Ledger(tmp_path, Identity.generate("a"))
+    runs = [AgreedRun(run, "job", ("a", "b", "c"), data) for run, data in (("r0", "x"), ("r1", "x"), ("r2", "y"))]
+    for run in runs:
         ledger.add(run)
-        ledger.carry_charges(run, runs)
-        ledger.carry_charges(run, runs)
-        shutil.rmtree(runs / "r0", ignore_errors=True)
-        assert [event["charge"] for event in Journal(runs / run.run).events()] == [charge]
+
+    def account(run, **options):
+        protection = SampleDP(noise_multiplier=1.0, max_norm=1.0, delta=1e-3, **options)
+        with accounted_in(ledger.book(run)):
+            protection.open_account(n_sites=3, n_rounds=1, journal=None)
+        return protection
+
+    first = account(runs[0])
+    first.release_sums("a", np.ones((4, 2)), [np.arange(4)])
+    spent = first.epsilon("a")
+    assert 0 < spent < np.inf
+    assert account(runs[1]).epsilon("a") == spent  # the same data
+    assert account(runs[2]).epsilon("a") == 0  # others
+    whole = UpdateDP(noise_multiplier=1.0, max_norm=1.0, delta=1e-3)
+    with pytest.warns(WeakNoiseWarning), accounted_in(ledger.book(runs[1])):
+        whole.open_account(n_sites=3, n_rounds=1, journal=None)
+    assert whole.epsilon("a") == np.inf  # noise for a row does not cover a site
+    assert len(ledger.charges_on("x")) == 1
 
 
 # ---- the file
 
 
-@pytest.mark.parametrize("what", ["dropped", "cut", "exchanged", "changed", "of another site"])
+@pytest.mark.parametrize(
+    "what", ["dropped", "cut", "cut with its checkpoint", "exchanged", "changed", "of another site"]
+)
 def test_a_ledger_that_was_changed_is_refused(tmp_path, what):
     identity = Identity.generate("a")
-    ledger = Ledger(tmp_path, identity, min_sites=2)
+    ledger = Ledger(tmp_path, identity)
     for number in range(3):
         ledger.add(AgreedRun(f"r{number}", "job", ("a", "b", "c"), "data"))
     file = tmp_path / "ledger" / "audit.jsonl"
@@ -174,19 +222,48 @@ def test_a_ledger_that_was_changed_is_refused(tmp_path, what):
         lines = {
             "dropped": [lines[0], lines[2]],
             "cut": lines[:2],
+            "cut with its checkpoint": lines[:2],
             "exchanged": [lines[1], lines[0], lines[2]],
             "changed": [lines[0].replace(b'"time": "2', b'"time": "1'), *lines[1:]],
         }[what]
         file.write_bytes(b"\n".join(lines) + b"\n")
+        if "checkpoint" in what:
+            (tmp_path / "ledger" / "checkpoint.safetensors").unlink()
     with pytest.raises(ValueError, match="Expected the ledger of site 'a'"):
-        Ledger(tmp_path, identity, min_sites=2)
+        Ledger(tmp_path, identity)
 
 
-def test_a_run_goes_on_with_its_own_job_and_data_only(tmp_path):
-    ledger = Ledger(tmp_path, Identity.generate("a"), min_sites=2)
-    ledger.add(AgreedRun("r", "job", ("a", "b"), "data"))
-    with pytest.raises(ValueError, match="job and data that it began with"):
-        ledger.add(AgreedRun("r", "job", ("a", "b"), "others"))
+@pytest.mark.parametrize(
+    ("what", "other"), [("job", "others"), ("data", "others"), ("members", "ab"), ("members", "abcde")]
+)
+def test_a_run_goes_on_with_its_own_job_data_and_sites_only(tmp_path, what, other):
+    ledger, own = Ledger(tmp_path, Identity.generate("a")), AgreedRun("r", "job", "abc", "data")
+    ledger.add(own)
+    n_entries = len((tmp_path / "ledger" / "audit.jsonl").read_bytes())
+    ledger.add(replace(own, members="cba"))
+    with pytest.raises(ValueError, match=f"found other {'sites' if what == 'members' else what}. Take them"):
+        ledger.add(replace(own, **{what: other}, accepted="abcde"))
+    assert len((tmp_path / "ledger" / "audit.jsonl").read_bytes()) == n_entries
+
+
+def test_a_run_that_comes_back_with_other_facts_is_refused(tmp_path):
+    evil = four(tmp_path).start()
+    evil.step(0)
+    for site in FOUR:
+        evil.handle(site, Message("end", {"reason": "power"}))
+    again = four(tmp_path).start(lambda site, facts: {name: facts[name] for name in SITES})
+    assert {again.ready[site].kind for site in FOUR} == {"failed"}
+    errors(again, ValueError, "found other sites")
+
+
+def test_a_run_that_begins_again_without_one_site_is_refused(tmp_path):
+    """It would draw the same numbers, so that the difference of the first sums would be that site's."""
+    four(tmp_path).start().step(0)
+    for site in FOUR:  # what the sites kept of the run, as after a crash of their disks; the ledger is kept
+        shutil.rmtree(tmp_path / "evil" / "kit" / f"site_{site}" / "runs")
+    again = four(tmp_path)
+    again.start(lambda site, facts: {name: facts[name] for name in SITES})
+    assert {again.ready[site].kind for site in SITES} == {"failed"}
 
 
 def test_data_have_the_same_fingerprint_whatever_is_noted_beside_them():

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from tests.flower.conftest import SITES, job_text, make_cells, same, trained_in_process
+from tests.flower.evil import Evil, job_of
 
+from scinfl.federation import Journal
 from scinfl.flower.protocol._message import Message
+from scinfl.flower.server._pairwise_aggregation import PairwiseAggregation
 from scinfl.privacy import KeyedSum, PairwiseSum
 
 
@@ -99,9 +104,10 @@ def test_a_site_that_was_away_reads_the_sums_of_the_others(make_federation):
     assert same(federation.model("hospital_3"), federation.model(SITES[0]))
 
 
-def test_a_number_beyond_the_bound_repeats_the_step(make_federation, fresh_key):
+def test_a_number_beyond_the_bound_repeats_the_step(make_federation, fresh_key, monkeypatch):
     from dataclasses import replace
 
+    monkeypatch.setattr("scinfl.flower.server._coordinator.default_bound", lambda bits: 0.25)
     federation = make_federation(pairwise_job())
     for site in federation.sites.values():
 
@@ -138,3 +144,30 @@ def test_a_server_that_drops_a_site_from_the_exchange_is_noticed(make_federation
     with pytest.raises(RuntimeError, match="resume"):
         server.run(federation.transport)
     assert type(federation.errors[SITES[0]]).__name__ == "TamperedSumError"
+
+
+@pytest.mark.parametrize("phase", ["advertise", "terms"])
+def test_an_exchange_is_repeated_with_a_site_that_started_again(tmp_path, phase):
+    """It no longer knows the keys that its last process advertised."""
+    evil = Evil(tmp_path / "evil", job_of("pairwise")).start()
+    blamed: Counter = Counter()
+    step = PairwiseAggregation(
+        *(evil.server, set(), {}),
+        min_sites=3,
+        deadline=5.0,
+        journal=Journal(tmp_path / "journal"),
+        report=str,
+        step=0,
+        first_bound=65536.0,
+        blamed=blamed,
+        folder=tmp_path,
+        first_attempt=1,
+    )
+    for site in SITES if phase == "terms" else SITES[:2]:
+        step.take(site, evil.ask(site, 0, phase="advertise", attempt=1))
+    step.add(0.0, SITES, ())
+    assert step.asks(SITES[2])["phase"] == phase
+    step.forget(SITES[0])
+    asked = step.asks(SITES[0])
+    assert (asked["phase"], asked["attempt"]) == ("advertise", 2 if phase == "terms" else 1)
+    assert not blamed

@@ -296,8 +296,9 @@ def test_sites_refuse_a_sum_that_the_server_changed(make_federation):
     assert not any((federation.kit(site) / "model").exists() for site in SITES)
 
 
-def test_a_number_beyond_the_bound_repeats_the_step_at_all_sites(make_federation, fresh_key):
+def test_a_number_beyond_the_bound_repeats_the_step_at_all_sites(make_federation, fresh_key, monkeypatch):
     adata = make_cells()
+    monkeypatch.setattr("scinfl.flower.server._coordinator.default_bound", lambda bits: 0.25)
     federation = make_federation(job_text(more="").replace("deadline", "bits = 32\ndeadline"))
     for site in federation.sites.values():
         site._sum = lambda run, usual=site._sum: _narrow(usual(run))

@@ -185,7 +185,7 @@ def test_updates_of_perturbations_may_be_blurred_where_nothing_else_leaves(key):
 def test_noise_on_spots_says_what_it_leaves_open(key):
     model, arguments = spamosaic()
     private = UpdateDP(max_norm=1.0, noise_multiplier=4.0)
-    with pytest.warns(UserWarning, match="agreed on before training without noise, and `epsilon` .* does not count"):
+    with pytest.warns(UserWarning, match="before training without noise, and the column 'epsilon' .* does not count"):
         model.train(**arguments, protections=[private], validation_size=0, key=key)
     masked = model.payload.groupby("purpose")["masked"].all()
     assert not masked["training"]

@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from scinfl.model.base import Lock, ModelView
 from scinfl.nn import (
     CoordinateLinear,
+    CoordinateTable,
     KeyedLayer,
     SecretProjection,
     at_boundary,
@@ -59,6 +61,17 @@ class AttackTarget:
         """Whether features keep their order for attackers without the key: without a key, and in published forms."""
         layers = keyed_layers(self.network).values()
         return not any(isinstance(layer, CoordinateLinear | SecretProjection) for layer in layers)
+
+    def true_order(self, name: str) -> np.ndarray:
+        """Input that each column of a layer reads, or name that each row of a table belongs to, as the key has it."""
+        assert self.key is not None  # noqa: S101
+        layer: Any = self.network.get_submodule(name)
+        if isinstance(layer, CoordinateTable):
+            shape = (layer.out_features, 1 + layer.in_features + layer.n_dims)
+            place = self.key.coordinates(f"{name}/rows", shape, layer.row_names)[:, 0]
+        else:
+            place = self.key.coordinates(f"{name}/permutation", (layer.in_features,))
+        return np.argsort(place, kind="stable")
 
     @cached_property
     def lock(self) -> Lock:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from scinfl.cli._models import load_model
+
 _PACKAGES = (
     "scinfl",
     "anndata",
@@ -43,13 +45,9 @@ def describe_setup() -> Iterator[str]:
 
 def describe_model(path: Path) -> Iterator[str]:
     """What a saved model shows without its key, line by line."""
-    from scinfl import model as models
-    from scinfl.model.base import read_document
-
-    kind = read_document(path)["class"]
-    model = getattr(models, kind).load(path)
+    model = load_model(path)
     yield str(model)
-    if kind == "Classifier":
+    if hasattr(model, "labels"):
         yield f"  labels: {', '.join(model.labels)}"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scinfl.cli._models import load_model
 from scinfl.cli._text import Commands, command
 
 if TYPE_CHECKING:
@@ -177,14 +178,12 @@ def _key_unwrap(options: argparse.Namespace) -> None:
 
 
 def _key_rekey(options: argparse.Namespace) -> None:
-    from scinfl import model as models
     from scinfl._checks import new_path
-    from scinfl.model.base import read_document
     from scinfl.privacy import Key
 
     old, new = (Key.load(path) for path in (options.old, options.new))
     new_path(options.out, overwrite=options.overwrite)
-    model = getattr(models, read_document(options.model)["class"]).load(options.model)
+    model = load_model(options.model)
     model.rekey(old, new, force=options.force)
     model.save(options.out, overwrite=options.overwrite)
     options.report(f"{model}\nSaved to '{options.out}'. Copies of the old model open with the old key as before.")

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scinfl import __version__, _names
-from scinfl._checks import new_path, number_between, obs_column, one_of, read_data
+from scinfl._data_files import check_output, read_data
 from scinfl._spelling import spelling
 from scinfl.cli._federation import add_federation
 from scinfl.cli._info import describe_model, describe_setup
 from scinfl.cli._keys import add_keys
+from scinfl.cli._models import add_models, load_model
 from scinfl.cli._text import Commands, as_typed, command, error_line
 
 _START = """start here (`scinfl COMMAND --help` has an example of each command):
@@ -23,6 +24,7 @@ _START = """start here (`scinfl COMMAND --help` has an example of each command):
   scinfl predict run new_cells.h5ad --key lung.key
   scinfl info                                             versions, devices and extras of this installation
 """
+_EXIT_CODES = "exit codes: 0 done, 1 an error (one line on standard error), 2 wrong usage, 130 stopped by Ctrl-C"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scinfl",
         description="Train one model over sites that do not pool cells, locked with a secret key.",
-        epilog=_START,
+        epilog=f"{_START}\n{_EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"scinfl {__version__}")
@@ -71,46 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_keys(commands, print)
 
-    train = command(
-        commands,
-        "train",
-        "train a classifier over the sites of an h5ad file",
-        "scinfl train cells.h5ad --labels cell_type --site hospital --group donor --key lung.key --out run",
-        "scinfl train cells.h5ad --labels cell_type --site hospital --key lung.key --out run --dry-run",
-    )
-    train.add_argument("data", type=Path, help="h5ad file")
-    train.add_argument("--labels", required=True, help="column of obs with the labels")
-    train.add_argument("--site", help="column of obs with the site (one pooled site by default)")
-    train.add_argument("--group", help="column of obs with patient or donor, kept together in validation")
-    train.add_argument("--unlabeled", help="label of rows that have none; they are predicted but not trained on")
-    train.add_argument("--layer", help="layer to use instead of X")
-    train.add_argument("--missing", choices=["error", "zero"], default="error", help="what to do with NaN")
-    train.add_argument("--key", type=Path, help="key file; without it the model is not keyed")
-    train.add_argument("--out", type=Path, required=True, help="folder to write the model to")
-    train.add_argument("--rounds", type=int, default=50, help="rounds (default 50)")
-    train.add_argument("--hidden", type=int, default=256, help="hidden units (default 256)")
-    train.add_argument("--journal", type=Path, help="folder for checkpoints; resumes the run that it holds")
-    train.add_argument("--rng", type=int, default=0, help="seed (default 0)")
-    train.add_argument("--device", default="auto", help="auto, cpu or cuda:0 (default auto: the first GPU if any)")
-    train.add_argument("--overwrite", action="store_true", help="replace a model that is there")
-    train.add_argument("--dry-run", action="store_true", help="list what would leave each site, and stop")
-    train.set_defaults(run=_train)
-
-    predict = command(
-        commands,
-        "predict",
-        "label the cells of an h5ad file with a trained model",
-        "scinfl predict run new_cells.h5ad --key lung.key",
-        "scinfl predict run new_cells.h5ad --key lung.key --out labels.csv --min-confidence 0.8",
-    )
-    predict.add_argument("model", type=Path, help="folder of the model")
-    predict.add_argument("data", type=Path, help="h5ad file")
-    predict.add_argument("--key", type=Path, help="key file of a keyed model")
-    predict.add_argument("--out", type=Path, help="h5ad or csv file to write (default: <data>_infl.h5ad)")
-    predict.add_argument("--min-confidence", type=float, help="0 to 1; cells below become 'unassigned'")
-    predict.add_argument("--overwrite", action="store_true", help="replace a file that is there")
-    predict.set_defaults(run=_predict)
-
+    add_models(commands, print)
     _add_audit(commands)
     add_federation(commands, print)
 
@@ -156,86 +119,13 @@ def _demo(options: argparse.Namespace) -> None:
     print(f"Table, figures, labelled cells, model and key are in '{options.out}'.")
 
 
-def _train(options: argparse.Namespace) -> None:
-    new_path(options.out, overwrite=options.overwrite)
-    adata = read_data(options.data, "h5ad")
-    # a misspelt name is reported before torch takes its time to load
-    for option in ("labels", "site", "group"):
-        if (column := getattr(options, option)) is not None:
-            obs_column(adata, column, f"{option}_key")
-
-    from scinfl.model import Classifier
-    from scinfl.model.base import check_replaceable
-    from scinfl.privacy import Key
-
-    check_replaceable(options.out)
-    key = Key.load(options.key) if options.key else None
-    Classifier.setup_anndata(
-        adata,
-        labels_key=options.labels,
-        site_key=options.site,
-        layer=options.layer,
-        group_key=options.group,
-        unlabeled_category=options.unlabeled,
-        missing=options.missing,
-    )
-    model = Classifier(adata, n_hidden=options.hidden, rng=options.rng)
-    model.train(
-        options.rounds,
-        key=key,
-        journal=options.journal,
-        rng=options.rng,
-        device=options.device,
-        dry_run=options.dry_run,
-    )
-    if options.dry_run and model.payload is not None:
-        print(f"{model.payload.to_string(index=False)}\nNothing was trained, sent or written to '{options.out}'.")
-        return
-    model.save(options.out, overwrite=options.overwrite)
-    print(f"{model}\nSaved to '{options.out}'.")
-
-
-def _predict(options: argparse.Namespace) -> None:
-    import pandas as pd
-
-    import scinfl as si
-
-    out = options.out or options.data.with_name(f"{options.data.stem}_infl.h5ad")
-    _check_output(out, [".h5ad", ".csv"], overwrite=options.overwrite)
-    if options.min_confidence is not None:
-        number_between("--min-confidence", options.min_confidence, 0, 1)
-    model = si.model.Classifier.load(options.model)
-    if options.key:
-        model.unlock(si.privacy.Key.load(options.key))
-    adata = read_data(options.data, "h5ad")
-    si.tl.annotate(adata, model, min_confidence=options.min_confidence)
-    temporary = out.with_name(f".{out.name}.part{out.suffix}")
-    try:
-        if out.suffix == ".csv":
-            probabilities = pd.DataFrame(adata.obsm["infl_probability"], adata.obs_names, model.labels)
-            # by place: names of cells may occur twice
-            probabilities.insert(0, "infl_label", adata.obs["infl_label"].to_numpy(), allow_duplicates=True)
-            probabilities.to_csv(temporary)
-        else:
-            si.tl.embed(adata, model)
-            adata.write_h5ad(temporary)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
-    print(adata.obs["infl_label"].value_counts().to_string())
-    print(f"Wrote '{out}'.")
-
-
 def _audit(options: argparse.Namespace) -> None:
     import scinfl as si
-    from scinfl.model.base import read_document
 
-    _check_output(options.out, [".html", ".md"], overwrite=options.overwrite)
+    check_output(options.out, (".html", ".md"), overwrite=options.overwrite)
     adata, held_out = (path and read_data(path) for path in (options.data, options.held_out))
-    model = getattr(si.model, read_document(options.model)["class"]).load(options.model, adata)
     key = options.key and si.privacy.Key.load(options.key)
-    if key is not None:
-        model.unlock(key)
+    model = load_model(options.model, adata, key=key)
     si.tl.audit(
         adata,
         model,
@@ -249,15 +139,6 @@ def _audit(options: argparse.Namespace) -> None:
     for adversary, verdict in adata.uns[_names.UNS]["audit"]["verdicts"].items():
         print(f"{adversary}: {verdict}")
     print(f"Wrote '{options.out}'.")
-
-
-def _check_output(path: Path, endings: Sequence[str], *, overwrite: bool) -> None:
-    """Refuse before any work is done what could not be written after it."""
-    one_of("--out (ending)", path.suffix, endings)
-    new_path(path, overwrite=overwrite)
-    if not path.parent.is_dir():
-        msg = f"Expected an existing folder for `--out`, found none at '{path.parent}'. Create it first."
-        raise FileNotFoundError(msg)
 
 
 def _info(options: argparse.Namespace) -> None:

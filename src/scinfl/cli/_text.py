@@ -11,6 +11,17 @@ _NAN_ZERO = ", or set up with `missing='zero'`"
 _OVERWRITE = ", or pass `overwrite=True`"
 _OPTIONS = {  # phrases of the Python API by option, and how they are typed
     "labels": {"`labels_key`": "`--labels`"},
+    "condition": {"`condition_key`": "`--condition`"},
+    "section": {"`section_key`": "`--section`"},
+    "clusters": {"`n_clusters`": "`--clusters`"},
+    "early_stopping": {"`early_stopping`": "`--early-stopping`"},
+    "epochs": {"`local_epochs`": "`--epochs`"},
+    "batch_size": {"`batch_size`": "`--batch-size`"},
+    "lr": {"`lr`": "`--lr`"},
+    "modality": {"`modality`": "`--modality`"},
+    "sections": {"`sections`": "`--sections`"},
+    "gene_names": {"`gene_key`": "`--gene-names`"},
+    "spatial": {"`spatial_key`": "`--spatial`"},
     "site": {"`site_key`": "`--site`", "`site_key=None`": "no `--site`"},
     "group": {"`group_key`": "`--group`"},
     "layer": {"`layer`": "`--layer`"},

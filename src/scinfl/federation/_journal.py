@@ -213,6 +213,11 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # its new name, too
+        finally:
+            os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -159,8 +159,8 @@ def budget_of(protections: Sequence[Protection]) -> SpendsPrivacy | None:
     if len(found) > 1:
         msg = (
             f"Expected one protection with a privacy budget, found {len(found)}: "
-            f"{[type(protection).__name__ for protection in found]}. They guard different things, and `history` has "
-            "one `epsilon`: choose one."
+            f"{[type(protection).__name__ for protection in found]}. They guard different things, and the history has "
+            "one column 'epsilon': choose one."
         )
         raise ValueError(msg)
     return found[0] if found else None

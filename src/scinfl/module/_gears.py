@@ -171,11 +171,11 @@ class GEARSModule(nn.Module):
 
     def change_and_spread(self, conditions: Conditions) -> tuple[Tensor, Tensor | None]:
         """Change of expression and its log variance (conditions × genes), where the network predicts one."""
-        weight = conditions.weight.to(self.readout.weight)
+        readout = self.readout()
+        weight = conditions.weight.to(readout)
         z, slot = self._genes(weight)
         u = self._perturbations(conditions)
         z, u = self._add(z, slot, u, weight)
-        readout = self.readout()
         pairs = self._decode(z, slot, u, weight, readout[:, :-1]) + readout[:, -1]
         spread = self._spread(z, slot, u, weight) if self.uncertainty else None
         cross = self.cross_gene_mlp(pairs, weight)
@@ -197,10 +197,10 @@ class GEARSModule(nn.Module):
 
     def _perturbations(self, conditions: Conditions) -> Tensor:
         """Sum of the perturbations of a condition, fused (conditions × d); 0 for controls."""
-        u = self.readout.weight.new_zeros(len(conditions), self.readout.weight.shape[1] - 1)
+        effect = self._propagated(self.perturbation_embedding(), self.ontology, self.graphs.get("ontology"))
+        u = effect.new_zeros(len(conditions), effect.shape[1])
         rows = torch.unique(conditions.rows)
         if len(rows) > 0:
-            effect = self._propagated(self.perturbation_embedding(), self.ontology, self.graphs.get("ontology"))
             summed = u.index_add(0, conditions.rows, effect[conditions.genes])[rows]
             u = u.index_copy(0, rows, self.perturbation_mlp(summed, conditions.weight[rows]))
         for number, table in enumerate(self.covariate_embedding):

@@ -120,8 +120,9 @@ class CoordinateLinear(KeyedLayer):
     States hold :math:`W', b'`. The offsets :math:`M, m` are normal (cut off at 3), from the key stream, under a label
     that names layer, parameter and the public id of the model (:func:`set_model_id`); :math:`\sigma` is 30 times the
     initial standard deviation :math:`1/\sqrt{3 n_\text{in}}` of the parameter, so that a stored number says next to
-    nothing about the trained one. Two states under different ids share no offset. Without an id, as in files of version
-    0.1, offsets are zero. A trained read-out is stored in the same way.
+    nothing about the trained one. They are stored in double precision and computed with in single precision. Two
+    states under different ids share no offset. Without an id, as in files of version 0.1, offsets are zero. A trained
+    read-out is stored in the same way.
 
     Unit :math:`i` of the layer has the secret coordinate :math:`c_i \in [-1, 1)^d`. The permutation :math:`\pi` of the
     inputs and all signs come straight from the key. Magnitudes (:math:`\mu = 0.25`, so 0.78 … 1.28) and shifts
@@ -266,22 +267,25 @@ class CoordinateLinear(KeyedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, n_inputs) to (…, n_outputs)."""
-        if self._coordinates is None:
-            return F.linear(x, self.weight, self.bias)
-        input_scale, output_scale, shift = self._read()
+        if not (torch.is_grad_enabled() and self.weight.requires_grad) or self._coordinates is None:
+            return F.linear(x, *self.folded())
+        input_scale, output_scale, shift = map(self.computed, self._read())
         weight, bias = self._plain("weight"), self._plain("bias")
         y = F.linear(x[..., self._read_units().permutation] * input_scale, weight) * output_scale
         return y if bias is None else y + (bias + shift)
 
     def folded(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the plain layer that computes what this layer computes, with gradients."""
+        return self._derived(self._folded)
+
+    def _folded(self) -> tuple[Tensor, Tensor | None]:
         if self._coordinates is None:
-            return self.weight, self.bias
+            return self.computed(self.weight), None if self.bias is None else self.computed(self.bias)
         scale_in, scale_out, shift = self._read()
         inverse = self._read_units().inverse
-        weight, bias = self._plain("weight"), self._plain("bias")
+        weight, bias = self._off(self.weight, self.bias, -1)
         plain = weight.index_select(1, inverse) * scale_in[inverse] * scale_out[:, None]
-        return plain, None if bias is None else bias + shift
+        return self.computed(plain), None if bias is None else self.computed(bias + shift)
 
     @torch.no_grad()
     def unlock(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -289,13 +293,13 @@ class CoordinateLinear(KeyedLayer):
         columns, rows = self._read_factors().to_plain
         weight, bias = self._off(weight, bias, -1)
         plain = weight.index_select(1, self._read_units().inverse).mul_(columns).mul_(rows)
-        return plain, None if bias is None else bias + self._read().shift
+        return self.computed(plain), None if bias is None else self.computed(bias + self._read().shift)
 
     @torch.no_grad()
     def lock(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Inverse of :meth:`unlock`: what this layer must hold to compute what a plain layer computes."""
         columns, rows = self._read_factors().to_locked
-        locked = weight.index_select(1, self._read_units().permutation).mul_(columns).mul_(rows)
+        locked = weight.to(columns).index_select(1, self._read_units().permutation).mul_(columns).mul_(rows)
         return self._off(locked, None if bias is None else bias - self._read().shift, 1)
 
     def spreads(self) -> dict[str, float | Tensor]:

@@ -119,6 +119,7 @@ def unkeyed(network: nn.Module) -> nn.Module:
         if isinstance(layer, CoordinateTable):
             swap[layer] = layer.plain_table()
             continue
+        layer.rename(None)  # in the precision that it computes in
         linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
         linear.weight, linear.bias = layer.weight, layer.bias
         swap[layer] = linear

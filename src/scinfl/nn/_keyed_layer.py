@@ -30,8 +30,6 @@ class KeyedLayer(Hidden):
         self.weight = linear.weight
         self.bias = linear.bias
         self._coordinates: dict[str, Tensor] | None = None
-        self.model_id = None
-        self._forget_offsets()
 
     @classmethod
     def build(

@@ -10,7 +10,7 @@ from scinfl.nn._offsets import Coordinates, Hidden
 from scinfl.nn._weighted_norm import WeightedBatchNorm
 
 _SPREAD = 0.1  # scales start at 1 and shifts at 0; this is about how far training takes them
-_SECRET = ("model_id", "_offsets", "_offsets_like")
+_OWN = ("model_id", "_computes_in", "_offsets", "_offsets_like", "_kept")
 
 
 class KeyedNorm(Hidden):
@@ -26,13 +26,14 @@ class KeyedNorm(Hidden):
     def of(cls, norm: nn.Module) -> KeyedNorm:
         """Take over a normalisation with its parameters, statistics and settings."""
         twin: KeyedNorm = object.__new__(_KEYED[type(norm)])
-        twin.__dict__.update(norm.__dict__, **dict.fromkeys(_SECRET))
+        twin.__dict__.update(norm.__dict__, **dict.fromkeys(_OWN))
         return twin
 
     def plain_norm(self) -> nn.Module:
         """The normalisation that the key is put on, with the same parameters."""
+        self.rename(None)
         norm = object.__new__(next(plain for plain, own in _KEYED.items() if own is type(self)))
-        norm.__dict__.update({name: value for name, value in vars(self).items() if name not in _SECRET})
+        norm.__dict__.update({name: value for name, value in vars(self).items() if name not in _OWN})
         return norm
 
     def spreads(self) -> dict[str, Any]:
@@ -50,12 +51,15 @@ class KeyedNorm(Hidden):
     @property
     def weight(self) -> Any:
         """Scale."""
-        return self._plain("weight")
+        return self._pair()[0]
 
     @property
     def bias(self) -> Any:
         """Shift."""
-        return self._plain("bias")
+        return self._pair()[1]
+
+    def _pair(self) -> tuple[Any, Any]:
+        return self._derived(lambda: (self._plain("weight"), self._plain("bias")))
 
 
 class KeyedLayerNorm(KeyedNorm, nn.LayerNorm):  # type: ignore[override]

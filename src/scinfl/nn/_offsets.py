@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ With a third argument, names, each row belongs to a name and is the same in what
 STRENGTH = 30.0
 """Standard deviation of an offset, in initial standard deviations of the parameter that it hides."""
 _FARTHEST = 3.0  # standard deviations at which the normal distribution of offsets is cut off
-_ROOM = 14.0  # initial standard deviations of a parameter that training may take it to
+_T = TypeVar("_T")
 
 
 def new_model_id() -> str:
@@ -37,17 +37,35 @@ def new_model_id() -> str:
 class Hidden(nn.Module):
     """Module whose parameters are stored behind offsets, where it has a key and the model an id.
 
-    The id is public, and copies have it. Offsets are secret plain attributes: neither states nor pickles nor copies
-    hold them.
+    Behind offsets 30 times as large, single precision would keep five digits of a parameter. So what is hidden is
+    stored in double precision, and computed with in the precision that it had; a device that has no double precision
+    keeps the five digits.
+
+    The id is public, and copies have it. Offsets, and parameters without them, are secret plain attributes: neither
+    states nor pickles nor copies hold them.
     """
 
-    model_id: str | None
-    _offsets: dict[str, Tensor] | None
-    _offsets_like: dict[str, Tensor] | None
+    model_id: str | None = None
+    _computes_in: torch.dtype | None = None
+    _offsets: dict[str, Tensor] | None = None
+    _offsets_like: dict[str, Tensor] | None = None
+    _kept: tuple[object, Any] | None = None
 
     def spreads(self) -> dict[str, float | Tensor]:
         """Initial standard deviation of the parameters to hide, by name."""
         return {}
+
+    def rename(self, model_id: str | None) -> None:
+        """Take another id, and the precision of what is stored under it."""
+        self._forget_offsets()
+        self.model_id = model_id
+        for what, parameter in self.named_parameters():
+            if what not in self.spreads():
+                continue
+            self._computes_in = self._computes_in or parameter.dtype
+            parameter.data = parameter.data.to(self._computes_in if model_id is None else _double(parameter))
+        if model_id is None:
+            self._computes_in = None
 
     def draw_offsets(self, coordinates: Coordinates, name: str, model_id: str) -> dict[str, Tensor]:
         """Offsets of all parameters under an id, by name; of a module that has its key."""
@@ -60,47 +78,67 @@ class Hidden(nn.Module):
         return offset_of(coordinates, label, dict(self.named_parameters())[what].shape, spread)
 
     def _read_offsets(self, coordinates: Coordinates, name: str) -> None:
-        self._offsets_like = None
-        self._offsets = None if self.model_id is None else self.draw_offsets(coordinates, name, self.model_id)
+        self._forget_offsets()
+        if self.model_id is not None:
+            self._offsets = self.draw_offsets(coordinates, name, self.model_id)
 
     def _forget_offsets(self) -> None:
-        self._offsets = self._offsets_like = None
+        self._offsets = self._offsets_like = self._kept = None
 
     def offsets(self) -> dict[str, Tensor]:
         """What the key adds to every parameter, by name; nothing without the key or an id of the model."""
         if not self._offsets:
             return {}
         if self._offsets_like is None:
-            like = next(self.parameters())
+            like = dict(self.named_parameters())
             with torch.inference_mode(mode=False):  # it is kept, and training may read it later
-                self._offsets_like = {what: value.to(like) for what, value in self._offsets.items()}
+                self._offsets_like = {what: value.to(like[what]) for what, value in self._offsets.items()}
         return self._offsets_like
 
     def shifted(self, what: str, value: Tensor, sign: int = 1) -> Tensor:
-        """A value of a parameter behind its offset; with sign -1, in front of it.
-
-        In single precision what is hidden is rounded to steps that offsets are multiples of. So it comes out to the
-        last bit as it went in, however often, and under whatever id.
-        """
+        """A value of a parameter behind its offset, in the precision of that; with sign -1, in front of it."""
         offset = self.offsets().get(what)
-        if offset is None:
-            return value
-        if sign > 0 and value.dtype == torch.float32:
-            step = step_of(self.spreads()[what]).to(value)
-            value = torch.round(value / step) * step
-        return torch.add(value, offset.to(value), alpha=sign)
+        return value if offset is None else torch.add(value.to(offset), offset, alpha=sign)
+
+    def computed(self, value: Tensor) -> Tensor:
+        """A value in the precision that the module computes in."""
+        return value if self._computes_in is None else value.to(self._computes_in)
 
     def _plain(self, what: str) -> Any:
         """A parameter of the module itself without its offset."""
         stored = self._parameters.get(what)
-        return None if stored is None else self.shifted(what, stored, -1)
+        return None if stored is None else self.computed(self.shifted(what, stored, -1))
+
+    def _derived(self, compute: Callable[[], _T]) -> _T:
+        """What follows from parameters and key: kept until either changes, unless a gradient is asked for."""
+        parameters = list(self.parameters())
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
+            return compute()
+        state = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
+        if self._kept is None or self._kept[0] != state:
+            with torch.inference_mode(mode=False), torch.no_grad():
+                self._kept = (state, compute())
+        return self._kept[1]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:  # noqa: FBT001, FBT002
-        self._offsets_like = None  # device or precision may change
-        return super()._apply(fn, recurse)
+        self._offsets_like = self._kept = None  # device or precision may change
+        if self._computes_in is None:
+            return super()._apply(fn, recurse)
+        self._computes_in = fn(torch.empty(0, dtype=self._computes_in)).dtype
+        try:
+            return super()._apply(fn, recurse)
+        except TypeError:  # a device without double precision
+            for what, parameter in self.named_parameters():
+                if what in self.spreads():
+                    parameter.data = parameter.data.to(self._computes_in)
+            return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_offsets": None, "_offsets_like": None}
+        return {**self.__dict__, "_offsets": None, "_offsets_like": None, "_kept": None}
+
+
+def _double(parameter: Tensor) -> torch.dtype:
+    return parameter.dtype if parameter.device.type == "mps" else torch.float64
 
 
 def offset_of(
@@ -110,18 +148,11 @@ def offset_of(
     spread: float | Tensor,
     row_names: Sequence[str] | None = None,
 ) -> Tensor:
-    """Offset of one parameter: normal, in steps that single precision adds exactly to what it hides."""
+    """Offset of one parameter: normal, cut off at three standard deviations."""
     names = () if row_names is None else (row_names,)
     uniform = torch.from_numpy(coordinates(label, tuple(shape), *names))
     normal = math.sqrt(2) * torch.erfinv(uniform * math.erf(_FARTHEST / math.sqrt(2)))
-    step = step_of(spread)
-    return (torch.round(STRENGTH * torch.as_tensor(spread, dtype=torch.float64) * normal / step) * step).float()
-
-
-def step_of(spread: float | Tensor) -> Tensor:
-    """Power of two that offsets of parameters of this spread are multiples of: the least that 24 bits have room for."""
-    farthest = (_FARTHEST * STRENGTH + _ROOM) * torch.as_tensor(spread, dtype=torch.float64)
-    return torch.exp2(torch.ceil(torch.log2(farthest / 2**24)))
+    return STRENGTH * torch.as_tensor(spread, dtype=torch.float64) * normal
 
 
 def parameter_name(module: str, what: str) -> str:
@@ -136,6 +167,8 @@ def hidden(network: nn.Module) -> dict[str, Hidden]:
 
 def set_model_id(network: nn.Module, model_id: str | None) -> None:
     """Name the version of the model, which the offsets follow; the network forgets its key.
+
+    Parameters that are stored behind offsets are kept in double precision.
 
     Parameters
     ----------
@@ -153,7 +186,7 @@ def set_model_id(network: nn.Module, model_id: str | None) -> None:
     """
     for module in hidden(network).values():
         module.clear_coordinates()  # type: ignore[operator]
-        module.model_id = model_id
+        module.rename(model_id)
 
 
 def add_offsets(
@@ -189,7 +222,8 @@ def add_offsets(
             for what in module.offsets():
                 full = parameter_name(name, what)
                 if full in result and full not in but:
-                    result[full] = module.shifted(what, result[full], sign)
+                    value = module.shifted(what, result[full], sign)
+                    result[full] = value if sign > 0 else module.computed(value)
     return result
 
 

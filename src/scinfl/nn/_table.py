@@ -126,8 +126,6 @@ class CoordinateTable(KeyedLayer):
             parameter.requires_grad_(train_meta)
         self._coordinates: dict[str, Tensor] | None = None
         self._reading: _Reading | None = None
-        self.model_id = None
-        self._forget_offsets()
 
     @property
     def at_boundary(self) -> bool:
@@ -193,13 +191,15 @@ class CoordinateTable(KeyedLayer):
         return self._rows()
 
     def _rows(self) -> Tensor:
-        if self._coordinates is None:
-            return self.weight
+        return self.computed(self.weight) if self._coordinates is None else self._derived(self._opened)
+
+    def _opened(self) -> Tensor:
         reading = self._read()
-        return self._plain("weight")[reading.position] * reading.scale
+        return self.computed(self.shifted("weight", self.weight, -1)[reading.position] * reading.scale)
 
     def plain_table(self) -> Table:
         """Table without module that holds the same parameter."""
+        self.rename(None)
         table = Table([], 1, max_norm=self.max_norm)
         table.row_names, table.std, table.weight = self.row_names, self.std, self.weight  # type: ignore[assignment]
         return table
@@ -210,14 +210,14 @@ class CoordinateTable(KeyedLayer):
         del bias
         reading = self._read()
         weight = self.shifted("weight", weight, -1)
-        return weight[reading.position] * reading.scale, None
+        return self.computed(weight[reading.position] * reading.scale), None
 
     @torch.no_grad()
     def lock(self, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, None]:
         """Inverse of :meth:`unlock`."""
         del bias
         reading = self._read()
-        return self.shifted("weight", (weight / reading.scale)[reading.name]), None
+        return self.shifted("weight", (weight.to(reading.scale) / reading.scale)[reading.name]), None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_reading": None}

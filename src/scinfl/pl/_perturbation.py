@@ -15,12 +15,12 @@ from scinfl._checks import first_of, whole_number
 from scinfl.pl._axes import axes
 from scinfl.pl._methods import in_order, legend_above, require_columns
 from scinfl.pl._palette import CONTROL, PALE, VERMILION, method_styles
-from scinfl.pl._response import Predictions, response
+from scinfl.pl._response import response
 
 
 def perturbation(
     adata: AnnData | pd.DataFrame,
-    predictions: Predictions | Mapping[str, Mapping[str, float] | pd.Series] | None = None,
+    predictions: Mapping[str, Any] | Any | None = None,
     perturbation: str | None = None,
     *,
     genes: Sequence[str] | None = None,
@@ -41,9 +41,9 @@ def perturbation(
         of the control cells (of the test half where they were split). Or a tidy table: the columns ``gene`` and
         ``change``, one row per cell and gene.
     predictions
-        A trained model, or models and tables of predicted changes (perturbations × genes) by name. Where the cells were
-        split, the train mean and the additive rule are drawn beside them. With a table: predicted mean change by gene,
-        by method.
+        A trained :class:`scinfl.model.GEARS`, or models and tables of predicted changes (perturbations × genes) by
+        name. Where the cells were split, the train mean and the additive rule are drawn beside them. With a table:
+        predicted mean change by gene, by method.
     perturbation
         What to draw, for example ``"A+B"``; for cells only.
     genes

@@ -145,7 +145,8 @@ def interactions(table: pd.DataFrame, *, scores: Sequence[str] | None = None, ax
         range(len(scores)), [_spaced(score) for score in scores], rotation=45, ha="right", rotation_mode="anchor"
     )
     ax.set_yticks(
-        range(len(table)), [f"{pair} ({kind})" for pair, kind in zip(table.index, table["type"], strict=True)]
+        range(len(table)),
+        [f"{pair} ({kind})" if kind else pair for pair, kind in zip(table.index, table["type"], strict=True)],
     )
     ax.tick_params(length=0, labelsize="small")
     bar = ax.figure.colorbar(image, ax=ax, extend="both", fraction=0.05, pad=0.02)

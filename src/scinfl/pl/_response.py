@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,12 +16,10 @@ from scinfl._conditions import canonical
 if TYPE_CHECKING:
     from scinfl.model import GEARS
 
-Predictions: TypeAlias = "Mapping[str, GEARS | pd.DataFrame] | GEARS"
-
 
 def response(
     adata: AnnData,
-    models: Predictions | None,
+    models: Mapping[str, Any] | GEARS | None,
     perturbation: str,
     genes: Sequence[str] | None,
     n_genes: int,
@@ -66,7 +64,7 @@ def response(
     return table, {method: change.set_axis(columns) for method, change in changes.items()}, name
 
 
-def _predicted(models: Predictions | None, name: str) -> dict[str, pd.Series]:
+def _predicted(models: Mapping[str, Any] | GEARS | None, name: str) -> dict[str, pd.Series]:
     """The change that each model predicts."""
     if models is None:
         return {}

@@ -12,7 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from scinfl import _names
-from scinfl._checks import first_of, one_of, unmasked
+from scinfl._checks import first_of, indexable, one_of, unmasked
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +121,7 @@ def _check(every: Sequence[AnnData]) -> None:
 
 
 def _replace(adata: AnnData, names: pd.Index) -> None:
+    indexable(adata, inplace=True)
     positions = adata.var_names.get_indexer(names)
     if (positions >= 0).all():
         new = adata[:, positions].copy()

@@ -16,6 +16,7 @@ from scinfl._checks import (
     finite,
     first_of,
     gene_names,
+    indexable,
     looks_like_counts,
     one_of,
     values_of,
@@ -128,6 +129,7 @@ def perturbations(
     record = {"control": control, "condition_key": condition_key, **({"gene_key": gene_key} if gene_key else {})}
     tables = _tables(*moments, genes, n_top)
     if not kept.all():
+        indexable(adata, inplace=True)
         adata._inplace_subset_obs(kept)
     adata.obs[_names.PERTURBATION] = values
     adata.uns.setdefault(_names.UNS, {})["perturbations"] = {

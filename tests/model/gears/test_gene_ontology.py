@@ -201,13 +201,13 @@ GOOD = {"source": ["A", "B"], "target": ["B", "A"], "importance": [0.5, 0.5]}
         ({"importance": [-0.1, 0.5]}, "finite importances"),
         ({"importance": ["high", "0.5"]}, "high"),
         ({"source": ["A", None]}, "a source and a target"),
-        ({"source": [], "target": [], "importance": []}, "found no rows in `source`"),
+        ({"source": [], "target": [], "importance": []}, "found no rows in `gene_ontology`"),
     ],
 )
 def test_similarities_that_are_none_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         gene_similarity(pd.DataFrame(GOOD | changes))
-    with pytest.raises(ValueError, match=message.replace("`source`", "`table`")):
+    with pytest.raises(ValueError, match=message.replace("`gene_ontology`", "`table`")):
         strongest_neighbours(pd.DataFrame(GOOD | changes))
 
 

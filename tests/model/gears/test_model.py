@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import anndata as ad
@@ -14,6 +15,7 @@ from scipy import sparse
 
 import scinfl as si
 from scinfl.model import GEARS
+from scinfl.model.gears._prediction import EVERYWHERE
 from scinfl.privacy import Key
 
 pytestmark = pytest.mark.filterwarnings("ignore:Left out:UserWarning")
@@ -198,14 +200,61 @@ def test_a_measured_condition_is_what_was_measured_under_the_additive_prior(scre
     np.testing.assert_allclose(model.predict_change([single]).iloc[0], cells - control, atol=1e-5)
 
 
-def test_interactions_are_scored_for_pairs(keyed, screen):
+def test_interactions_are_scored_for_pairs(keyed, screen, monkeypatch):
     model, _ = keyed
     pairs = [tuple(name.split("+")) for name in held_out(screen)[:2]]
     table = model.predict_interaction(pairs)
     assert len(table) == 2
     assert set(table["type"]) <= {"synergy", "suppression", "neomorphism", "redundancy", "epistasis", "additive"}
+    prior = model._priors[EVERYWHERE]
+    known = [genes for genes in prior.conditions if len(genes) == 2][:4]  # of four pairs no usual size follows
+    kept = [row for row, genes in enumerate(prior.conditions) if len(genes) == 1 or genes in known]
+    fewer = replace(prior, conditions=tuple(prior.conditions[row] for row in kept), changes=prior.changes[kept])
+    monkeypatch.setitem(model._priors, EVERYWHERE, fewer)
+    assert model.predict_interaction(pairs)["type"].isna().all()
+    assert model.predict_interaction(pairs, thresholds={"synergy": 2})["type"].notna().all()
     with pytest.raises(ValueError, match="pairs of two different genes"):
         model.predict_interaction(["A"])
+
+
+@pytest.mark.parametrize("double", [1.0, 0.5])
+def test_types_are_relative_to_what_pairs_of_the_data_usually_do(keyed, screen, monkeypatch, double):
+    model, _ = keyed
+    prior = model._priors[EVERYWHERE]
+    rows = {genes: row for row, genes in enumerate(prior.conditions)}
+    changes = prior.changes.copy()
+    for genes, row in rows.items():
+        if len(genes) == 2:
+            changes[row] = double * sum(changes[rows[(gene,)]] for gene in genes)
+    monkeypatch.setitem(model._priors, EVERYWHERE, replace(prior, changes=changes))
+    pairs = ["+".join(genes) for genes in rows if len(genes) == 2]
+    assert not {"synergy", "suppression"} & set(model.predict_interaction(pairs)["type"])
+
+
+def test_a_prediction_states_its_error_and_what_was_measured_has_none(keyed, screen):
+    model, _ = keyed
+    new = held_out(screen)[0]
+    found = model.predict([new, new.split("+")[0]])
+    error = found.layers["error"]
+    assert np.isfinite(error[0]).all()
+    assert (error[0] > 0).any()
+    assert np.isnan(error[1]).all()
+    plain = make_model(screen, prior=None)
+    plain.train(key=Key.generate(), **QUICK)
+    assert "error" not in plain.predict([new]).layers
+
+
+def test_conditions_that_were_drawn_to_validate_with_are_known_afterwards(screen):
+    screen = screen.copy()
+    screen.obs["infl_split"] = screen.obs["infl_split"].astype(str).replace("val", "train")
+    model = make_model(screen)
+    model.train(key=Key.generate(), validation_size=0.3, **QUICK)
+    prior, trained = model._priors[EVERYWHERE], {condition.genes for condition in model._agreed}
+    later = [genes for genes in prior.conditions if genes not in trained]
+    assert later
+    names = screen.obs["infl_perturbation"].astype(str).to_numpy()
+    known = set(names[(screen.obs["infl_split"] == "train").to_numpy()]) - {"ctrl"}
+    assert {"+".join(genes) for genes in prior.conditions} == known
 
 
 def test_sites_share_sums_and_the_server_reads_none(screen, monkeypatch):
@@ -504,7 +553,9 @@ def test_a_gene_that_the_network_does_not_know_is_predicted_by_the_prior_with_a_
     with pytest.warns(UserWarning, match=r"nothing of 1 perturbed genes: NOSUCH.*perturbation_genes"):
         found = model.predict_change(["NOSUCH", "NOSUCH+GENE01", "GENE01"]).to_numpy()
     prior = next(iter(model._priors.values()))
-    np.testing.assert_allclose(found, prior.predict([("NOSUCH",), ("GENE01", "NOSUCH"), ("GENE01",)], leave_out=False))
+    np.testing.assert_allclose(
+        found, prior.predict([("NOSUCH",), ("GENE01", "NOSUCH"), ("GENE01",)], leave_out=False, alike=model._alike)
+    )
     with pytest.raises(ValueError, match="for example 'GENE01' for 'Gene01'"):
         model.predict(["Gene01"])
     one, other = model.perturbation_genes[:2]

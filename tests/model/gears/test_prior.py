@@ -68,7 +68,7 @@ def test_the_mean_is_that_of_all_conditions_but_the_one_in_question():
 def test_without_a_prior_nothing_changes():
     assert not predict(("A",), kind=None).any()
     assert not predict(("A", "X"), kind=None, leave_out=True).any()
-    assert PRIORS == ("additive", "mean", None)
+    assert PRIORS == ("fitted", "additive", "mean", None)
 
 
 @pytest.mark.parametrize("kind", PRIORS)

@@ -139,7 +139,7 @@ def test_a_dry_run_costs_nothing(screen):
         ({"loss": "quartic"}, {}, {}, "loss='squared'"),
         ({}, {"uncertainty": "gaussian"}, {}, "uncertainty=None"),
         ({}, {}, {"unit": "group"}, "unit='row'"),
-        ({}, {}, {"delta": 0.01}, "Lower `delta`"),
+        ({}, {}, {"delta": 0.01}, r"SampleDP\(delta=\)` below one over"),
     ],
 )
 def test_what_needs_more_of_the_cells_is_refused(screen, arguments, options, private, message):

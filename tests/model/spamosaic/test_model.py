@@ -376,7 +376,7 @@ def test_features_in_another_order_are_taken_by_name(keyed, sections):
 
 def test_bad_settings_are_refused(sections):
     with pytest.raises(ValueError, match="`n_hops`"):
-        make_model(sections, n_hops=0)
+        make_model(sections, n_hops=-1)
     with pytest.raises(ValueError, match="`graph_weight` to be a number from 0 to 1"):
         make_model(sections).train(graph_weight=2)
     with pytest.raises(ValueError, match="no first layer that reads cells"):

@@ -178,7 +178,7 @@ def test_a_spot_that_nobody_lists_hears_itself_only():
     np.testing.assert_allclose(propagation[2], [0, 0, 0.5])  # lists spot 1, which lists spot 0
     np.testing.assert_allclose(propagation[1], [0.5, 0.5, 0.5])
     np.testing.assert_array_equal(original_propagation(sparse.csr_matrix((2, 2))).toarray(), np.eye(2))
-    with pytest.raises(ValueError, match=r"not negative in `graph`, found -1"):
+    with pytest.raises(ValueError, match=r"not negative in the spatial graph, found -1"):
         original_propagation(sparse.csr_matrix([[1.0, -1.0], [0, 1]]))
 
 
@@ -194,7 +194,7 @@ def test_pairs_join_sections_both_ways_and_each_once():
     for none in (merged_graph(spatial, pairs, 0), merged_graph(spatial, np.empty((0, 2), int))):
         assert (none != spatial).nnz == 0
     for wrong in ([[1, 1]], [[0, 4]], [[-1, 0]]):
-        with pytest.raises(ValueError, match="different rows from 0 to 3, found 1 pairs"):
+        with pytest.raises(ValueError, match="different rows from 0 to 3, found 1 others"):
             merged_graph(spatial, np.array(wrong))
     with pytest.raises(ValueError, match="`weight` to be a number from 0"):
         merged_graph(spatial, pairs, -1)

@@ -34,7 +34,7 @@ def stored(weight, key, model_id):
 
 def search(weight, references):
     evidence = GramEvidence(weight, references)
-    return evidence, align_gram(evidence, n_restarts=10, n_steps=1000)
+    return evidence, align_gram(evidence, n_restarts=10, n_steps=20_000)
 
 
 def test_without_offsets_the_order_and_all_signs_are_found(layers, key):
@@ -54,7 +54,7 @@ def test_offsets_leave_nothing_in_one_version_in_two_or_in_a_rekeyed_one(layers,
     for weight in (one, one - two, one - rekeyed):
         for rank in (None, 8):
             evidence = GramEvidence(weight, layers[1:], rank=rank)
-            found = align_gram(evidence, n_restarts=10, n_steps=1000)
+            found = align_gram(evidence, n_restarts=10, n_steps=20_000)
             assert evidence.score(order, signs) < min(0.5 * whole, found.score)
             assert (found.order == order).mean() < 0.5
 

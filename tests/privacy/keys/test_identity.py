@@ -144,7 +144,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     content = json.loads(good)
     for bad in (good[:40], "", "[]", json.dumps({**content, "site": "b"}), json.dumps({**content, "signing": "AAAA"})):
         path.write_text(bad)
-        with pytest.raises(ValueError, match=r"scinfl identity .* Restore it from a copy"):
+        with pytest.raises(ValueError, match=r"scinfl identity .* restore it from a copy"):
             Identity.load(path)
     with pytest.raises(FileNotFoundError, match=r"Identity\.generate"):
         Identity.load(tmp_path / "none")

@@ -182,7 +182,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     good = path.read_text()
     for bad in (good[:40], "", "[]", "{}", json.dumps({**json.loads(good), "secret": "AAAA"})):
         path.write_text(bad)
-        with pytest.raises(ValueError, match="Restore it from a copy"):
+        with pytest.raises(ValueError, match="restore it from a copy"):
             Key.load(path)
     path.write_text(json.dumps({**json.loads(good), "version": 2}))
     with pytest.raises(ValueError, match="fingerprint"):

@@ -134,7 +134,7 @@ def test_a_wrapped_key_survives_a_file_that_shows_no_secret(identities, key, tmp
     good = json.loads(path.read_text())
     for bad in ({}, {**good, "format": "other"}, {**good, "closed": "?"}, {**good, "ephemeral": "x"}):
         path.write_text(json.dumps(bad))
-        with pytest.raises(ValueError, match="Restore it from a copy"):
+        with pytest.raises(ValueError, match="restore it from a copy"):
             WrappedKey.load(path)
     with pytest.raises(FileNotFoundError, match="ask its sender"):
         WrappedKey.load(tmp_path / "none.json")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
+from scinfl._audit._alignment import AlignmentEffort
 from scinfl._audit._plan import Job, Plan, Request
 from scinfl._audit._settings import HELD_OUT, protections_to_watch, twin_of
 from scinfl._audit.classifier import _alignment as alignment
@@ -42,13 +43,13 @@ class _Effort:
     n_attack_steps: int
     n_shadows: int
     n_simulated: int
-    n_references: int
-    n_alignments: int
-    n_alignment_steps: int
+    alignment: AlignmentEffort
 
 
-_FULL = _Effort(40, 8, (4, 8), 250, (10, 50), 25, 50, (50, 200), 3, 600, 24, 60, 8, 20, 5000)
-_QUICK = _Effort(12, 3, (4,), 80, (10,), 5, 10, (50,), 1, 200, 0, 20, 2, 4, 300)
+_FULL = _Effort(
+    40, 8, (4, 8), 250, (10, 50), 25, 50, (50, 200), 3, 600, 24, 60, AlignmentEffort(8, 1800, 20, 12_000_000)
+)
+_QUICK = _Effort(12, 3, (4,), 80, (10,), 5, 10, (50,), 1, 200, 0, 20, AlignmentEffort(2, 600, 4, 1_000_000))
 
 
 def plan(request: Request, after_each: Callable[[], object]) -> Plan:
@@ -98,14 +99,7 @@ def _jobs(
             n_restarts=effort.n_restarts,
         ),
         "matching": partial(cells.match_key, target, n_restarts=effort.n_restarts, n_cells=effort.n_cells),
-        "Gram alignment": partial(
-            alignment.align,
-            target,
-            n_references=effort.n_references,
-            n_reference_steps=3 * effort.n_attack_steps,
-            n_restarts=effort.n_alignments,
-            n_steps=effort.n_alignment_steps,
-        ),
+        "Gram alignment": partial(alignment.align, target, effort.alignment),
         "key": partial(model_stealing.extract, target),
         "wrong keys": partial(model_stealing.use, target, n_keys=effort.n_keys),
     }

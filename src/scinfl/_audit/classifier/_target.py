@@ -70,12 +70,6 @@ class Target(AttackTarget):
     rng: int
     watched: attacks.Watcher | None = field(default=None)
 
-    def true_order(self, layer: str) -> np.ndarray:
-        """Feature that each column of the first layer reads, which the key knows."""
-        assert self.key is not None  # noqa: S101
-        n_features = self.train.x.shape[1]
-        return np.argsort(self.key.coordinates(f"{layer}/permutation", (n_features,)), kind="stable")
-
     @cached_property
     def plain(self) -> nn.Module:
         """Plain network of the same shape; it computes the same where the key acts at the boundary.

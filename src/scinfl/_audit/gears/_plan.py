@@ -12,7 +12,9 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
+from scinfl._audit import _alignment as alignment
 from scinfl._audit import _model_stealing as model_stealing
+from scinfl._audit._alignment import AlignmentEffort
 from scinfl._audit._findings import CURIOUS, STEALING
 from scinfl._audit._plan import Job, Plan, Request
 from scinfl._audit._ratings import rated_membership
@@ -29,6 +31,7 @@ from scinfl._audit.gears._target import (
     trained_twin,
 )
 
+_ALIGNED = {"genes read by one layer": "cross_gene_mlp.linears.0", "embedded genes": "gene_embedding"}
 _PEARSON, _SPARED = "Pearson of the change", "share of the error spared"
 
 
@@ -41,10 +44,11 @@ class _Effort:
     samples: tuple[int, ...]
     n_attackers: int
     n_attack_steps: int
+    alignment: AlignmentEffort
 
 
-_FULL = _Effort(50, 20, (5, 15), 3, 200)
-_QUICK = _Effort(10, 3, (10,), 1, 60)
+_FULL = _Effort(50, 20, (5, 15), 3, 200, AlignmentEffort(8, 200, 20, 12_000_000))
+_QUICK = _Effort(10, 3, (10,), 1, 60, AlignmentEffort(2, 60, 4, 1_000_000))
 
 
 def plan(request: Request, after_each: Callable[[], object]) -> Plan:
@@ -71,6 +75,8 @@ def _jobs(target: GEARSTarget, effort: _Effort) -> dict[str, Job]:
     }
     for n in sorted({min(n, len(target.public)) for n in effort.samples}) if target.is_keyed else ():
         jobs[f"model stealing, {n} perturbations"] = partial(steal, target, n, effort)
+    for words, name in _ALIGNED.items():
+        jobs[f"Gram alignment, {words}"] = partial(align, target, words, name, effort)
     jobs["membership"] = partial(membership, target)
     return jobs
 
@@ -107,6 +113,14 @@ def steal(target: GEARSTarget, n: int, effort: _Effort) -> list[dict[str, Any]]:
         rng=target.rng,
         n_steps=effort.n_attack_steps,
         loss=F.mse_loss,
+    )
+
+
+def align(target: GEARSTarget, words: str, name: str, effort: _Effort) -> list[dict[str, Any]]:
+    """Align what belongs to named genes with networks of one's own, trained on the perturbations of the attacker."""
+    y = torch.from_numpy(target.public.change - target.offset).float()
+    return alignment.align(
+        target, name, target.public.x, y, effort.alignment, reader=target.reader, loss=F.mse_loss, words=words
     )
 
 

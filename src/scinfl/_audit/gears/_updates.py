@@ -17,7 +17,7 @@ from scinfl._audit._simulated_site import COLLUDING, Sent, read, readers
 from scinfl._audit.gears._sites import ROWS, Sites
 from scinfl._audit.gears._target import GEARSTarget
 from scinfl.federation import Protection, State
-from scinfl.model.gears import Condition, pooled_changes, pooled_counts
+from scinfl.model.gears import Condition, mean_changes, pooled_changes, pooled_counts
 from scinfl.privacy import attacks
 
 _WHICH, _MEANS = "perturbations of a site", "mean changes"
@@ -33,7 +33,7 @@ def prepared(sites: Sites) -> list[dict[str, Any]]:
     conditions = sorted({c for cells in target.sites.values() for c in cells.conditions if c.genes})
     sets = sorted({condition.genes for condition in conditions})
     counts = {name: cells.counts() for name, cells in target.sites.items()}
-    known = {name: (cells.conditions, sites.moments[name]) for name, cells in target.sites.items()}
+    known = {name: mean_changes(cells.conditions, sites.moments[name]) for name, cells in target.sites.items()}
 
     def prepare(protections: Sequence[Protection]) -> None:
         pooled_counts(conditions, counts, protections, "training cells")

@@ -12,8 +12,11 @@ import pandas as pd
 import torch
 from scipy.stats import binomtest
 from torch import nn
+from torch.nn import functional as F
 
+from scinfl._audit import _alignment as alignment
 from scinfl._audit import _model_stealing as model_stealing
+from scinfl._audit._alignment import AlignmentEffort
 from scinfl._audit._findings import CURIOUS, STEALING, finding
 from scinfl._audit._plan import Job, Plan, Request
 from scinfl._audit._ratings import rated_membership
@@ -41,10 +44,11 @@ class _Effort:
     n_attackers: int
     n_attack_steps: int
     n_sections: int
+    alignment: AlignmentEffort
 
 
-_FULL = _Effort(40, 8, (4, 16), 50, 50, (50, 200), 3, 600, 6)
-_QUICK = _Effort(12, 3, (4,), 10, 10, (50,), 1, 200, 0)
+_FULL = _Effort(40, 8, (4, 16), 50, 50, (50, 200), 3, 600, 6, AlignmentEffort(8, 1800, 20, 12_000_000))
+_QUICK = _Effort(12, 3, (4,), 10, 10, (50,), 1, 200, 0, AlignmentEffort(2, 600, 4, 1_000_000))
 
 
 def plan(request: Request, after_each: Callable[[], object]) -> Plan:
@@ -88,6 +92,7 @@ def _jobs(target: SpaMosaicTarget, effort: _Effort, attributes: Any) -> dict[str
                 jobs[f"model stealing, {n} labelled spots, {column}{named}"] = partial(
                     steal, target, modality, column, n, effort
                 )
+        jobs[f"Gram alignment{named}"] = partial(align, target, modality, effort)
         jobs[f"membership{named}"] = partial(membership, target, modality)
     return jobs
 
@@ -135,6 +140,30 @@ def steal(target: SpaMosaicTarget, modality: str, column: str, n: int, effort: _
         n_seeds=effort.n_attackers,
         rng=target.rng,
         n_steps=effort.n_attack_steps,
+    )
+
+
+def align(target: SpaMosaicTarget, modality: str, effort: _Effort) -> list[dict[str, Any]]:
+    """Align the layer that reads the components of a modality with networks that predict neighbourhoods of own spots.
+
+    The attacker is given the components, which sites agree on and seal.
+    """
+    inputs, columns = target.public[modality].inputs, target.view.columns(modality)
+    last = inputs.shape[1] - len(target.view.bases[modality].strength)
+    y = inputs[:, last : last + columns.stop - columns.start]
+
+    def loss(predicted: torch.Tensor, neighbourhood: torch.Tensor) -> torch.Tensor:
+        return F.mse_loss(predicted[:, columns], neighbourhood)
+
+    return alignment.align(
+        target,
+        f"encoders.{modality}.0",
+        inputs,
+        y,
+        effort.alignment,
+        reader=target.predictor(modality),
+        loss=loss,
+        words="" if modality == "X" else modality,
     )
 
 

@@ -8,9 +8,13 @@ from scinfl._checks import first_of
 
 
 def find_difference(
-    members: Collection[str], earlier: Mapping[str, Collection[Collection[str]]], min_sites: int
+    members: Collection[str], earlier: Mapping[str, Collection[Collection[str]]]
 ) -> tuple[str, list[str]] | None:
-    """Earlier run, and the sites by which its members differ, if these are too few to hide in a sum.
+    """Earlier run with other members, and the sites by which they differ; those that differ by fewest.
+
+    However many these are: three runs whose members differ by many in each pair may single out one site together, and
+    no site knows all runs of the others. Where every run over the same data has the same members, sums show their
+    totals and nothing else.
 
     Parameters
     ----------
@@ -18,15 +22,13 @@ def find_difference(
         Sites of a sum.
     earlier
         Sets of members of the sums of earlier runs over the same data, by run.
-    min_sites
-        Least number of sites that hide one another.
     """
-    for run, sets in earlier.items():
-        for before in sets:
-            differ = set(members) ^ set(before)
-            if 0 < len(differ) < min_sites:
-                return run, sorted(differ)
-    return None
+    found = [(sorted(set(members) ^ set(before)), run) for run, sets in earlier.items() for before in sets]
+    differing = [(differ, run) for differ, run in found if differ]
+    if not differing:
+        return None
+    differ, run = min(differing, key=lambda pair: (len(pair[0]), pair[0]))
+    return run, differ
 
 
 def describe_difference(run: str, differ: Collection[str], members: Collection[str]) -> str:

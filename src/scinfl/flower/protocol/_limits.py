@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from io import BytesIO
-from typing import Any
+from math import isfinite
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -18,6 +19,8 @@ MOST_ATTEMPTS = 1_000_000_000_000
 """Attempts at a step: a server that starts again goes on a million later."""
 
 _MOST_TEXT = 1 << 28
+_MOST_JOB = 1 << 16
+_MOST_LINE = 1 << 12
 _MOST_DEPTH = 32
 _MOST_UPDATES = 100_000
 _MOST_HEADER = 1 << 12
@@ -67,11 +70,16 @@ def read_json(text: str) -> Any:
         msg = f"a text of {len(text)} characters"
         raise ValueError(msg)
     try:
-        content = json.loads(text, parse_constant=_refuse_constant)
+        content = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError:
         _refuse_depth()
     _check_depth(content)
     return content
+
+
+def is_a_job(text: str) -> bool:
+    """Whether a text may be parsed as a job: its lines are short, since keys of many parts take long."""
+    return len(text) <= _MOST_JOB and max(map(len, text.split("\n"))) <= _MOST_LINE
 
 
 def check_updates(heads: object) -> None:
@@ -132,9 +140,13 @@ def _refuse_depth() -> None:
     raise ValueError(msg) from None
 
 
-def _refuse_constant(name: str) -> None:
+def _refuse_constant(name: str) -> NoReturn:
     msg = f"{name} in place of a number"
     raise ValueError(msg)
+
+
+def _finite(text: str) -> float:
+    return value if isfinite(value := float(text)) else _refuse_constant(text[:20])
 
 
 def _short(value: object) -> str:

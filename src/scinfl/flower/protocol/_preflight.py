@@ -20,6 +20,7 @@ from scinfl.privacy import Key, PublicIdentity, Seal, agree_version
 from scinfl.privacy.aggregation import RunContext
 from scinfl.privacy.keys import joined
 
+_MOST_FACTS = 100_000  # labels, perturbations or features of a site
 _CURES = {
     "job": "Send it the present 'job.toml'.",
     "scinfl": "Install the same version at all sites.",
@@ -115,6 +116,36 @@ def open_facts(
     seal, context = Seal(key), run_context(key, job, run, identities).digest.hex()
     opened = {site: seal.unseal(content, what="facts", site=site, context=context) for site, content in sealed.items()}
     return {site: json.loads(content) for site, content in opened.items()}
+
+
+def check_facts(facts: Mapping[str, Mapping[str, Any]], own: Mapping[str, Any]) -> None:
+    """Refuse facts that do not have the form of this site's own; names the site.
+
+    Raises
+    ------
+    ValueError
+        If there are such.
+    """
+    for site, theirs in facts.items():
+        if not isinstance(theirs, Mapping) or theirs.keys() != own.keys():
+            odd = f"others: {first_of(sorted(map(str, theirs)))}" if isinstance(theirs, Mapping) else "none"
+            what = first_of(sorted(own))
+        elif wrong := sorted(name for name in own if not _is_like(theirs[name], own[name])):
+            odd, what = f"something else as {first_of(wrong)}", "lists of names"
+        else:
+            continue
+        msg = f"Expected facts of site '{site}' ({what}), found {odd}. Let the operator leave that site out."
+        raise ValueError(msg)
+
+
+def _is_like(theirs: object, own: object) -> bool:
+    """Whether content of json has the types of other content, and is not immensely larger."""
+    if isinstance(own, list) and isinstance(theirs, list):
+        first = own[0] if own else next(iter(theirs), None)
+        return len(theirs) <= _MOST_FACTS and (
+            not isinstance(first, str) or all(isinstance(one, str) for one in theirs)
+        )
+    return type(theirs) is type(own)
 
 
 def hello_content(hello: Mapping[str, Any]) -> bytes:

@@ -61,6 +61,7 @@ class RoundHistory:
         self._is_ready = False
         self._came: dict[int, Message] = {}
         self._asked: Message | None = None  # still to be answered
+        self._unkept: tuple[Path, Message] | None = None  # sum that was not read yet
 
     def go_to(self, position: int) -> None:
         """Continue at the step that a journal holds."""
@@ -68,6 +69,7 @@ class RoundHistory:
 
     def sums(self, make: Callable[[Mapping[str, Any]], Message], *, keep: bool = False) -> list[Sum]:
         """Sums of the next step, those of metrics before those of parameters."""
+        self._keep()
         path = self._folder / f"step-{self.position:05d}.safetensors" if keep and self._folder else None
         if path is not None and path.exists():
             message = Message.read(path)
@@ -75,13 +77,19 @@ class RoundHistory:
             while self.position not in self._came:
                 self._converse(make)
             message = self._came.pop(self.position)
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                message.write(path)
+            self._unkept = None if path is None else (path, message)
         self.position += 1
         pairs = zip(message.updates, message.fields["members"], strict=True)
         found = [(combined, members_of(names, combined)) for combined, names in pairs]
         return sorted(found, key=lambda pair: pair[0].purpose)
+
+    def _keep(self) -> None:
+        """Keep the last sum: who comes for the next one could read it."""
+        if self._unkept is not None:
+            path, message = self._unkept
+            path.parent.mkdir(parents=True, exist_ok=True)
+            message.write(path)
+            self._unkept = None
 
     def finish(self) -> None:
         """Report to the server that the model is written."""

@@ -15,6 +15,10 @@ from scinfl.privacy.aggregation import BELIEFS, MASKED, MAX_BOUND, Aggregator
 Summed = list[tuple[Update, list[Update]]]
 """Sums, and the terms in each."""
 
+_MOST_REPEATS = 8  # of one site for one purpose, four times the bound each
+MOST_LOST = 2
+"""Exchanges of masks in a row that a site may begin and not end."""
+
 
 class Aggregation:
     """Collects terms until enough sites sent theirs, and adds them."""
@@ -30,10 +34,13 @@ class Aggregation:
         journal: Journal,
         report: Callable[[str], None],
         step: int,
+        first_bound: float,
+        blamed: Counter[tuple[str, str]],
     ) -> None:
         self._server, self._used, self._bounds = server, used, bounds
         self._min_sites, self._deadline = min_sites, deadline
         self._journal, self._report, self._step = journal, report, step
+        self._first_bound, self._blamed = first_bound, blamed  # how often a site asked for a repetition, or was lost
         self._attempt = 0
         self._answers: dict[str, list[Update]] = {}
         self._enough: float | None = None  # when enough sites had answered
@@ -63,11 +70,19 @@ class Aggregation:
             If it is refused.
         """
         if message.kind == "repeat":
-            self._repeat(message)
+            self._repeat(site, message)
             return
         self._check_terms(site, message.updates)
         self._answers[site] = list(message.updates)
         self.n_bytes += sum(update.n_bytes for update in message.updates)
+
+    def forget(self, site: str) -> None:
+        """Note that the process of a site began again; what it sent is still its term."""
+
+    @property
+    def needs(self) -> set[str]:
+        """Sites without whose answer this step cannot end."""
+        return set()
 
     def add(self, now: float, coming: Collection[str], slow: Collection[str]) -> Summed | None:
         """Sums of the step, once nobody is waited for any longer."""
@@ -117,16 +132,28 @@ class Aggregation:
         self._journal.log("differ", step=self._step, sites=found)
         self._report(f"no sum of step {self._step}: what site {odd} believes differs from the others in {BELIEFS}")
 
-    def _repeat(self, message: Message) -> None:
-        """A number exceeds the bound: all sites send the step again, with a wider one."""
-        bounds = dict(message.fields["bounds"])
-        if not bounds or not all(0 < bound <= MAX_BOUND and frexp(bound)[0] == 0.5 for bound in bounds.values()):
-            msg = f"Expected powers of two up to {MAX_BOUND:g} as bounds, found others. Nothing of it was used."
+    def _repeat(self, site: str, message: Message) -> None:
+        """A number exceeds the bound: all sites send the step again, with one that is four times as wide."""
+        bounds = {str(purpose): float(bound) for purpose, bound in dict(message.fields["bounds"]).items()}
+        wider = {purpose: bound for purpose, bound in bounds.items() if bound > self._bound_of(purpose)}
+        if not wider or not all(0 < bound <= MAX_BOUND and frexp(bound)[0] == 0.5 for bound in bounds.values()):
+            msg = f"Expected powers of two up to {MAX_BOUND:g} as wider bounds, found others. Nothing of it was used."
             raise ValueError(msg)
-        for purpose, bound in bounds.items():
-            self._bounds[str(purpose)] = max(self._bounds.get(str(purpose), 0.0), float(bound))
-        self._journal.log("repeat", step=self._step, bounds=self._bounds)
+        for purpose, bound in wider.items():
+            self._blamed[site, purpose] += 1
+            if bound > 4 * self._bound_of(purpose) or self._blamed[site, purpose] > _MOST_REPEATS:
+                msg = (
+                    f"Expected site '{site}' to ask for four times the bound of '{purpose}' at once, at most "
+                    f"{_MOST_REPEATS} times, found {bound:g}: wide bounds leave few digits to all sites. Nothing of it "
+                    "was used."
+                )
+                raise ValueError(msg)
+        self._bounds |= wider
+        self._journal.log("repeat", step=self._step, site=site, bounds=self._bounds)
         self._start_again()
+
+    def _bound_of(self, purpose: str) -> float:
+        return self._bounds.get(purpose, self._first_bound)
 
     def _start_again(self) -> None:
         self._answers.clear()

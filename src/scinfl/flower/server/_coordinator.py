@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from scinfl.flower.server._participant import Participant, Participants, Transpo
 from scinfl.flower.server._run_folder import RunFolder
 from scinfl.flower.setup._job import Job
 from scinfl.privacy import PublicIdentity
-from scinfl.privacy.aggregation import MASKED, Aggregator, PairwiseServer, purpose_of
+from scinfl.privacy.aggregation import MASKED, Aggregator, PairwiseServer, default_bound, purpose_of
 
 _REMIND = 30.0
 _GONE = 30.0  # seconds to wait for a site that left without reporting that it has the model
@@ -98,11 +99,11 @@ class Coordinator:
         self._reported: set[str] = set()
         self._met: set[str] = set()
         self._bar = tqdm(total=job.n_rounds, disable=not progress, unit="round", desc="Training")
-        self._bounds: dict[str, float] = {}
         self._agreed: dict[str, str] = {}
         self._started = self._reminded = self._answered = time.monotonic()
         self._slow: set[str] = set()
         self._last: set[str] = set(self._expected) if self._kept.n_sums else set()
+        self._blamed: Counter[tuple[str, str]] = Counter()
         self._aggregation = self._next_aggregation()
 
     # ---- the loop
@@ -170,8 +171,10 @@ class Coordinator:
             "journal": self._journal,
             "report": self._report,
             "step": self._kept.n_sums,
+            "first_bound": default_bound(self._job.bits),
+            "blamed": self._blamed,
         }
-        given = (self._server, self._used, self._bounds)
+        given = (self._server, self._used, self._kept.bounds)
         if self._job.sum == "keyed":
             return Aggregation(*given, **options)
         first = self._kept.n_starts * _MOST_ATTEMPTS + 1
@@ -257,18 +260,22 @@ class Coordinator:
         self._kept.write()  # not its labels: the network has those that the run began with
 
     def _take_ready(self, participant: Participant, message: Message) -> None:
-        self._agreed[str(participant.site)] = str(message.fields["agreed"])
-        if len(set(self._agreed.values())) > 1 and not self._kept.n_sums:
+        site, agreed = str(participant.site), str(message.fields["agreed"])
+        self._agreed[site] = agreed
+        (usual, n), *others = Counter(self._agreed.values()).most_common()
+        enough = n >= self._job.min_sites or self._kept.n_sums > 0
+        if others and not enough and self._agreed.keys() >= self._kept.facts.keys():
             msg = (
                 "Expected all sites to agree on labels or perturbations, features and gene ontology, found that they "
                 "do not. Compare the files that the sites read, and start the server again."
             )
             raise StoppedError(msg)
-        if self._agreed[str(participant.site)] != next(iter(self._agreed.values())):
+        if agreed != usual and enough:
             participant.stage = "refused"
             msg = "it knows other labels, perturbations or features than those that the run began with"
             raise ValueError(msg)
         participant.position, participant.stage = self._position_in(message), "ready"
+        self._aggregation.forget(site)
 
     def _position_in(self, message: Message) -> int:
         """Step of the run that a site is at."""
@@ -298,6 +305,8 @@ class Coordinator:
     def _take_step(self, participant: Participant, message: Message) -> None:
         position = self._position_in(message)
         self._aggregation.take(str(participant.site), message)
+        if message.kind == "repeat":
+            self._kept.write()
         participant.position = position
 
     def _take_finished(self, participant: Participant, message: Message) -> None:
@@ -343,7 +352,7 @@ class Coordinator:
         self._kept.write()
         self._journal.log("preflight", sites=sorted(self._kept.facts))
         sites = first_of(sorted(self._kept.facts), 20)
-        found = find_difference(self._kept.facts, self._kept.add_members(), self._job.min_sites)
+        found = find_difference(self._kept.facts, self._kept.add_members())
         if found is not None:
             self._report(
                 f"warning: {describe_difference(*found, self._kept.facts)}. Sites refuse a run over the same data that "
@@ -353,6 +362,14 @@ class Coordinator:
         self._started = self._answered = now
 
     def _maybe_add(self, now: float) -> None:
+        refused = {str(one.site) for one in self._participants.values() if one.stage == "refused"}
+        if blocking := sorted(self._aggregation.needs & refused):
+            msg = (
+                f"Expected the seed of every site that is in the sum of step {self._kept.n_sums}, found that "
+                f"{first_of(blocking)} did not give the one that it committed to: nobody can open that sum. Start a "
+                "new run without that site."
+            )
+            raise StoppedError(msg)
         sums = self._aggregation.add(now, self._participants.sites(*_AT_WORK), self._slow)
         if sums is None:
             return

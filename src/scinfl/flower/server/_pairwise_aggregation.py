@@ -7,9 +7,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from scinfl._checks import first_of
 from scinfl.flower.protocol._message import Message
-from scinfl.flower.server._aggregation import Aggregation, Summed, usual_of
+from scinfl.flower.server._aggregation import MOST_LOST, Aggregation, Summed, usual_of
 from scinfl.privacy.aggregation import Advertisement, PairwiseServer
+
+_LOST = ""  # purpose under which lost exchanges are counted
 
 
 class PairwiseAggregation(Aggregation):
@@ -49,6 +52,11 @@ class PairwiseAggregation(Aggregation):
         return *super().turn, self._phase
 
     @property
+    def needs(self) -> set[str]:
+        """Sites without whose seed the sum cannot be opened."""
+        return self._members - self._seeds.keys() if self._phase == "reveal" else set()
+
+    @property
     def sites(self) -> set[str]:
         """Sites whose answer is here."""
         return set(self._ads if self._phase == "advertise" else self._answers)
@@ -84,6 +92,14 @@ class PairwiseAggregation(Aggregation):
             msg = f"Expected an answer to '{self._phase}', found '{message.kind}'. Nothing of it was used."
             raise ValueError(msg)
 
+    def forget(self, site: str) -> None:
+        """Repeat an exchange with a site whose process began again: it no longer knows the keys that it advertised."""
+        if self._phase == "advertise":
+            self._ads.pop(site, None)
+        elif self._phase == "terms" and site in self._members - self._answers.keys():
+            self._journal.log("lost", step=self._step, sites=[site], attempt=self._attempt)
+            self._start_again()
+
     def add(self, now: float, coming: Collection[str], slow: Collection[str]) -> Summed | None:
         """Sums of the step, once the seeds of all terms are here."""
         if self._phase == "advertise":
@@ -117,8 +133,11 @@ class PairwiseAggregation(Aggregation):
             return
         if missing:
             self._journal.log("lost", step=self._step, sites=sorted(missing), attempt=self._attempt)
+            self._blame(missing)
             self._start_again()
             return
+        for site in self._members:
+            self._blamed.pop((site, _LOST), None)
         found = self._forms()
         usual = usual_of(found, 1)
         if odd := {site for site, own in found.items() if own != usual}:
@@ -131,6 +150,14 @@ class PairwiseAggregation(Aggregation):
         updates = tuple(update for own in self._answers.values() for update in own)
         Message("pending", {**heads, "step": self._step}, updates).write(self._pending)
         self._phase = "reveal"
+
+    def _blame(self, missing: Collection[str]) -> None:
+        """Go on without sites that were lost in several exchanges, as long as enough others are there."""
+        self._blamed.update((site, _LOST) for site in missing)
+        often = {site for site in missing if self._blamed[site, _LOST] >= MOST_LOST}
+        if often and len(self._ads.keys() - often) >= self._min_sites:
+            self._odd |= often
+            self._report(f"goes on without {first_of(sorted(often))}: it began exchanges of masks and did not end them")
 
     def _take_up(self, kept: Message) -> None:
         """Go on where a server was that is gone."""

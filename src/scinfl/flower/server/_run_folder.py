@@ -36,6 +36,8 @@ class RunFolder:
         self.run = secrets.token_hex(16)
         self.facts: dict[str, str] = {}
         self.checks: dict[str, dict[str, Any]] = {}
+        self.bounds: dict[str, float] = {}
+        """Bounds that sites asked for, by purpose."""
         self.n_sums = 0
         self._rounds = {"training": 0, "evaluation": 0}  # latest of each sum
         self.n_starts = 0
@@ -66,6 +68,7 @@ class RunFolder:
             msg = f"Expected the job of the run in '{self.path}', found another. Resume with the job as it was."
             raise ValueError(msg)
         self.run, self.facts, self.checks = str(kept["run"]), kept["facts"], kept["checks"]
+        self.bounds = {purpose: float(bound) for purpose, bound in kept.get("bounds", {}).items()}
         self.is_closing = bool(kept["closing"])
         self.n_starts = int(kept["starts"]) + 1
         for number, file in enumerate(sorted((self.path / _SUMS).glob("step-*.safetensors"))):
@@ -77,12 +80,13 @@ class RunFolder:
         self.write()
 
     def write(self) -> None:
-        """Keep what sites agreed on."""
+        """Keep what sites agreed on, and the bounds they asked for."""
         content = {
             "run": self.run,
             "job": self._job.digest,
             "facts": self.facts,
             "checks": self.checks,
+            "bounds": self.bounds,
             "closing": self.is_closing,
             "starts": self.n_starts,
         }

@@ -174,10 +174,22 @@ def add_site(kit: str | Path, site: str) -> Path:
 
 
 def pinned_identities(kit: Path) -> dict[str, PublicIdentity]:
-    """Public identities of all sites, as stored in a folder of the kit."""
+    """Public identities of all sites, as stored in a folder of the kit.
+
+    Raises
+    ------
+    ValueError
+        If a file holds the identity of another site than it is named for.
+    """
     found = {}
     for path in sorted((kit / IDENTITIES).glob("*.json")):
         public = PublicIdentity.from_text(path.read_text())
+        if path.name != f"{public.site}.json":
+            msg = (
+                f"Expected '{path}' to hold the identity of site '{path.stem}', found that of '{public.site}', which "
+                "it would replace. Ask that site, by telephone, for its fingerprint."
+            )
+            raise ValueError(msg)
         found[public.site] = public
     return found
 

@@ -44,10 +44,11 @@ from scinfl.flower.protocol._records import fetch
 logger = logging.getLogger(__name__)
 
 _HEARTBEAT = 10.0
+_PATIENCE = 2 * _HEARTBEAT  # after which Flower takes a site for gone, and lets its next process in
 _LONGEST_WAIT = 10.0
 _SECONDS_TO_FETCH = 600.0
 _SECONDS_TO_LINGER = 3.0
-_SECONDS_TO_DOUBT = 8.0
+_SECONDS_TO_DOUBT = _PATIENCE + 4.0
 _SOON = 0.05
 _SECONDS_BETWEEN_NOTES = 60.0
 
@@ -213,7 +214,7 @@ class FleetConnection:
         if isinstance(error, httpx.HTTPStatusError) and _is_refusal(error):
             now = time.monotonic()
             self._refused = self._refused or now
-            if now - self._refused >= _SECONDS_TO_DOUBT:  # a server that starts may not know its sites yet
+            if now - self._refused >= _SECONDS_TO_DOUBT:  # it may still wait for the process that this one replaces
                 why = "it was revoked" if self._node is not None else "it was never registered, or revoked"
                 msg = (
                     f"Expected the server at {self._address} to know site '{self._site}', found that it does not: "

@@ -16,7 +16,7 @@ from anndata import AnnData
 from mudata import MuData
 from scipy.sparse import issparse
 
-from scinfl import _checks
+from scinfl import _data_files
 from scinfl.privacy.keys import joined
 
 
@@ -24,7 +24,7 @@ def read_data(data: str | os.PathLike[str] | AnnData | MuData) -> AnnData | MuDa
     """A copy of data in memory, or those of a file."""
     if isinstance(data, AnnData | MuData):
         return data.copy()
-    return _checks.read_data(Path(data))
+    return _data_files.read_data(Path(data))
 
 
 def fingerprint_of(data: AnnData | MuData) -> str:

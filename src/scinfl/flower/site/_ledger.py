@@ -15,7 +15,7 @@ from scinfl.flower.protocol._difference import describe_difference, find_differe
 from scinfl.privacy import Identity, Key, Seal
 
 LEDGER = "ledger"
-_CHARGE = "privacy"  # event of the journal of a run
+_STOPPED = "This site stopped before it read the sum."
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,6 @@ class Ledger:
         Folder of the site.
     identity
         Of the site.
-    min_sites
-        Least number of sites that hide one another.
 
     Raises
     ------
@@ -67,12 +65,14 @@ class Ledger:
         If entries were changed, dropped or exchanged.
     """
 
-    def __init__(self, kit: Path, identity: Identity, *, min_sites: int) -> None:
+    def __init__(self, kit: Path, identity: Identity) -> None:
         secret = hashlib.sha256(identity.sign(b"scinfl ledger of a site")).digest()
-        self._seal, self._site, self._min_sites = Seal(Key(secret, federation="ledger")), identity.site, min_sites
+        self._seal, self._site = Seal(Key(secret, federation="ledger")), identity.site
+        (kit / LEDGER).mkdir(mode=0o700, exist_ok=True)
         self._journal = Journal(kit / LEDGER, self._seal)
         self._runs: dict[str, AgreedRun] = {}
         self._sums: dict[str, set[frozenset[str]]] = {}  # members of the sums of a run
+        self._before: dict[str, frozenset[str]] = {}  # members of its sums before training
         self._charges: dict[str, dict[str, Any]] = {}  # by number, with the run
         self._n = 0
         self._read()
@@ -84,21 +84,23 @@ class Ledger:
         return run in self._runs
 
     def add(self, own: AgreedRun) -> None:
-        """Note a run that was agreed to, unless its members differ by too few from an earlier one.
+        """Note a run that was agreed to, unless its members differ from those of an earlier one.
 
         Raises
         ------
         TamperedSumError
             If they do.
         ValueError
-            If the run was agreed to with other data or another job.
+            If the run was agreed to with other data, another job or other members: a server keeps the facts of a run
+            before it shows them to anyone.
         """
         known = self._runs.get(own.run)
         if known is not None:
-            if (known.job, known.data) != (own.job, own.data):
+            then, now = ({"job": one.job, "data": one.data, "sites": {*one.members}} for one in (known, own))
+            if odd := [what for what in then if then[what] != now[what]]:
                 msg = (
-                    f"Expected run '{own.run[:12]}' to go on with the job and data that it began with, found others. "
-                    "Take them as they were, or let the operator start a new run."
+                    f"Expected run '{own.run[:12]}' to go on with the job, data and sites that it began with, found "
+                    f"other {' and '.join(odd)}. Take them as they were, or let the operator start a new run."
                 )
                 raise ValueError(msg)
             if set(own.accepted) <= set(known.accepted):
@@ -106,17 +108,30 @@ class Ledger:
         self._check(own, own.members, "Nothing was sent.")
         self._write("run", asdict(own))
 
-    def check_members(self, run: str, members: Collection[str]) -> None:
-        """Note the members of a sum over the data themselves, unless they differ by too few from an earlier run.
+    def check_members(self, run: str, members: Collection[str], *, before_training: bool) -> None:
+        """Note the members of a sum over the data themselves, unless they differ from those of an earlier one.
+
+        Parameters
+        ----------
+        run
+            The run.
+        members
+            Sites in the sum.
+        before_training
+            Whether the sum is one of those before training, which have the same members in all of a run.
 
         Raises
         ------
         TamperedSumError
             If they do.
         """
-        if frozenset(members) not in self._sums.get(run, ()):
-            self._check(self._runs[run], members, "This site stopped before it read the sum.")
-            self._write("sum", {"run": run, "members": sorted(members)})
+        own, found = self._runs[run], frozenset(members)
+        if before_training and (first := self._before.get(run, found)) != found:
+            self._refuse(own, members, (run, sorted(first ^ found)), _STOPPED)
+        known = found in self._sums.get(run, ()) and (not before_training or run in self._before)
+        if not known:
+            self._check(own, members, _STOPPED)
+            self._write("sum", {"run": run, "members": sorted(members), "before": before_training})
 
     def _check(self, own: AgreedRun, members: Collection[str], done: str) -> None:
         earlier = {
@@ -126,38 +141,43 @@ class Ledger:
         }
         accepted = set(own.accepted)
         kept = {run: [one for one in sets if not set(one) ^ set(members) <= accepted] for run, sets in earlier.items()}
-        if (found := find_difference(members, kept, self._min_sites)) is not None:
-            run, differ = found
-            options = " ".join(f"--accept-difference {site}" for site in differ)
-            msg = (
-                f"Expected the members of an earlier run, or at least {self._min_sites} others, found that "
-                f"{describe_difference(run, differ, members)}. {done} If these sites agree to that, start "
-                f"again with `{options}`."
-            )
-            raise TamperedSumError(msg)
+        if (found := find_difference(members, kept)) is not None:
+            self._refuse(own, members, found, done)
+
+    def _refuse(self, own: AgreedRun, members: Collection[str], found: tuple[str, list[str]], done: str) -> None:
+        """Refuse members unless all sites by which they differ were accepted."""
+        run, differ = found
+        if set(differ) <= set(own.accepted):
+            return
+        options = " ".join(f"--accept-difference {site}" for site in differ)
+        msg = (
+            f"Expected the members of an earlier sum over the same data, found that "
+            f"{describe_difference(run, differ, members)}. {done} If these sites agree to that, start again with "
+            f"`{options}`."
+        )
+        raise TamperedSumError(msg)
 
     # ---- privacy
 
-    def carry_charges(self, own: AgreedRun, runs: Path) -> None:
-        """Let the journal of a run hold what was spent on the same data before, so that one account covers all.
+    def book(self, own: AgreedRun) -> LedgerBook:
+        """Account book of a run: what was spent on the same data in any run, and where it is noted before it is spent.
 
         Parameters
         ----------
         own
             The run.
-        runs
-            Folder of the journals of all runs.
         """
-        same = [run for run, other in self._runs.items() if other.data == own.data]
-        for run in same:
-            for number, charge in _charges_in(runs / run).items():
-                if number not in self._charges:
-                    self._write("charge", {"run": run, "number": number, "charge": charge})
-        journal = Journal(runs / own.run)
-        there = _charges_in(runs / own.run)
-        for number, entry in self._charges.items():
-            if entry["run"] in same and number not in there:
-                journal.log(_CHARGE, number=number, charge=entry["charge"])
+        return LedgerBook(self, own)
+
+    def charges_on(self, data: str) -> dict[str, dict[str, Any]]:
+        """What was spent on data of this fingerprint, by number."""
+        same = {run for run, other in self._runs.items() if other.data == data}
+        return {number: entry["charge"] for number, entry in self._charges.items() if entry["run"] in same}
+
+    def note_charge(self, run: str, number: str, charge: Mapping[str, Any]) -> None:
+        """Note what is about to be spent in a run."""
+        if number not in self._charges:
+            self._write("charge", {"run": run, "number": number, "charge": dict(charge)})
 
     # ---- the file
 
@@ -174,19 +194,22 @@ class Ledger:
             self._runs[entry["run"]] = AgreedRun(**entry)
         elif kind == "sum":
             self._sums.setdefault(entry["run"], set()).add(frozenset(entry["members"]))
+            if entry.get("before"):
+                self._before.setdefault(entry["run"], frozenset(entry["members"]))
         else:
             self._charges[entry["number"]] = entry
 
     def _read(self) -> None:
         try:
-            kept = self._journal.load()
-            events = self._journal.events()
+            kept, events = self._journal.load(), self._journal.events()
+            if kept is None and not events:
+                self._journal.save({}, {"n": 0})  # so that a log without it is known to have lost it
             for number, event in enumerate(events):
                 sealed = bytes.fromhex(event["sealed"])
                 self._take(json.loads(self._seal.unseal(sealed, what=LEDGER, site=self._site, number=number)))
         except (ValueError, KeyError, TypeError) as error:
             raise self._damaged(str(error)) from error
-        if not self._journal.verify() or self._n < (0 if kept is None else kept[1]["n"]):
+        if not self._journal.verify() or (events and kept is None) or (kept is not None and self._n < kept[1]["n"]):
             why = "entries are missing"
             raise self._damaged(why)
 
@@ -198,6 +221,17 @@ class Ledger:
         return ValueError(msg)
 
 
-def _charges_in(folder: Path) -> dict[str, dict[str, Any]]:
-    events = Journal(folder).events() if folder.is_dir() else []
-    return {event["number"]: event["charge"] for event in events if event["event"] == _CHARGE}
+@dataclass(frozen=True)
+class LedgerBook:
+    """Charges of one run, in the ledger; see :func:`scinfl.privacy.dp.accounted_in`."""
+
+    ledger: Ledger
+    run: AgreedRun
+
+    def charges(self) -> dict[str, dict[str, Any]]:
+        """All charges on the data of the run, by number."""
+        return self.ledger.charges_on(self.run.data)
+
+    def note(self, number: str, charge: Mapping[str, Any]) -> None:
+        """Note a charge before it is spent."""
+        self.ledger.note_charge(self.run.run, number, charge)

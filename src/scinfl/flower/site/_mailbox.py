@@ -43,7 +43,7 @@ class Mailbox:
         self._greet, self._patience = greet, patience
         self._lock = threading.Condition()
         self._run: str | None = None  # that the server asks for
-        self._trained: str | None = None  # that training works on
+        self._greeting = self._trained = 0  # how often the run changed, now and when training began
         self._facts: Mapping[str, bytes] | None = None
         self._ready: Message | None = None
         self._failed: Message | None = None
@@ -86,6 +86,7 @@ class Mailbox:
             if run != self._run:
                 self._facts = self._ready = self._asked = self._answer = self._finished = None
                 self._is_taken = False
+                self._greeting += 1  # and not the name: the server may come back to a run before training looks up
             self._run = run
             self._lock.notify_all()
         return answer
@@ -138,7 +139,7 @@ class Mailbox:
         with self._lock:
             self._lock.wait_for(lambda: self._facts is not None or self._end is not None)
             self._check_end()
-            self._trained = self._run
+            self._trained = self._greeting
             return str(self._run), self._facts or {}
 
     def be_ready(self, message: Message) -> None:
@@ -152,7 +153,7 @@ class Mailbox:
         """Next question about training."""
         with self._lock:
             self._lock.wait_for(
-                lambda: self._end is not None or self._run != self._trained or (self._asked and not self._is_taken)
+                lambda: self._end is not None or self._greeting != self._trained or (self._asked and not self._is_taken)
             )
             self._check()
             self._is_taken = True
@@ -179,7 +180,7 @@ class Mailbox:
 
     def _check(self) -> None:
         self._check_end()
-        if self._run != self._trained:
+        if self._greeting != self._trained:
             raise OtherRunError
 
     def _check_end(self) -> None:

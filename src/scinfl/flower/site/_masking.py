@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from scinfl._errors import RepeatRoundError, TamperedSumError
 from scinfl.federation import Update
@@ -14,9 +17,9 @@ from scinfl.flower.protocol._message import Message
 from scinfl.flower.protocol._round_history import Sum
 from scinfl.flower.site._upload_log import Upload, UploadLog
 from scinfl.privacy import PairwiseSum, Seal
-from scinfl.privacy.aggregation import Advertisement, MaskedSum, Place, names_of, purpose_of
+from scinfl.privacy.aggregation import MASKED, Advertisement, MaskedSum, Place, names_of, purpose_of
 
-Watch = Callable[[Sequence[Place], Sequence[str]], None]
+Watch = Callable[[Sequence[Place], Sequence[str], bool], None]
 
 
 class Masking:
@@ -33,7 +36,7 @@ class Masking:
     uploads
         Where uploads are noted.
     watch
-        Called with the places and the members of sums as soon as these are known; refuses them with an error.
+        Called with the places and members of sums as soon as these are known, and whether sums are here; refuses them.
     """
 
     def __init__(self, protection: MaskedSum, site: str, uploads: UploadLog, *, watch: Watch | None = None) -> None:
@@ -92,9 +95,9 @@ class Masking:
                 protection.widen(purpose, bound)
         return wider
 
-    def _look(self, places: Sequence[Place], members: Sequence[str]) -> None:
+    def _look(self, places: Sequence[Place], members: Sequence[str], *, are_here: bool) -> None:
         if self._watch is not None:
-            self._watch(places, members)
+            self._watch(places, members, are_here)
 
     def _exchanges(self, places: Sequence[Place]) -> dict[Place, bytes]:
         del places
@@ -126,7 +129,7 @@ class Masking:
         if any(own != members[0] for own in members):
             msg = "Expected the same sites in all sums of a step, found others. Do not trust this server."
             raise TamperedSumError(msg)
-        self._look(places, members[0])
+        self._look(places, members[0], are_here=True)
         counted = self._site in members[0]
         history = self._uploads.history(position)
         if counted:
@@ -217,7 +220,7 @@ class PairwiseMasking(Masking):
         self, asked: Mapping[str, Any], places: Sequence[Place], encode: Callable[[], Sequence[Update]]
     ) -> Message:
         ads = [Advertisement.from_json(ad) for ad in asked["ads"]]
-        self._look(places, sorted({ad.site for ad in ads}))
+        self._look(places, sorted({ad.site for ad in ads}), are_here=False)
         for place in places:
             self.protection.receive([ad for ad in ads if (ad.purpose, ad.round) == place])
         message = super().answer(asked, self._position or 0, places, encode)
@@ -256,4 +259,6 @@ def _place(own: Sum) -> Place:
 def _parts(combined: Update, members: Sequence[Update]) -> list[str | bytes]:
     """What distinguishes a sum from any other one."""
     names = [part for own in members for part in (own.site, own.header.get("nonce", b""))]
-    return [combined.purpose, str(combined.round), combined.header.get("tag", b""), str(len(members)), *names]
+    # its numbers, too: whoever has the key makes another sum with the same tag
+    numbers = hashlib.sha256(np.ascontiguousarray(combined.state.get(MASKED, np.empty(0))).tobytes()).digest()
+    return [combined.purpose, str(combined.round), combined.header.get("tag", b""), numbers, str(len(members)), *names]

@@ -16,11 +16,14 @@ from mudata import MuData
 
 from scinfl import federation, privacy
 from scinfl._checks import first_of
+from scinfl._errors import TamperedSumError
 from scinfl.federation import Protection, Strategy
 from scinfl.flower._require import require_flower
+from scinfl.flower.protocol._limits import is_a_job
 from scinfl.flower.protocol._message import Message
 from scinfl.flower.protocol._preflight import (
     agreement_hash,
+    check_facts,
     hello_content,
     open_facts,
     run_context,
@@ -41,6 +44,7 @@ from scinfl.flower.tasks._registry import TASKS
 from scinfl.flower.tasks._task import Facts
 from scinfl.privacy import Identity, Key, KeyedSum, PairwiseSum, Seal
 from scinfl.privacy.aggregation import Place, digest_of
+from scinfl.privacy.dp import accounted_in
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +229,8 @@ class _Site:
 
     def _train(self, mailbox: Mailbox, run: str, sealed: Mapping[str, bytes]) -> Path:
         facts = open_facts(sealed, self._key, self._job, run, identities=self._identities())
-        ledger = self._agreed(run, sorted(facts))
+        check_facts(facts, self._task.facts())
+        ledger, own = self._agreed(run, sorted(facts))
         self._task.join(facts)
         self._report(f"{len(facts)} sites agree on {self._task.describe(facts)}")
 
@@ -239,16 +244,17 @@ class _Site:
         model = self._make_model(facts, self._start(journal))
         agreed = agreement_hash(self._task.digest(facts, model), self._key, run)
         summing = RemoteSum(self._masking(run, agreed, journal, ledger), steps, self._name)
-        self._train_model(model, facts, engine, [*self._noise(), summing], journal=journal, run=run)
+        with accounted_in(ledger.book(own)):
+            self._train_model(model, facts, engine, [*self._noise(), summing], journal=journal, run=run)
         path = self._kit / MODEL
         model.save(path, site=self._name if model.is_personal else None, overwrite=True)
         steps.finish()
         self._report(f"wrote the model to '{path}'")
         return path
 
-    def _agreed(self, run: str, members: Sequence[str]) -> Ledger:
-        """Ledger of this site, with a run that was agreed to."""
-        ledger = Ledger(self._kit, self._identity, min_sites=self._job.min_sites)
+    def _agreed(self, run: str, members: Sequence[str]) -> tuple[Ledger, AgreedRun]:
+        """Ledger of this site, and a run in it that was agreed to."""
+        ledger = Ledger(self._kit, self._identity)
         if not ledger.knows(run) and self._n_left < 1:
             msg = (
                 f"Expected at most {self._n_runs} new run{'s' * (self._n_runs > 1)}, as was agreed to, found that the "
@@ -260,9 +266,7 @@ class _Site:
         noise = [name for name, _ in self._job.noise]
         own = AgreedRun(run, self._job.digest, members, self._fingerprint, noise, self._accepted)
         ledger.add(own)
-        if noise:
-            ledger.carry_charges(own, self._kit / RUNS)
-        return ledger
+        return ledger, own
 
     def _report_round(self, record: Mapping[str, Any]) -> None:
         shown = [f"loss {record['train_loss']:.3f}"] if "train_loss" in record else []
@@ -273,9 +277,10 @@ class _Site:
         )
 
     def _greet(self, message: Message) -> Message:
-        theirs = Job.parse(str(message.fields["job"]))
-        if theirs.digest != self._job.digest:
-            odd = ", ".join(self._job.differences(theirs))
+        text = str(message.fields["job"])
+        theirs = self._job if text == self._job.text else Job.parse(text) if is_a_job(text) else None
+        if theirs is None or theirs.digest != self._job.digest:
+            odd = "it is no job" if theirs is None else ", ".join(self._job.differences(theirs))
             self._report(f"the job of the server differs from the one agreed to here: {odd}")
         run = str(message.fields["run"])
         hello = {
@@ -345,9 +350,18 @@ class _Site:
         return digest_of([pinned[site].to_text() for site in sorted(self._job.sites)]).hex()
 
     def _masking(self, run: str, agreed: str, journal: Path, ledger: Ledger) -> Masking:
-        def watch(places: Sequence[Place], members: Sequence[str]) -> None:
+        trains = False
+
+        def watch(places: Sequence[Place], members: Sequence[str], are_here: bool) -> None:  # noqa: FBT001
+            if strangers := sorted(set(members) - set(self._job.sites)):
+                msg = (
+                    f"Expected sums of sites of the job, found {first_of(strangers)} in one. Do not trust this server."
+                )
+                raise TamperedSumError(msg)
+            nonlocal trains
+            trains |= any(purpose in WITH_ROUNDS for purpose, _ in places)
             if any(number <= 1 or purpose not in WITH_ROUNDS for purpose, number in places):
-                ledger.check_members(run, members)  # later rounds follow from the randomness of this run
+                ledger.check_members(run, members, before_training=are_here and not trains)  # later rounds draw numbers
 
         protection, uploads = self._sum(run), UploadLog(journal / UPLOADS)
         protection.open_run(run_context(self._key, self._job, run, self._identities(), agreed))
@@ -361,7 +375,8 @@ class _Site:
         options["identities"] = {self._name: self._identity}
         if self._job.sum == "keyed":
             return KeyedSum(self._key, **options)
-        return PairwiseSum(self._key, pinned=pinned_identities(self._kit), **options)
+        pinned = {site: own for site, own in pinned_identities(self._kit).items() if site in self._job.sites}
+        return PairwiseSum(self._key, pinned=pinned, **options)
 
 
 def _nobody(*args: Any, **kwargs: Any) -> Any:

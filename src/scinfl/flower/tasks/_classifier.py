@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scinfl._checks import first_of
+from scinfl._checks import complete_column, first_of
 from scinfl.flower.tasks._task import Facts, Task
 
 
@@ -18,12 +18,13 @@ class ClassifierTask(Task):
     kind = "Classifier"
 
     def _check(self) -> None:
-        column = self._column("labels_key")
-        own = self.data.obs[column]
-        self.data.obs[column] = pd.Categorical(own.astype(object).where(own.isna(), own.astype(str)))
-        self._values(self.data, self._options.get("layer"))
-        counts = self.data.obs[column].dropna().astype(str).value_counts()
-        counts = counts[counts.index != str(self._options.get("unlabeled_category"))]
+        own, unlabeled = self._column("labels_key"), self._options.get("unlabeled_category")
+        self._values()
+        is_labelled = own.isna() | (own.astype(str) != str(unlabeled)) | (unlabeled is None)
+        cells, column = self.data[is_labelled.to_numpy()], str(own.name)
+        cure = "Drop these rows, or give them a category and name it as `unlabeled_category` in [setup] of the job."
+        counts = complete_column(cells, column, "labels_key", "a label for every row", cure).astype(str).value_counts()
+        self.data.obs[column] = pd.Categorical(own.astype(str))
         few = counts[counts < self._settings.min_cells_per_label]
         if len(few):
             msg = (

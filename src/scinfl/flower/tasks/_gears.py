@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scinfl._checks import first_of
+from scinfl._checks import first_of, gene_names
 from scinfl._conditions import CONTROL
 from scinfl.flower.tasks._task import Facts, Task
 from scinfl.privacy import Key
@@ -26,7 +26,7 @@ class PerturbationTask(Task):
     def _check(self) -> None:
         self._options = {"condition_key": "condition", "control": CONTROL, **self._options}
         self._column("condition_key")
-        self._values(self.data, self._options.get("layer"))
+        self._values()
         from scinfl.model.gears import condition_facts
 
         self._own = condition_facts(self.data, self._setup(), int(self._job.train_options.get("min_cells", 2)))
@@ -93,7 +93,7 @@ class PerturbationTask(Task):
             obs[key] = "none"
         var = pd.DataFrame(index=self.data.var_names.astype(str))
         if genes is not None:
-            var[genes] = self.data.var[genes].to_numpy()
+            var[genes] = gene_names(self.data, genes).to_numpy()
         ones = np.ones((4, self.data.n_vars), np.float32)
         blank = AnnData(ones, obs, var, layers={} if setup["layer"] is None else {setup["layer"]: ones})
         self._class.setup_anndata(blank, **self._options)

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import pandas as pd
 from anndata import AnnData
 
-from scinfl._checks import first_of, looks_like_counts
+from scinfl._checks import first_of, gene_names, looks_like_counts, obs_column, values_of
+from scinfl._spelling import spelling
 from scinfl.flower.setup._job import Job, SiteSettings
 from scinfl.privacy import Key
 
@@ -37,12 +38,12 @@ class Task(ABC):
     @property
     def features(self) -> list[str]:
         """Names of the features, in order."""
-        return [str(name) for name in self.data.var_names]
+        return list(gene_names(self.data, None))
 
     @property
     def scale(self) -> list[str]:
         """Whether values are counts."""
-        return ["counts" if looks_like_counts(self._values(self.data, self._options.get("layer"))) else "other"]
+        return ["counts" if looks_like_counts(self._values()) else "other"]
 
     def facts(self) -> dict[str, Any]:
         """What the other sites must know; they alone can read it."""
@@ -118,22 +119,14 @@ class Task(ABC):
     def _check_known(self, facts: Facts) -> None:
         """Refuse to join a run that began without what is here."""
 
-    def _values(self, adata: AnnData, layer: str | None) -> Any:
-        if layer is not None and layer not in adata.layers:
-            msg = f"Expected layer {layer!r}, found {list(adata.layers)}. Name one as `layer` in site.toml."
-            raise KeyError(msg)
-        return adata.X if layer is None else adata.layers[layer]
+    def _values(self) -> Any:
+        with spelling({"`layer`": "`layer` in site.toml"}):
+            return values_of(self.data, self._options.get("layer"))
 
-    def _column(self, name: str) -> str:
-        column = self._options.get(name)
-        if column is None or column not in self.data.obs:
-            what = name.removesuffix("_key")
-            msg = (
-                f"Expected the {what} of each row in a column of obs, found no {column!r}. Columns are "
-                f"{first_of(list(map(str, self.data.obs.columns)), 20)}: name one as `{name}` in site.toml."
-            )
-            raise KeyError(msg)
-        return str(column)
+    def _column(self, name: str) -> pd.Series:
+        """The column of obs that an option names."""
+        with spelling({f"`{name}`": f"`{name}` in site.toml"}):
+            return obs_column(self.data, self._options.get(name), name)  # type: ignore[arg-type]
 
     def _setup(self) -> dict[str, Any]:
         """All arguments of the setup, defaults included."""

@@ -169,7 +169,7 @@ def perturbation(
     if np.allclose(start, mean[-1], rtol=1e-6, atol=1e-9):
         msg = (
             "Expected `control_mean` to be of other control cells than those in `cells`, found the same mean. The "
-            "noise that both changes share inflates `pearson_delta`. Split the control cells in two."
+            "noise that both changes share inflates the score 'pearson_delta'. Split the control cells in two."
         )
         warn(msg)
     guess, measured, here = predicted.to_numpy(np.float64), mean[:-1], mean[-1]

@@ -378,6 +378,7 @@ class LockedModel(RegisteredModel):
         if document["key"] is not None:
             model._keyed.swap_layers(document["key"]["scheme"], document["key"]["options"], document["share"])
             model._keyed.locked_with = document["key"]
+            keyed_nn.set_model_id(model.module, model._keyed.model_id)
         content = read_weights(dir_path, document)
         if document["weights"]["sealed"]:
             model._sealed = SealedWeights(content, seal_labels(document, document["weights"]["file"]))

@@ -63,5 +63,5 @@ def check_noise_of_spots(protections: Sequence[Protection], *, everywhere: bool)
                 raise ValueError(msg)
             warn(
                 "Noise on updates guards updates alone: components, scales and prototypes are agreed on before "
-                "training without noise, and `epsilon` in `history` does not count them."
+                "training without noise, and the column 'epsilon' of the history does not count them."
             )

@@ -1,7 +1,7 @@
 """Response of cells to perturbations of genes."""
 
 from scinfl.model.gears._conditions import condition_facts, levels_of
-from scinfl.model.gears._data import TEST, TRAIN, Condition, ConditionBatches, Design, SiteCells
+from scinfl.model.gears._data import TEST, TRAIN, Condition, ConditionBatches, Design, SiteCells, mean_changes
 from scinfl.model.gears._model import GEARS
 from scinfl.model.gears._moments import Moments
 from scinfl.model.gears._options import GEARSOptions
@@ -23,6 +23,7 @@ __all__ = [
     "SiteCells",
     "condition_facts",
     "levels_of",
+    "mean_changes",
     "pooled_changes",
     "pooled_counts",
 ]

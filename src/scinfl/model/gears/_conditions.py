@@ -21,10 +21,12 @@ class AgreedConditions:
     aside: frozenset[tuple[str, ...]] = frozenset()  # perturbations that were drawn to validate with
 
     @classmethod
-    def of_cells(cls, sites: Mapping[str, SiteCells], held_out: Mapping[str, SiteCells]) -> AgreedConditions:
+    def of_cells(
+        cls, sites: Mapping[str, SiteCells], held_out: Mapping[str, SiteCells], aside: frozenset[tuple[str, ...]]
+    ) -> AgreedConditions:
         """Conditions of sites that are all here."""
         train, validated = (_union(cells.conditions for cells in part.values()) for part in (sites, held_out))
-        return cls(train, validated)
+        return cls(train, validated, aside)
 
     @classmethod
     def of_facts(

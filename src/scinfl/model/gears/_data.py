@@ -28,6 +28,14 @@ class Condition(NamedTuple):
     covariates: tuple[int, ...] = ()
 
 
+class MeanChange(NamedTuple):
+    """Mean change of a condition at a site."""
+
+    condition: Condition
+    n_cells: float
+    change: np.ndarray
+
+
 @dataclass(frozen=True)
 class Design:
     """What is known of each cell beside its expression."""
@@ -214,6 +222,11 @@ class SiteCells:
     def moments(self, matrix: Matrix) -> Moments:
         """Moments of the change of every condition."""
         return Moments.of(matrix, self.rows, self.controls)
+
+
+def mean_changes(conditions: Sequence[Condition], moments: Moments) -> list[MeanChange]:
+    """Mean change of each condition."""
+    return [MeanChange(*own) for own in zip(conditions, moments.n_cells, moments.mean, strict=True)]
 
 
 class ConditionBatches:

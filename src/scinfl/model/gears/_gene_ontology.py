@@ -48,10 +48,10 @@ def gene_similarity(
     if isinstance(source, Mapping):
         return _jaccard(_pairs(source), wanted, min_similarity)
     if isinstance(source, pd.DataFrame):
-        return _selected(_checked(source, "`source`"), wanted)
+        return _selected(_checked(source, "`gene_ontology`"), wanted)
     if not isinstance(source, str | os.PathLike):
         msg = (
-            f"Expected `source` to be a data frame, a mapping of gene to terms, or a path, found "
+            f"Expected `gene_ontology` to be a data frame, a mapping of gene to terms, or a path, found "
             f"{type(source).__name__}. Pass one of these."
         )
         raise TypeError(msg)
@@ -200,7 +200,7 @@ def _selected(table: pd.DataFrame, wanted: set[str] | None) -> pd.DataFrame:
 
 def _not_empty(table: pd.DataFrame, what: str) -> pd.DataFrame:
     if table.empty:
-        msg = f"Expected pairs of genes, found no {what}. Use gene names of the same kind, or lower `min_similarity`."
+        msg = f"Expected pairs of genes, found no {what}. Use gene names of the same kind, or a table of pairs."
         raise ValueError(msg)
     return table
 
@@ -210,7 +210,7 @@ def _ending(path: Path) -> str:
     if ".pkl" in name or ".pickle" in name:
         msg = (
             f"Expected a table ({_ENDINGS}), found the pickle '{path}': opening such a file runs whatever code it "
-            "holds. Where you trust it, write its mapping `terms` of gene to terms as a table: "
+            "holds. Where you trust it, write its mapping of gene to terms as a table: "
             "`pd.Series(terms).map(list).explode().to_csv('terms.tsv', sep='\\t', header=False)`."
         )
         raise ValueError(msg)

@@ -88,8 +88,9 @@ class GEARS(PriorPredictor):
     coexpression_threshold
         Least size of a correlation that makes an edge.
     prior
-        Baseline whose residual the network learns: ``"additive"`` (sum of the single changes), ``"mean"`` or ``None``,
-        as published. The network's part is shrunk to what helps on validation conditions.
+        Baseline whose residual the network learns: ``"fitted"`` (simple rules and ridge regressions, each weighted by
+        how well it predicts training conditions that are left out), ``"additive"`` (sum of the single changes),
+        ``"mean"`` or ``None``, as published. The network's part is shrunk to what helps on validation conditions.
     uncertainty
         ``"gaussian"`` predicts a standard deviation of single cells; ``"published"`` is the term of the original.
     perturbation_genes
@@ -133,7 +134,7 @@ class GEARS(PriorPredictor):
         n_coexpression_layers: int = 1,
         n_neighbours: int = 20,
         coexpression_threshold: float = 0.4,
-        prior: Literal["additive", "mean"] | None = "additive",
+        prior: Literal["fitted", "additive", "mean"] | None = "fitted",
         uncertainty: Literal["gaussian", "published"] | None = None,
         perturbation_genes: Sequence[str] = (),
         covariate_levels: Mapping[str, Sequence[str]] | None = None,
@@ -144,12 +145,9 @@ class GEARS(PriorPredictor):
         registry: dict | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
-        for name, number in (
-            ("n_hidden", n_hidden),
-            ("n_ontology_layers", n_ontology_layers),
-            ("n_coexpression_layers", n_coexpression_layers),
-            ("n_neighbours", n_neighbours),
-        ):
+        counts = {"n_hidden": n_hidden, "n_ontology_layers": n_ontology_layers}
+        counts |= {"n_coexpression_layers": n_coexpression_layers, "n_neighbours": n_neighbours}
+        for name, number in counts.items():
             whole_number(name, number, 1)
         number_between("coexpression_threshold", coexpression_threshold, 0, 1)
         one_of("prior", prior, PRIORS)
@@ -321,7 +319,7 @@ class GEARS(PriorPredictor):
         if self._adata is None or self._adata_manager is None:
             msg = "Expected data with perturbations to train on, found none. Load the model with such data."
             raise ValueError(msg)
-        design, agreed = self._design(options)
+        design, aside, agreed = self._design(options)
         matrix, min_cells = self._matrix(self._adata), options.min_cells
         sites = {name: SiteCells.of(design, TRAIN, name, min_cells) for name in sorted(set(design.site))}
         sites = {name: cells for name, cells in sites.items() if any(c.genes for c in cells.conditions)}
@@ -341,7 +339,7 @@ class GEARS(PriorPredictor):
             private.open_account(n_sites=len(sites), n_rounds=options.n_rounds, journal=log)
             sites, held_out = released(private, matrix, sites, held_out, spend=not options.dry_run)
             protections, loss = [Released(p) if p is private else p for p in protections], "squared"
-        agreed = agreed or AgreedConditions.of_cells(sites, held_out)
+        agreed = agreed or AgreedConditions.of_cells(sites, held_out, aside)
         data = self._data(matrix, sites, held_out, agreed, protections, options, looks_at_cells=private is None)
         self._train_with(self._losses(loss), data, agreed.validated, protections, options)
 
@@ -380,14 +378,15 @@ class GEARS(PriorPredictor):
         if len(losses) > 1:
             logger.info("Kept the %s loss, which is better on validation conditions.", losses[best])
 
-    def _design(self, options: GEARSOptions) -> tuple[Design, AgreedConditions | None]:
-        """Cells and their parts; with what other sites agreed on where they are elsewhere."""
+    def _design(self, options: GEARSOptions) -> tuple[Design, frozenset[tuple[str, ...]], AgreedConditions | None]:
+        """Cells and their parts, what was drawn to validate with, and what sites elsewhere agreed on."""
         design = Design.of(self._adata, self._setup_args(), self._levels)
         size, rng, remote = options.validation_size, options.seed, options.remote
         if remote is None:
-            return design.with_validation(size, rng), None
+            own = design.with_validation(size, rng)
+            return own, frozenset(design.training_sets() - own.training_sets()), None
         agreed = AgreedConditions.of_facts(remote.facts, self._levels, size, rng)
-        return design.at(remote.site).set_aside(agreed.aside), agreed
+        return design.at(remote.site).set_aside(agreed.aside), agreed.aside, agreed
 
     # ---- files
 
@@ -453,18 +452,15 @@ class GEARS(PriorPredictor):
         return model
 
     def _summary(self) -> str:
-        options = self._network_options
-        text = f"{options['n_hidden']} hidden units, {len(self._vocabulary)} genes to perturb"
+        text = f"{self._network_options['n_hidden']} hidden units, {len(self._vocabulary)} genes to perturb"
         if self._agreed is not None:
             text += f", {sum(bool(c.genes) for c in self._agreed)} perturbations in training"
         if self._loss is not None:
             text += f", {self._loss} loss"
         if self._prior_kind is not None:
             text += f", {self._prior_kind} prior"
-        if self._prior_kind is not None and self.shrinkage is not None:
-            text += (
-                " (network's part " + ", ".join(f"{order} {share:.2f}" for order, share in self.shrinkage.items()) + ")"
-            )
+            shares = ", ".join(f"{order} {share:.2f}" for order, share in (self.shrinkage or {}).items())
+            text += f" (network's part {shares})" if shares else ""
         return text
 
 

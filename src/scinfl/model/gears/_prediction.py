@@ -21,10 +21,11 @@ from scinfl.model.base._model import FederatedModel
 from scinfl.model.gears._data import TEST, Condition, condition_names, written
 from scinfl.model.gears._graphs import Edges, put_graphs
 from scinfl.model.gears._prior import Prior
-from scinfl.model.gears._shrinkage import order_of
+from scinfl.model.gears._shrinkage import AT_LEAST, order_of
 from scinfl.module import Conditions, GEARSModule
 
 _COMPAT_CELLS = 300  # control cells that cell-gears predicts with
+_AT_MOST = 50  # measured pairs that tell the usual size of an interaction
 EVERYWHERE = ""  # in place of a site's name, for what all sites share
 
 
@@ -67,9 +68,11 @@ class PerturbationPredictor(FederatedModel):
 
         Returns
         -------
-        Perturbations × genes: predicted mean in ``.X``, change in ``.layers["delta"]``, standard deviation in
-        ``.layers["uncertainty"]`` where it was trained, mean of the controls in ``.var["control_mean"]``, and in
-        ``.obs`` how many genes are perturbed and how many of them were not in training.
+        Perturbations × genes: predicted mean in ``.X``, change in ``.layers["delta"]``, standard deviation
+        of single cells in ``.layers["uncertainty"]`` where it was trained, expected error of the predicted mean (one
+        standard deviation) in ``.layers["error"]`` with the fitted prior (NaN where it is a measurement, or fewer than
+        five conditions could be left out), mean of the controls in ``.var["control_mean"]``, and in ``.obs`` how many
+        genes are perturbed and how many of them were not in training.
 
         Raises
         ------
@@ -80,9 +83,10 @@ class PerturbationPredictor(FederatedModel):
         """
         names = _as_list(perturbations)
         change, spread = self._predict(names, covariates, site)
+        sets = [genes_of(name, self._setup_args()["control"]) for name in names]
+        error = self._expected_error(sets, site)
         adata, rows = self._controls(adata, covariates, site)
         control = np.asarray(self._matrix(adata)[rows].mean(0)).ravel()
-        sets = [genes_of(name, self._setup_args()["control"]) for name in names]
         trained = {gene for condition in self._agreed or () for gene in condition.genes}
         obs = pd.DataFrame(
             {"n_genes": [len(genes) for genes in sets], "n_unseen": [len(set(genes) - trained) for genes in sets]},
@@ -93,6 +97,8 @@ class PerturbationPredictor(FederatedModel):
         result.layers["delta"] = change.astype(np.float32)
         if spread is not None:
             result.layers["uncertainty"] = np.exp(0.5 * spread).astype(np.float32)
+        if error is not None:
+            result.layers["error"] = error.astype(np.float32)
         return result
 
     def predict_change(
@@ -145,6 +151,10 @@ class PerturbationPredictor(FederatedModel):
     ) -> pd.DataFrame:
         """Genetic-interaction scores of pairs from predicted changes, see :func:`scinfl.metrics.interaction`.
 
+        What counts as more or less than usual (``"synergy"``, ``"suppression"``) follows from the pairs of the training
+        data that were measured with both of their single perturbations: their median ``mag`` takes the place of that
+        of the published screen. With fewer than five such pairs ``type`` is missing, unless you pass ``thresholds``.
+
         Parameters
         ----------
         pairs
@@ -160,7 +170,27 @@ class PerturbationPredictor(FederatedModel):
             msg = f"Expected pairs of two different genes, found {first_of(odd)}."
             raise ValueError(msg)
         names = sorted({gene for genes in sets for gene in genes}) + sorted({written(genes, CONTROL) for genes in sets})
-        return interaction(self.predict_change(names, covariates=covariates), named, **options)
+        found = self.predict_change(names, covariates=covariates)
+        if "thresholds" in options:
+            return interaction(found, named, **options)
+        usual = self._usual_magnitude()
+        limits = {} if usual is None else {"synergy": 1.13 * usual, "suppression": 0.83 * usual}
+        table = interaction(found, named, thresholds=limits, **options)
+        return table if usual is not None else table.assign(type=None)
+
+    def _usual_magnitude(self) -> float | None:
+        """Median ``mag`` of measured pairs of measured singles; None where there are few."""
+        prior = next(iter(self._priors.values()), None)
+        if prior is None or prior.kind is None:
+            return None
+        known = set(prior.conditions)
+        pairs = [genes for genes in prior.conditions if len(genes) == 2 and {(gene,) for gene in genes} <= known]
+        if len(pairs) < AT_LEAST:
+            return None
+        names = [written(genes, CONTROL) for genes in prior.conditions]
+        chosen = [written(genes, CONTROL) for genes in pairs[:: -(-len(pairs) // _AT_MOST)]]
+        scores = interaction(pd.DataFrame(prior.changes, names, self.var_names), chosen, n_subsets=10_000)
+        return float(scores["mag"].median())
 
     def _predict(
         self, perturbations: Sequence[str], covariates: Mapping[str, str] | None, site: str | None
@@ -174,11 +204,28 @@ class PerturbationPredictor(FederatedModel):
         with self._as_site(site), torch.inference_mode():
             self.module.eval()
             change, spread = self._network_change(sets, codes)
-        if prior is None:
+            known = None if prior is None else prior.predict(sets, leave_out=False, alike=self._alike)
+        if prior is None or known is None:
             return change, spread
         part = [self._share_of_network(prior, genes) for genes in sets]
         change *= prior.moving  # of a gene that is zero in all cells the network knows nothing
-        return prior.predict(sets, leave_out=False) + np.array(part)[:, None] * change, spread
+        return known + np.array(part)[:, None] * change, spread
+
+    def _expected_error(self, sets: Sequence[tuple[str, ...]], site: str | None) -> np.ndarray | None:
+        prior = self._priors.get(site or EVERYWHERE, self._priors.get(EVERYWHERE))
+        return None if prior is None else prior.error(sets)
+
+    def _alike(self, genes: Sequence[str]) -> np.ndarray:
+        """Similarity of genes: the cosine of their neighbours in the graph of perturbed genes."""
+        graph = self.module.graphs["ontology"].cpu().double()
+        edges, shape = graph.indices().numpy(), tuple(graph.shape)
+        known = [self._rows[gene] for gene in genes if gene in self._rows]
+        places = [place for place, gene in enumerate(genes) if gene in self._rows]
+        near = sparse.csr_array((graph.values().numpy(), (edges[0], edges[1])), shape)[known]
+        near = near.multiply(1 / np.sqrt(near.power(2).sum(1))[:, None]).tocsr()
+        similarity = np.eye(len(genes))
+        similarity[np.ix_(places, places)] = (near @ near.T).toarray()
+        return similarity
 
     def _share_of_network(self, prior: Prior, genes: Sequence[str]) -> float:
         """Share of the network's change that is added; none where the prior measured it or a gene is unknown."""

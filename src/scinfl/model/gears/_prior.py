@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import numpy as np
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-PRIORS = ("additive", "mean", None)
+from scinfl.model.gears._rules import RULES, Rules, Weights
+
+Likeness: TypeAlias = Callable[[Sequence[str]], np.ndarray]
+"""Similarity of genes (genes × genes, positive semidefinite, 1 on the diagonal)."""
+PRIORS = ("fitted", "additive", "mean", None)
 
 
 @dataclass(frozen=True)
 class Prior:
     """Mean change of the training conditions, for what is known without a network.
 
-    A prior is ``"additive"`` (sum of the changes of the single perturbations, the mean of the others where one was
-    never perturbed alone), ``"mean"`` (of all other training conditions) or ``None`` (no change).
+    A prior is ``"fitted"`` (a mean of simple rules, weighted by how well they predict conditions that are left out, see
+    :class:`Rules`), ``"additive"`` (sum of the changes of the single perturbations, the mean of the others where one
+    was never perturbed alone), ``"mean"`` (of all other training conditions) or ``None`` (no change).
     """
 
     kind: str | None
@@ -26,10 +32,38 @@ class Prior:
     changes: np.ndarray  # conditions × genes
     shrinkage: Mapping[str, float]  # share of the network's change that is added, by number of genes
 
-    def predict(self, conditions: Sequence[Sequence[str]], *, leave_out: bool) -> np.ndarray:
+    weights: Mapping[str, Weights] = field(default_factory=dict)  # of the rules, if fitted
+
+    def fit(self, alike: Likeness) -> Prior:
+        """The same with weights of the rules."""
+        known = self.kind == "fitted" and self.conditions
+        return replace(self, weights=self._rules(alike).fit()) if known else self
+
+    def predict(
+        self, conditions: Sequence[Sequence[str]], *, leave_out: bool, alike: Likeness | None = None
+    ) -> np.ndarray:
         """Change of conditions (conditions × genes)."""
-        changes = [self._one(tuple(genes), leave_out=leave_out) for genes in conditions]
+        sets = [tuple(genes) for genes in conditions]
+        rules = self._rules(alike or _none_alike, sets) if self.weights else None
+        changes = [self._one(genes, rules, leave_out=leave_out) for genes in sets]
         return np.stack(changes) if changes else np.zeros((0, self.changes.shape[1]))
+
+    def error(self, conditions: Sequence[Sequence[str]]) -> np.ndarray | None:
+        """Expected error of predictions (conditions × genes), where it is known how well left-out conditions fit."""
+        if not self.weights:
+            return None
+        rules, none = self._rules(_none_alike), np.full(self.changes.shape[1], np.nan)
+        known = [bool(genes) and not self.is_measured(genes) for genes in conditions]
+        errors = [
+            self.weights[rules.kind(tuple(genes))].error if judged else none
+            for genes, judged in zip(conditions, known, strict=True)
+        ]
+        return np.stack(errors)
+
+    def _rules(self, alike: Likeness, sets: Sequence[tuple[str, ...]] = ()) -> Rules:
+        genes = sorted({gene for genes in (*self.conditions, *sets) for gene in genes})
+        places = {gene: place for place, gene in enumerate(genes)}
+        return Rules(self.conditions, np.asarray(self.changes, np.float64), places, alike(genes))
 
     @property
     def moving(self) -> np.ndarray:
@@ -40,13 +74,15 @@ class Prior:
 
     def is_measured(self, genes: Sequence[str]) -> bool:
         """Whether the prediction of a condition is what was measured in training."""
-        return self.kind == "additive" and tuple(genes) in self.conditions
+        return self.kind in ("fitted", "additive") and tuple(genes) in self.conditions
 
-    def _one(self, genes: tuple[str, ...], *, leave_out: bool) -> np.ndarray:
+    def _one(self, genes: tuple[str, ...], rules: Rules | None, *, leave_out: bool) -> np.ndarray:
         if self.kind is None or not genes or not self.conditions:
             return np.zeros(self.changes.shape[1])
         if not leave_out and self.is_measured(genes):
             return self.changes[self.conditions.index(genes)]
+        if rules is not None:
+            return rules.predict(genes, self.weights, leave_out=leave_out)
         others: list[tuple[str, ...]] = [other for other in self.conditions if other != genes]
         singles: list[tuple[str, ...]] = [other for other in others if len(other) == 1] or others
         if self.kind == "mean":
@@ -63,15 +99,22 @@ class Prior:
         return self.changes[[condition in wanted for condition in self.conditions]].mean(0)
 
 
+def _none_alike(genes: Sequence[str]) -> np.ndarray:
+    return np.eye(len(genes))
+
+
 def pack_priors(priors: Mapping[str, Prior]) -> bytes:
     """Priors by site as safetensors."""
     about = {
         name: {"kind": prior.kind, "conditions": prior.conditions, "shrinkage": dict(prior.shrinkage)}
         for name, prior in priors.items()
     }
-    text = np.frombuffer(json.dumps(about).encode(), np.uint8)
-    changes = {f"changes/{name}": np.ascontiguousarray(prior.changes) for name, prior in priors.items()}
-    return save_tensors({"about": text, **changes})
+    arrays = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
+    for name, prior in priors.items():
+        arrays[f"changes/{name}"] = np.ascontiguousarray(prior.changes)
+        for kind, own in prior.weights.items():
+            arrays |= {f"rules/{kind}/{name}": own.rules, f"error/{kind}/{name}": own.error}
+    return save_tensors(arrays)
 
 
 def unpack_priors(content: bytes) -> dict[str, Prior]:
@@ -80,7 +123,15 @@ def unpack_priors(content: bytes) -> dict[str, Prior]:
     about = json.loads(arrays["about"].tobytes())
     return {
         name: Prior(
-            entry["kind"], tuple(map(tuple, entry["conditions"])), arrays[f"changes/{name}"], entry["shrinkage"]
+            entry["kind"],
+            tuple(map(tuple, entry["conditions"])),
+            arrays[f"changes/{name}"],
+            entry["shrinkage"],
+            {
+                kind: Weights(arrays[f"rules/{kind}/{name}"], arrays[f"error/{kind}/{name}"])
+                for kind in RULES
+                if f"rules/{kind}/{name}" in arrays
+            },
         )
         for name, entry in about.items()
     }

@@ -16,7 +16,7 @@ from scinfl.model.base._cells import Matrix
 from scinfl.model.base._options import TrainOptions
 from scinfl.model.base._training import SiteData, resolve_device
 from scinfl.model.gears._conditions import AgreedConditions
-from scinfl.model.gears._data import Condition, ConditionBatches, SiteCells
+from scinfl.model.gears._data import Condition, ConditionBatches, MeanChange, SiteCells, mean_changes
 from scinfl.model.gears._graphs import Edges
 from scinfl.model.gears._moments import Moments
 from scinfl.model.gears._options import GEARSOptions
@@ -33,6 +33,7 @@ class PriorPredictor(PerturbationPredictor):
     """What a model of perturbations knows beside its network, how sites agree on it, and how it is kept and sealed."""
 
     _edges_of: Callable[[State], Edges]
+    _whole_priors: dict[str, Prior]  # with the conditions that were drawn to validate with
     _sealed_priors: bytes | None
     _statistics_stored: bool
 
@@ -58,9 +59,15 @@ class PriorPredictor(PerturbationPredictor):
         """Conditions of each site, after the sites agreed on graphs, prior and shares."""
         local = options.share == "meta"
         moments = {name: cells.moments(matrix) for name, cells in sites.items()}
+        aside_moments = {name: cells.moments(matrix) for name, cells in held_out.items()}
         validated = agreed.validated
         self.module.n_validated, self._agreed = len(validated), agreed.train
-        self._agree(matrix, sites, moments, protections, local=local, looks_at_cells=looks_at_cells)
+        known = {name: mean_changes(cells.conditions, moments[name]) for name, cells in sites.items()}
+        drawn: dict[str, list[MeanChange]] = {name: [] for name in sites}
+        if agreed.aside:
+            drawn = {name: mean_changes(held_out[name].conditions, own) for name, own in aside_moments.items()}
+        self._agree_on_graphs(matrix, sites, protections, local=local, looks_at_cells=looks_at_cells)
+        self._agree_on_priors(known, drawn, agreed, protections, local=local)
         summing = None if local else protections
         shares = shares_of(sites, summing, "training cells", self._payload, conditions=agreed.train)
         held_shares = shares_of(held_out, summing, "validation cells", self._payload, conditions=validated)
@@ -68,46 +75,65 @@ class PriorPredictor(PerturbationPredictor):
         return {
             name: SiteData(
                 batches(name, cells, moments[name], shares[name], agreed.train, leave_out=True),
-                batches(name, aside, aside.moments(matrix), held_shares[name], validated, leave_out=False),
+                batches(name, aside, aside_moments[name], held_shares[name], validated, leave_out=False),
                 {"direction_weight": options.direction_weight, "uncertainty_weight": options.uncertainty_weight},
                 partial(self._put_graphs, site=name) if local else None,
             )
             for (name, cells), aside in zip(sites.items(), held_out.values(), strict=True)
         }
 
-    def _agree(
+    def _agree_on_graphs(
         self,
         matrix: Matrix,
         sites: Mapping[str, SiteCells],
-        moments: Mapping[str, Moments],
         protections: Sequence[Protection],
         *,
         local: bool,
         looks_at_cells: bool,
     ) -> None:
-        """Co-expression graph and prior of all sites; with ``local`` a graph and prior for each."""
-        known = {name: (cells.conditions, moments[name]) for name, cells in sites.items()}
-        groups = {name: {name: known[name]} for name in sites} if local else {EVERYWHERE: known}
+        """Co-expression graph of all sites; with ``local`` one for each."""
         if not looks_at_cells:
-            self._coexpression = dict.fromkeys(groups, alone(len(self._genes)))
+            self._coexpression = dict.fromkeys(sites if local else [EVERYWHERE], alone(len(self._genes)))
         elif local:
             sums = {name: own_second_moments(matrix, cells) for name, cells in sites.items()}
             self._coexpression = {name: self._edges_of(second) for name, second in sums.items()}
         else:
             second = pooled_second_moments(matrix, sites, protections, self._payload)
             self._coexpression = {EVERYWHERE: self._edges_of(second)}
-        protections = () if local else protections
-        for name, members in groups.items():
-            mine = (c for conditions, _ in members.values() for c in conditions)
-            sets = sorted({c.genes for c in (mine if local else self._agreed or ()) if c.genes})
-            changes = np.zeros((len(sets), len(self._genes)))
-            if self._prior_kind is not None:
-                changes = pooled_changes(sets, members, protections, None if local else self._payload)
-            self._priors[name] = Prior(self._prior_kind, tuple(sets), changes, dict.fromkeys(ORDERS, 1.0))
         self._statistics_stored = False
         self._put_agreed()
         if not local:
             self._put_graphs(self.module)
+
+    def _agree_on_priors(
+        self,
+        known: Mapping[str, Sequence[MeanChange]],
+        drawn: Mapping[str, Sequence[MeanChange]],
+        agreed: AgreedConditions,
+        protections: Sequence[Protection],
+        *,
+        local: bool,
+    ) -> None:
+        """Prior of all sites, or one for each; what was drawn to validate with joins it after training."""
+        self._whole_priors = {}
+        for name in known if local else [EVERYWHERE]:
+            members = [name] if local else list(known)
+            mine = [[one.condition for own in members for one in part[own]] for part in (known, drawn)]
+            if not local:
+                mine = [agreed.train, agreed.validated if agreed.aside else []]
+            sets, later = (sorted({c.genes for c in part if c.genes}) for part in mine)
+            sets += [genes for genes in later if genes not in set(sets)]
+            changes = np.zeros((len(sets), len(self._genes)))
+            if self._prior_kind is not None:
+                own = {member: [*known[member], *drawn[member]] for member in members}
+                changes = pooled_changes(sets, own, () if local else protections, None if local else self._payload)
+            whole = Prior(self._prior_kind, tuple(sets), changes, dict.fromkeys(ORDERS, 1.0))
+            n = len({c.genes for c in mine[0] if c.genes})
+            if local:
+                self._put_graphs(self.module, name)
+            self._whole_priors[name] = whole.fit(self._alike)
+            early = replace(whole, conditions=whole.conditions[:n], changes=changes[:n])
+            self._priors[name] = early.fit(self._alike) if n < len(sets) else self._whole_priors[name]
 
     def _put_agreed(self) -> None:
         if self._agreed is not None:
@@ -131,19 +157,23 @@ class PriorPredictor(PerturbationPredictor):
         local: bool,
     ) -> ConditionBatches:
         prior = self._priors[site if local else EVERYWHERE]
-        change = prior.predict([condition.genes for condition in cells.conditions], leave_out=leave_out)
+        sets = [condition.genes for condition in cells.conditions]
+        if local:
+            self._put_graphs(self.module, site)
+        change = prior.predict(sets, leave_out=leave_out, alike=self._alike)
         numbers = {condition: number for number, condition in enumerate(agreed)}
         number = np.array([numbers[condition] for condition in cells.conditions], dtype=np.int64)
         return ConditionBatches(cells.conditions, moments, change, weight, number, self._rows, device)
 
     def _finish_prior(self, key: Key | None) -> None:
-        """Shrink the network's part as in the best round, and seal what the prior is made of."""
+        """Shrink the network's part as in the best round, complete the prior, and seal what it is made of."""
         shrinkage = dict.fromkeys(ORDERS, 1.0)
         history = self.history
         if history is not None and f"validation_shrinkage_{ORDERS[0]}" in history:
             best = history.loc[history.attrs["best_round"]]
             shrinkage = {order: float(best[f"validation_shrinkage_{order}"]) for order in ORDERS}
-        self._priors = {name: replace(prior, shrinkage=shrinkage) for name, prior in self._priors.items()}
+        self._priors = {name: replace(prior, shrinkage=shrinkage) for name, prior in self._whole_priors.items()}
+        self._whole_priors = {}
         self._sealed_priors = None if key is None else Seal(key).seal(pack_priors(self._priors), name="priors")
 
     # ---- the lock
@@ -176,7 +206,7 @@ class PriorPredictor(PerturbationPredictor):
         """Forget the key, the prior and the running statistics."""
         super().lock()
         if self.key_fingerprint is not None:
-            self._priors = {}
+            self._priors, self._whole_priors = {}, {}
             for norm in self.module.modules():
                 if isinstance(norm, keyed_nn.WeightedBatchNorm):
                     norm.reset_running_stats()
@@ -184,12 +214,16 @@ class PriorPredictor(PerturbationPredictor):
     def stripped(self) -> Self:
         """A copy without keyed modules and prior that predicts nevertheless: what a model-stealing attacker has."""
         plain = super().stripped()
-        plain._priors, plain._sealed_priors = {}, None
+        plain._priors, plain._whole_priors, plain._sealed_priors = {}, {}, None
         plain.module.refresh()
         return plain
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), **({"_priors": {}} if self.key_fingerprint is not None else {})}
+        return {
+            **super().__getstate__(),
+            "_whole_priors": {},
+            **({"_priors": {}} if self.key_fingerprint is not None else {}),
+        }
 
     # ---- files
 

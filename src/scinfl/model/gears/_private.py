@@ -56,14 +56,14 @@ def check_private(
         )
         raise ValueError(msg)
     if private.unit == "group":
-        msg = "Expected SampleDP to guard single cells of perturbations, found `unit='group'`. Use `unit='row'`."
+        msg = "Expected SampleDP to guard single cells of perturbations, found groups. Use `SampleDP(unit='row')`."
         raise ValueError(msg)
     n_cells = {name: sum(cells.counts().values()) for name, cells in sites.items()}
     for name, n in n_cells.items():
         if private.delta * n >= 1:
             msg = (
-                f"Expected `delta` below one over the {n} cells of site '{name}', found {private.delta:g}: it would "
-                "allow to show one of them whole. Lower `delta`."
+                f"Expected `SampleDP(delta=)` below one over the {n} cells of site '{name}', found {private.delta:g}: "
+                "it would allow to show one of them whole. Lower it."
             )
             raise ValueError(msg)
 

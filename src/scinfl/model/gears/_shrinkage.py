@@ -10,6 +10,7 @@ from scipy import stats
 ORDERS = ("single", "combination")
 """One perturbed gene, and several: shrunk apart."""
 
+AT_LEAST = 5  # conditions without which nothing is known
 _CONFIDENCE = stats.norm.cdf(1.0)  # one standard error, for many conditions
 
 
@@ -30,7 +31,7 @@ def shrunk(metrics: Mapping[str, float], n: float, *, prior: str | None, orders:
     result["mse_de"] = 0.0
     for order in ORDERS:
         own = np.array([name == order for name in orders], dtype=bool)
-        chosen = own if own.sum() > 1 else np.ones(len(orders), bool)
+        chosen = own if own.sum() >= AT_LEAST else np.ones(len(orders), bool)
         share = share_of(agreement[chosen], power[chosen])
         result["mse_de"] += float((missed - 2 * share * agreement + share**2 * power)[own].sum() / n)
         result[f"shrinkage_{order}"] = share
@@ -42,11 +43,11 @@ def share_of(agreement: np.ndarray, power: np.ndarray) -> float:
 
     Of the product :math:`a_i` of the network's change with what the prior misses in condition i, and its square
     :math:`p_i`, the best share is :math:`s = \sum a_i / \sum p_i`; its standard error is that of a ratio of means over
-    conditions, widened by the t distribution where they are few. A single condition gives no estimate. A share that is
-    somewhat too small has almost no effect, one that is too large may be worse than the prior alone.
+    conditions, widened by the t distribution where they are few. Fewer than five conditions give no estimate. A
+    share that is somewhat too small has almost no effect, one that is too large may be worse than the prior alone.
     """
     n = len(power)
-    if n < 2 or power.sum() <= 0:
+    if n < AT_LEAST or power.sum() <= 0:
         return 0.0
     share = agreement.sum() / power.sum()
     spread = np.square(agreement - share * power).sum()

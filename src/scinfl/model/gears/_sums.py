@@ -10,8 +10,7 @@ from scinfl._checks import first_of, warn
 from scinfl.federation import Payload, Protection, State, Update, mean_of
 from scinfl.model.base._cells import Matrix
 from scinfl.model.gears._coexpression import second_moments
-from scinfl.model.gears._data import Condition, SiteCells
-from scinfl.model.gears._moments import Moments
+from scinfl.model.gears._data import Condition, MeanChange, SiteCells
 
 
 def pooled_second_moments(
@@ -63,18 +62,19 @@ def pooled_counts(
 
 def pooled_changes(
     sets: Sequence[tuple[str, ...]],
-    sites: Mapping[str, tuple[Sequence[Condition], Moments]],
+    sites: Mapping[str, Sequence[MeanChange]],
     protections: Sequence[Protection],
     payload: Payload | None = None,
 ) -> np.ndarray:
     """Mean change of each set of perturbed genes over the cells of all sites (sets × genes)."""
     rows = {genes: row for row, genes in enumerate(sets)}
     updates = []
-    for name, (conditions, moments) in sites.items():
-        sums, counts = np.zeros((len(sets), moments.mean.shape[1])), np.zeros(len(sets))
-        for condition, n_cells, mean in zip(conditions, moments.n_cells, moments.mean, strict=True):
+    n_genes = next(len(one.change) for own in sites.values() for one in own)
+    for name, own in sites.items():
+        sums, counts = np.zeros((len(sets), n_genes)), np.zeros(len(sets))
+        for condition, n_cells, change in own:
             if condition.genes:
-                sums[rows[condition.genes]] += n_cells * mean
+                sums[rows[condition.genes]] += n_cells * change
                 counts[rows[condition.genes]] += n_cells
         updates.append(Update(name, 0, {"sums": sums, "counts": counts}, 1, purpose="changes"))
     mean = mean_of(updates, protections, payload=payload).state

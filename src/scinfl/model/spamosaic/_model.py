@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from scinfl.model.spamosaic._imputation import judge_imputation
 from scinfl.model.spamosaic._normalise import NORMALISATIONS
 from scinfl.model.spamosaic._options import SpaMosaicOptions
 from scinfl.model.spamosaic._prediction import SpotPredictor, X, place_of
-from scinfl.model.spamosaic._spatial_basis import BasisFit, BasisOptions, SpatialBasis
+from scinfl.model.spamosaic._spatial_basis import BasisFit, BasisOptions, SpatialBasis, width_of
 from scinfl.model.spamosaic._spots import Data, Measured, read_spots
 from scinfl.module import SpaMosaicModule
 from scinfl.privacy import Key
@@ -55,11 +55,13 @@ class SpaMosaic(SpotPredictor):
         Length of a code. Short codes mix sections better, long ones keep more of what several modalities see.
     n_hidden
         Hidden units.
-    n_neighbours
-        Nearest spots in a section that are averaged over. By default the widest neighbourhood (6 to 30 spots) that
-        predicts the strongest pattern of the tissue nearly as well as any other, for each modality.
-    n_hops
-        How often they are averaged over.
+    scale
+        What the embedding is to show. ``"domain"``: regions of the tissue, from the widest neighbourhood (6 to 30
+        spots, over two hops) that predicts its strongest pattern nearly as well as any other, for each modality.
+        ``"niche"``: a spot and its six nearest. ``"cell"``: each spot by itself, aligned between sections and not
+        smoothed, for cell types and other labels that do not follow the place. Or a number of spots, over two hops.
+    n_neighbours, n_hops
+        Nearest spots in a section that are averaged over, and how often; by default those of the scale.
     radius
         Largest distance of a neighbour, in the unit of the coordinates; with ``n_neighbours`` at most so many.
     delaunay
@@ -103,8 +105,9 @@ class SpaMosaic(SpotPredictor):
         n_target: int = 10,
         n_latent: int = 16,
         n_hidden: int = 64,
+        scale: Literal["domain", "niche", "cell"] | int = "domain",
         n_neighbours: int | None = None,
-        n_hops: int = 2,
+        n_hops: int | None = None,
         radius: float | None = None,
         delaunay: bool = False,
         compat: bool = False,
@@ -119,12 +122,13 @@ class SpaMosaic(SpotPredictor):
         whole_number("n_latent", n_latent, 1)
         whole_number("n_hidden", n_hidden, 1)
         number_between("dropout", dropout, 0, 0.95)
+        width, hops = width_of(scale)
         self._options = BasisOptions(
             n_components,
             n_features,
             n_target,
-            n_hops,
-            n_neighbours,
+            hops if n_hops is None else n_hops,
+            width if n_neighbours is None else n_neighbours,
             radius,
             delaunay=delaunay,
             compat=compat,

@@ -40,6 +40,26 @@ _LEAST_INPUTS = 10
 _SPOTS_A_PROTOTYPE = 80
 
 
+_SCALES: dict[str, tuple[int | None, int]] = {"domain": (None, 2), "niche": (6, 1), "cell": (None, 0)}
+
+
+def width_of(scale: str | int) -> tuple[int | None, int]:
+    """Number of neighbours (``None`` is found from the data) and of hops of a scale.
+
+    Raises
+    ------
+    ValueError
+        If it is neither one of the scales nor a number of spots.
+    """
+    if isinstance(scale, int) and not isinstance(scale, bool):
+        whole_number("scale", scale, 1)
+        return scale, 2
+    if scale not in _SCALES:
+        msg = f"Expected `scale` to be one of {list(_SCALES)} or a number of spots, found {scale!r}."
+        raise ValueError(msg)
+    return _SCALES[scale]
+
+
 @dataclass(frozen=True)
 class BasisOptions:
     """How the directions and neighbourhoods of a modality are found."""
@@ -55,8 +75,8 @@ class BasisOptions:
     mutual_weight: float = 0.0  # of pairs of spots in different sections of a site that list each other
 
     def __post_init__(self) -> None:
-        for name in ("n_components", "n_features", "n_target", "n_hops"):
-            whole_number(name, getattr(self, name), 1)
+        for name, least in (("n_components", 1), ("n_features", 1), ("n_target", 1), ("n_hops", 0)):
+            whole_number(name, getattr(self, name), least)
         if self.n_neighbours is not None:
             whole_number("n_neighbours", self.n_neighbours, 1)
         if self.radius is not None:
@@ -66,20 +86,20 @@ class BasisOptions:
     def sizes(self, n_features: int) -> tuple[int, int, int]:
         """Principal components, directions and reconstructed directions of a modality; none of them wait for data."""
         n_components = min(self.n_components, n_features)
-        n_target = min(self.n_target, n_components)
+        n_target = min(self.n_target if self.n_hops else self.n_components, n_components)
         return n_components, min(max(n_target, _LEAST_INPUTS), n_components), n_target
 
     @property
     def finds_width(self) -> bool:
         """Whether the number of neighbours is found from the data."""
-        return self.n_neighbours is None and self.radius is None and not self.delaunay
+        return self.n_neighbours is None and self.radius is None and not self.delaunay and self.n_hops > 0
 
     def graph(self, measured: Measured, n_neighbours: int | None = None) -> sparse.csr_matrix:
         """Spatial graph of a modality's spots."""
         return spatial_graph(
             measured.coordinates,
             measured.section,
-            n_neighbours=n_neighbours or self.n_neighbours,
+            n_neighbours=n_neighbours or self.n_neighbours or (None if self.n_hops else _NEAREST),
             radius=self.radius,
             delaunay=self.delaunay,
             directed=self.compat,
@@ -288,6 +308,8 @@ class BasisFit:
         order = np.argsort(-strength)
         rotation = rotation[:, order]
         rotation *= np.sign(rotation[np.abs(rotation).argmax(0), np.arange(len(order))])
+        if not self._options.n_hops:  # spots as they are: no pattern of the tissue is preferred
+            rotation, strength, order = np.eye(len(order)), np.ones(len(order)), np.arange(len(order))
         return covariance, rotation, strength[order], n_spots
 
     def _width(self, sums: SiteSums, direction: np.ndarray) -> int:
@@ -327,7 +349,7 @@ class BasisFit:
         last = inputs.shape[1] - len(basis.strength)
         deviation = scale[last : last + n_target]
         noise = np.sqrt(1 - np.clip(basis.strength[:n_target], 0, _MOST_STRENGTH))
-        size = (deviation / noise) ** _DAMPING
+        size = (deviation / noise) ** _DAMPING if self._options.n_hops else deviation
         size *= np.sqrt(n_outputs / np.square(size).sum())
         target = inputs[:, last : last + n_target] * (size / deviation)
         if len(np.unique(self._measured.section)) == 1 and not self._elsewhere:

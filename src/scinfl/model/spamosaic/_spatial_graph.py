@@ -72,7 +72,9 @@ def original_propagation(graph: sparse.spmatrix) -> sparse.csr_matrix:
     """
     weights = sparse.csr_matrix(graph, dtype=np.float64)
     if weights.nnz and (least := weights.data.min()) < 0:
-        msg = f"Expected weights that are not negative in `graph`, found {least:g}. Take their absolute values."
+        msg = (
+            f"Expected weights that are not negative in the spatial graph, found {least:g}. Take their absolute values."
+        )
         raise ValueError(msg)
     weights = weights + sparse.diags((weights.diagonal() == 0).astype(np.float64))
     scale = sparse.diags(1 / np.sqrt(np.asarray(weights.sum(1)).ravel()))
@@ -86,7 +88,7 @@ def merged_graph(spatial: sparse.spmatrix, mutual: np.ndarray, weight: float = 0
     i, j = np.asarray(mutual, dtype=np.int64).reshape(-1, 2).T
     n = spatial.shape[0]
     if wrong := int(((i == j) | (np.minimum(i, j) < 0) | (np.maximum(i, j) >= n)).sum()):
-        msg = f"Expected `mutual` to pair different rows from 0 to {n - 1}, found {wrong} pairs that do not. Drop them."
+        msg = f"Expected mutual neighbours to be different rows from 0 to {n - 1}, found {wrong} others. Drop them."
         raise ValueError(msg)
     if weight == 0 or not len(i):
         return spatial

@@ -10,7 +10,7 @@ from scinfl.privacy.aggregation._default_protections import default_protections
 from scinfl.privacy.aggregation._fixed_point import FixedPoint
 from scinfl.privacy.aggregation._homomorphic_sum import HomomorphicServer, HomomorphicSum
 from scinfl.privacy.aggregation._keyed_sum import KeyedSum, UnsentSum
-from scinfl.privacy.aggregation._masked_sum import MAX_BOUND, MaskedSum, names_of
+from scinfl.privacy.aggregation._masked_sum import MAX_BOUND, MaskedSum, default_bound, names_of
 from scinfl.privacy.aggregation._pairwise_participant import PairwiseParticipant
 from scinfl.privacy.aggregation._pairwise_sum import PairwiseServer, PairwiseSum
 from scinfl.privacy.aggregation._secure_sum import purpose_of, total_of
@@ -35,6 +35,7 @@ __all__ = [
     "StepContext",
     "SumContext",
     "UnsentSum",
+    "default_bound",
     "default_protections",
     "digest_of",
     "names_of",

@@ -11,7 +11,7 @@ from typing import Any
 
 from scinfl.privacy.keys._derivation import joined
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of the protocol: sites of different versions cannot read each other's sums."""
 
 BELIEFS = "bounds, shapes, step, round, earlier sums, run, job, facts, key version or identities"

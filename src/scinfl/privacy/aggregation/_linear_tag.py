@@ -16,7 +16,8 @@ def linear_tag(integers: np.ndarray, coefficients: np.ndarray) -> int:
     .. math:: t(v) = \sum_i r_i v_i \bmod (2^{61} - 1)
 
     Linear, so the tags of several vectors add up to the tag of their sum as long as that sum does not wrap. Without
-    :math:`r`, an attacker changes a vector without changing its tag with probability :math:`2^{-61}`.
+    :math:`r`, an attacker changes a vector without changing its tag with probability :math:`2^{-61}`, unless they add
+    multiples of the prime: integers from :math:`2^{60}` must be refused beside the tag (:class:`FixedPoint`).
 
     Both are split into limbs of 16 bits, whose products add up exactly in doubles: the work is a matrix product.
     """

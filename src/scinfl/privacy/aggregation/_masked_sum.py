@@ -60,8 +60,7 @@ class MaskedSum(SecureSum):
     ) -> None:
         super().__init__(min_sites, least=least)
         one_of("bits", bits, [64, 32])
-        if bound is None:
-            bound = 65536.0 if bits == 64 else 8.0
+        bound = default_bound(bits) if bound is None else bound
         if not 0 < bound <= MAX_BOUND or not np.log2(bound).is_integer():
             msg = f"Expected `bound` to be a power of two up to 2^40, found {bound}."
             raise ValueError(msg)
@@ -282,7 +281,9 @@ class MaskedSum(SecureSum):
         if combined.header.get("context", context.digest) != context.digest:
             msg = f"Expected a sum of sites that believe the same, found one of others: they differ in {BELIEFS}."
             raise TamperedSumError(msg)
-        return numbers.decode(self._unmask(combined, members, context.digest))
+        found = self._unmask(combined, members, context.digest)
+        numbers.check(found)
+        return numbers.decode(found)
 
     def _add(self, encoded: Sequence[Update]) -> Update:
         return Aggregator(self._public()).combine(encoded)
@@ -354,6 +355,11 @@ class MaskedSum(SecureSum):
     def __getstate__(self) -> None:
         msg = f"A `{type(self).__name__}` cannot be pickled or copied, because it holds the keys of sites."
         raise TypeError(msg)
+
+
+def default_bound(bits: int) -> float:
+    """Bound on numbers where none is asked for."""
+    return 65536.0 if bits == 64 else 8.0
 
 
 def names_of(places: Sequence[Place]) -> str:

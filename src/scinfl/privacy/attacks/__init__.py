@@ -12,7 +12,13 @@ from scinfl.privacy.attacks._membership import (
     membership_scores,
     train_shadows,
 )
-from scinfl.privacy.attacks._model_stealing import fine_tune, fit_key, fit_scales, train_from_scratch
+from scinfl.privacy.attacks._model_stealing import (
+    Loss,  # noqa: F401
+    fine_tune,
+    fit_key,
+    fit_scales,
+    train_from_scratch,
+)
 from scinfl.privacy.attacks._property import infer_attribute, invert_class
 from scinfl.privacy.attacks._reconstruction import recover_input, recover_inputs
 from scinfl.privacy.attacks._server import Watcher, match_features

@@ -7,7 +7,7 @@ keeps its best checkpoint by the score that it is judged with: an upper bound on
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from scinfl.nn import (
     Table,
     hidden,
     keyed_layers,
+    set_model_id,
     unkeyed,
 )
 from scinfl.privacy.attacks._surrogate_layers import (
@@ -66,11 +67,17 @@ def train_from_scratch(
     n_steps, lr, rng
         Training.
     """
-    stolen = _stripped(network, rng)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(rng)
-        _forget(stolen)
-    return _train(stolen, stolen.parameters(), x, y, score, n_steps, lr, rng, loss)
+    own = _forgotten(network, rng)
+    return _train(own, own.parameters(), x, y, score, n_steps, lr, rng, loss)
+
+
+def fitted_anew(
+    network: nn.Module, x: Tensor, y: Tensor, *, loss: Loss = F.cross_entropy, n_steps: int, lr: float, rng: int
+) -> nn.Module:
+    """A plain network of the same shape, trained from scratch for so many steps."""
+    own = _forgotten(network, rng)
+    _train(own, own.parameters(), x, y, lambda _: 0.0, n_steps, lr, rng, loss)
+    return own.eval()
 
 
 def fine_tune(
@@ -79,6 +86,7 @@ def fine_tune(
     y: Tensor,
     score: Score,
     *,
+    frozen: Collection[str] = (),
     loss: Loss = F.cross_entropy,
     n_steps: int = 600,
     lr: float = 3e-3,
@@ -88,11 +96,16 @@ def fine_tune(
 
     Parameters
     ----------
+    frozen
+        Names of layers to leave as they were stolen.
     network, x, y, score, loss, n_steps, lr, rng
         See :func:`train_from_scratch`.
     """
     stolen = _stripped(network, rng)
-    return _train(stolen, stolen.parameters(), x, y, score, n_steps, lr, rng, loss)
+    for name in frozen:
+        stolen.get_submodule(name).requires_grad_(False)
+    trained = [parameter for parameter in stolen.parameters() if parameter.requires_grad]
+    return _train(stolen, trained, x, y, score, n_steps, lr, rng, loss)
 
 
 def fit_scales(
@@ -190,6 +203,7 @@ def _rescaled(network: nn.Module) -> nn.Module:
                     parameter.fill_(1.0 if name == "weight" else 0.0)
                 elif parameter.requires_grad:
                     parameter.div_(STRENGTH)
+    set_model_id(network, None)
     return network
 
 
@@ -205,14 +219,17 @@ def _stripped(network: nn.Module, rng: int) -> nn.Module:
     return stolen
 
 
-def _forget(network: nn.Module) -> None:
-    """Draw all weights again."""
-    for module in network.modules():
-        if isinstance(module, Table):
-            with torch.no_grad():
+def _forgotten(network: nn.Module, rng: int) -> nn.Module:
+    """A plain copy with all weights drawn again."""
+    own = _stripped(network, rng)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(rng)
+        for module in own.modules():
+            if isinstance(module, Table):
                 module.weight.copy_(torch.randn_like(module.weight) * module.std)
-        elif hasattr(module, "reset_parameters"):
-            module.reset_parameters()  # type: ignore[operator]
+            elif hasattr(module, "reset_parameters"):
+                module.reset_parameters()  # type: ignore[operator]
+    return own
 
 
 def _freeze_but(network: nn.Module, *kinds: type[nn.Module]) -> list[nn.Parameter]:

@@ -14,18 +14,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scinfl.nn import PooledLinear, keyed_layers, unkeyed
+from scinfl.privacy.attacks._gram import GramEvidence, align_gram, train_references
 from scinfl.privacy.attacks._model_stealing import (
     _copied,
-    _forget,
+    _forgotten,
     _freeze_but,
     _put,
     _stripped,
     _SurrogateVector,
     _train,
     fine_tune,
+    fitted_anew,
 )
 from scinfl.privacy.attacks._reconstruction import recover_input
-from scinfl.privacy.attacks._server import match_features
 from scinfl.privacy.attacks._without_key import Score
 
 
@@ -74,31 +75,41 @@ class _SoftPermutation(nn.Module):
 
 
 def match_surrogate(
-    network: nn.Module, x: Tensor, y: Tensor, score: Score, *, n_steps: int = 600, lr: float = 3e-3, rng: int = 0
+    network: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    score: Score,
+    *,
+    n_references: int = 2,
+    n_restarts: int = 3,
+    n_alignment_steps: int = 1_000_000,
+    n_steps: int = 600,
+    lr: float = 3e-3,
+    rng: int = 0,
 ) -> float:
-    """Train a plain network of one's own, match the stolen first layer to it by columns, and fine-tune the result.
+    """Put the inputs of the stolen first layer into the order that networks of one's own suggest, and build on it.
 
-    Columns are matched by how they go together over units (see :func:`match_features`), which no order or sign of the
-    units changes.
+    Columns and their signs are aligned by the Gram matrix, see :func:`align_gram`; the other layers start afresh.
 
     Parameters
     ----------
+    n_references
+        Networks of one's own, trained on the samples for as many steps.
+    n_restarts, n_alignment_steps
+        Search for the order.
     network, x, y, score, n_steps, lr, rng
         See :func:`train_from_scratch`.
     """
     stolen = _stripped(network, rng)
     name = next(name for name, module in stolen.named_modules() if isinstance(module, nn.Linear))
-    own = copy.deepcopy(stolen)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(rng)
-        _forget(own)
-    _train(own, own.parameters(), x, y, score, n_steps, lr, rng)
     columns = stolen.get_submodule(name).weight.detach().double().numpy()  # type: ignore[operator]
-    surrogate = own.get_submodule(name).weight.detach().double().numpy()  # type: ignore[operator]
-    order = match_features([columns], surrogate, n_restarts=3, rng=rng)
+    references = train_references(network, name, x, y, n_references=n_references, n_steps=n_steps, lr=lr, rng=rng)
+    found = align_gram(GramEvidence(columns, references), n_restarts=n_restarts, n_steps=n_alignment_steps, rng=rng)
+    own = _forgotten(network, rng)
     with torch.no_grad():
-        stolen.get_submodule(name).weight.copy_(torch.from_numpy(columns[:, np.argsort(order)]))  # type: ignore[operator]
-    return _train(stolen, stolen.parameters(), x, y, score, n_steps, lr, rng)
+        opened = torch.from_numpy((columns * found.signs)[:, np.argsort(found.order)])
+        own.get_submodule(name).weight.copy_(opened)  # type: ignore[operator]
+    return _train(own, own.parameters(), x, y, score, n_steps, lr, rng)
 
 
 def distil(
@@ -123,21 +134,9 @@ def distil(
     network, x, y, score, n_steps, lr, rng
         See :func:`train_from_scratch`; it is trained twice, as a pupil and then on labels.
     """
-    teacher, pupil = _stripped(network, rng).eval(), _stripped(network, rng)
-    generator = torch.Generator().manual_seed(rng)
     with torch.inference_mode():
-        answers = teacher(public).softmax(1)
-    answers = answers.clone()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(rng)
-        _forget(pupil)
-        optimizer = torch.optim.AdamW(pupil.parameters(), lr)
-        for _ in range(n_steps):
-            rows = torch.randint(len(public), (min(64, len(public)),), generator=generator)
-            pupil.train()
-            optimizer.zero_grad()
-            F.cross_entropy(pupil(public[rows]), answers[rows]).backward()
-            optimizer.step()
+        answers = _stripped(network, rng).eval()(public).softmax(1)
+    pupil = fitted_anew(network, public, answers.clone(), n_steps=n_steps, lr=lr, rng=rng)
     return _train(pupil, pupil.parameters(), x, y, score, n_steps, lr, rng)
 
 

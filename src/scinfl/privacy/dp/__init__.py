@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scinfl.privacy.dp._accounting import gaussian_epsilon, gaussian_noise_multiplier
+    from scinfl.privacy.dp._accounting import accounted_in, gaussian_epsilon, gaussian_noise_multiplier
     from scinfl.privacy.dp._noisy_sums import Released, noisy_sums
     from scinfl.privacy.dp._per_unit import ROWS_MIX
     from scinfl.privacy.dp._sample_dp import SampleDP
@@ -20,6 +20,7 @@ __all__ = [
     "SampleDP",
     "Shuffle",
     "UpdateDP",
+    "accounted_in",
     "gaussian_epsilon",
     "gaussian_noise_multiplier",
     "noisy_sums",
@@ -31,6 +32,7 @@ _MODULES = {
     "SampleDP": "_sample_dp",
     "Shuffle": "_shuffle",
     "UpdateDP": "_update_dp",
+    "accounted_in": "_accounting",
     "gaussian_epsilon": "_accounting",
     "gaussian_noise_multiplier": "_accounting",
     "noisy_sums": "_noisy_sums",

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from types import ModuleType
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.optimize import brentq
@@ -141,6 +144,10 @@ def shuffled_epsilon(noise_multiplier: float, n_sites: int, delta: float) -> flo
     return min(alone, math.log1p((1 - math.exp(-local)) / (1 + math.exp(-local) / (1 + a)) * a))
 
 
+UNITS = ("row", "group", "site")
+"""What a guarantee covers, from the weakest to the strongest: each covers those before it."""
+
+
 @dataclass(frozen=True)
 class Charge:
     """What one attempt at a round costs a site."""
@@ -149,29 +156,66 @@ class Charge:
     noise_multiplier: float
     sample_rate: float = 1.0
     n_steps: int = 1
+    unit: str = UNITS[0]
+
+
+class AccountBook(Protocol):
+    """Keeps charges beyond one run."""
+
+    def charges(self) -> Mapping[str, Mapping[str, Any]]:
+        """All charges so far, by number."""
+        ...
+
+    def note(self, number: str, charge: Mapping[str, Any]) -> None:
+        """Keep a charge, before anything is spent."""
+        ...
+
+
+_BOOK: ContextVar[AccountBook | None] = ContextVar("book", default=None)
+
+
+@contextmanager
+def accounted_in(book: AccountBook | None) -> Iterator[None]:
+    """Let accounts that are opened inside of the context continue from a book, and write every charge to it first.
+
+    Parameters
+    ----------
+    book
+        The book; ``None`` for none.
+    """
+    token = _BOOK.set(book)
+    try:
+        yield
+    finally:
+        _BOOK.reset(token)
 
 
 class Account:
-    """What the sites have spent.
+    """What the sites have spent of the privacy of a unit (row, group or site).
 
     Every attempt at a round is charged before it starts, and written to the journal where there is one, so that a round
     that is cut off or done again counts as often as it was tried.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str = UNITS[0]) -> None:
+        self.unit = unit
         self._charges: dict[str, Charge] = {}
         self._log: Callable[..., None] | None = None
+        self._book: AccountBook | None = None
 
     def keep(self, journal: Journal | None) -> None:
-        """Read the charges of a journal, each once, and write all later ones to it."""
-        self._log = None if journal is None else journal.log
-        for event in () if journal is None else journal.events():
-            if event["event"] == _EVENT:
-                self._charges[event["number"]] = Charge(**event["charge"])
+        """Read the charges of a journal and of the present book, each once, and write all later ones to them."""
+        self._log, self._book = None if journal is None else journal.log, _BOOK.get()
+        events = () if journal is None else journal.events()
+        found = {event["number"]: event["charge"] for event in events if event["event"] == _EVENT}
+        found |= {} if self._book is None else self._book.charges()
+        self._charges |= {number: Charge(**charge) for number, charge in found.items()}
 
     def charge(self, charge: Charge) -> None:
         """Note an attempt, before it starts."""
         number = os.urandom(8).hex()
+        if self._book is not None:
+            self._book.note(number, asdict(charge))
         if self._log is not None:
             self._log(_EVENT, number=number, charge=asdict(charge))
         self._charges[number] = charge
@@ -182,11 +226,12 @@ class Account:
         return sorted({charge.site for charge in self._charges.values()})
 
     def spent(self, site: str) -> dict[tuple[float, float], int]:
-        """Steps of a site by noise multiplier and sampling rate."""
+        """Steps of a site by noise multiplier and sampling rate; what did not cover the unit has no noise."""
         steps: dict[tuple[float, float], int] = {}
         for charge in self._charges.values():
             if charge.site == site:
-                kind = (charge.noise_multiplier, charge.sample_rate)
+                covered = UNITS.index(charge.unit) >= UNITS.index(self.unit)
+                kind = (charge.noise_multiplier, charge.sample_rate) if covered else (0.0, 1.0)
                 steps[kind] = steps.get(kind, 0) + charge.n_steps
         return steps
 

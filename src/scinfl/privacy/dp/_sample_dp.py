@@ -253,11 +253,12 @@ class SampleDP(SpendsPrivacy):
             Times that a unit is drawn on average.
         """
         unit = self._unit_of_rows(train)
+        self._account.unit = "row" if self.unit == "row" or train.groups is None else "group"
         n_units = int(unit.max()) + 1
         rate = min(1.0, batch_size / n_units)
         n_steps = epochs * max(1, round(1 / rate))
         noise_multiplier = self._noise_multiplier(rate, n_steps)
-        self._spend(Charge(site, noise_multiplier, rate, n_steps))
+        self._spend(Charge(site, noise_multiplier, rate, n_steps, self._account.unit))
         for _ in range(n_steps):
             drawn = uniform_numbers(n_units) < rate
             rows = np.flatnonzero(drawn[unit])

@@ -12,7 +12,7 @@ from scinfl._checks import first_of, number_between, warn
 from scinfl._errors import WeakNoiseWarning
 from scinfl.federation import Journal, State, Update
 from scinfl.federation.rounds import SpendsPrivacy
-from scinfl.privacy.dp._accounting import Account, Charge, subsampled_epsilon
+from scinfl.privacy.dp._accounting import UNITS, Account, Charge, subsampled_epsilon
 from scinfl.privacy.dp._gaussian_noise import gaussian_noise, on_grid
 
 _MANY = 100  # sites, below which site-level noise drowns what it hides
@@ -76,7 +76,7 @@ class UpdateDP(SpendsPrivacy):
         number_between("delta", delta, 0, 0.5, open_low=True)
         self.max_norm, self.noise_multiplier, self.delta = max_norm, noise_multiplier, delta
         self.unnoised_validation = unnoised_validation
-        self._account = Account()
+        self._account = Account(UNITS[-1])
         self._starts: dict[str, tuple[int, State]] = {}
         self._sent: dict[str, tuple[Update, Update]] = {}
 
@@ -139,7 +139,7 @@ class UpdateDP(SpendsPrivacy):
         state
             Shared state, in the form in which updates are sent.
         """
-        self._account.charge(Charge(site, self.noise_multiplier / 2))
+        self._account.charge(Charge(site, self.noise_multiplier / 2, unit=UNITS[-1]))
         self._starts[site] = (round, state)
 
     # ---- the protection

@@ -12,6 +12,8 @@ from typing import Any
 
 from scinfl._spelling import spelled
 
+_MOST_BYTES = 1 << 20  # what is larger is data
+
 
 def write_secret_file(path: str | os.PathLike[str], content: Mapping[str, Any], what: str, *, overwrite: bool) -> None:
     """Write json with mode 0600, in one step; an existing file is kept unless ``overwrite`` is set."""
@@ -42,9 +44,13 @@ def write_secret_file(path: str | os.PathLike[str], content: Mapping[str, Any], 
 def read_secret_file(path: str | os.PathLike[str], kind: str, what: str, cure: str) -> dict[str, Any]:
     """Read json of one kind; refuse a file that others than its owner may read or write."""
     path = Path(path)
+    if path.is_dir():
+        msg = f"Expected a {what} file at '{path}', found a folder. Name the file in it."
+        raise IsADirectoryError(msg)
     if not path.is_file():
         msg = f"Expected a {what} file at '{path}', found none. {cure}"
         raise FileNotFoundError(msg)
+    content = parse_file(path, kind, what)  # first: no other file needs to be private
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
         msg = (
@@ -52,12 +58,14 @@ def read_secret_file(path: str | os.PathLike[str], kind: str, what: str, cure: s
             f"Run `chmod 600 {path}`; if others could read it, make a new {what}."
         )
         raise PermissionError(msg)
-    return parse_file(path, kind, what)
+    return content
 
 
 def parse_file(path: Path, kind: str, what: str) -> dict[str, Any]:
     """Content of a json file of one kind."""
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError  # noqa: TRY301
         content = json.loads(path.read_text())
         if content["format"] != kind:
             raise ValueError  # noqa: TRY301
@@ -68,4 +76,5 @@ def parse_file(path: Path, kind: str, what: str) -> dict[str, Any]:
 
 def damaged(path: str | os.PathLike[str], what: str) -> str:
     """Message about a file that does not hold what it should."""
-    return f"Expected a scinfl {what} in '{path}', found something else or a damaged file. Restore it from a copy."
+    found = "something else or a damaged file"
+    return f"Expected a scinfl {what} in '{path}', found {found}. Check the path, or restore it from a copy."
