@@ -64,8 +64,8 @@ def map_query(
     >>> model, key = si.model.from_scvi("SCVI", old, site_key="site"), si.privacy.Key.generate()
     >>> model.train(n_rounds=2, key=key, progress=False)
     >>> mapped = si.model.map_query(model, new, key, n_epochs=2)
-    >>> mapped.sites[-1]
-    'site_3'
+    >>> mapped.sites
+    ['site_1', 'site_2', 'site_4', 'site_3']
     """
     whole_number("n_epochs", n_epochs, 0)
     number_between("lr", lr, 0, 10, open_low=True)

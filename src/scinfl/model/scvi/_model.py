@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -371,11 +372,13 @@ class ScviModel(FederatedModel):
         native = self._agreed.native()
         native.module.load_state_dict(network.native_state())
         native.module.eval()
-        cells = adata.copy()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Category .* has fewer than 3 cells")
-            native._register_manager_for_instance(native.adata_manager.transfer_fields(cells))
-        native.adata = cells
+        log = logging.getLogger("scvi")
+        level = log.level
+        log.setLevel(logging.WARNING)  # that the copy is set up is no news
+        try:
+            native.adata = adata.copy()
+        finally:
+            log.setLevel(level)
         if SUPPORTED[self._class_name].labels:
             native._set_indices_and_labels()
         native.is_trained_ = True
