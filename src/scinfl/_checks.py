@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
+from scinfl._mapped import is_on_file, mapped
 from scinfl._spelling import argument, spelled
 
 if TYPE_CHECKING:
@@ -93,28 +94,33 @@ def _column(table: pd.DataFrame, column: str, name: str, where: str) -> pd.Serie
 
 
 def values_of(adata: AnnData, layer: str | None) -> Any:
-    """X or a layer, as :func:`as_numbers` gives it; a backed X is read whole."""
+    """X or a layer, as :func:`as_numbers` gives it; in a memory map where it is in a file."""
     if layer is not None and layer not in adata.layers:
         msg = (
             f"Expected {argument('layer')} to name a layer of adata, found {layer!r}. Layers are {list(adata.layers)}."
         )
         raise KeyError(msg)
-    values = adata.layers[layer] if layer is not None else in_memory(adata).X
+    try:
+        values = adata.layers[layer] if layer is not None else adata.X
+        if is_on_file(values):
+            return mapped(values, as_numbers)
+    except ValueError as error:  # sparse float16 and foreign byte orders
+        msg = f"Expected values of a type that can be read from a file by rows, found: {error} Write them as float32."
+        raise ValueError(msg) from error
     if values is None:
         msg = f"Expected values in adata.X, found none. Name a layer with {argument('layer')}."
         raise ValueError(msg)
     return as_numbers(values)
 
 
-def in_memory(adata: AnnData) -> AnnData:
-    """AnnData in memory, read whole from its file where it is backed."""
-    if not adata.isbacked:
+def with_mapped_values(adata: AnnData) -> AnnData:
+    """The data themselves, or where their X is in a file, others that have it in a memory map."""
+    if not is_on_file(adata.X):
         return adata
-    try:
-        return adata.to_memory()
-    except ValueError as error:  # sparse float16 and foreign byte orders
-        msg = f"Expected values that can be read from '{adata.filename}', found: {error} Write them as float32."
-        raise ValueError(msg) from error
+    from anndata import AnnData
+
+    parts = {name: dict(getattr(adata, name)) for name in ("uns", "obsm", "obsp", "layers")}
+    return AnnData(values_of(adata, None), adata.obs, adata.var, **parts)
 
 
 def as_numbers(values: Any) -> Any:

@@ -19,7 +19,7 @@ from scinfl.privacy import Key, KeyedSum
 
 OPEN, MASKED, COLLUDING = "in the open", "keyed sums", "in the open or keyed sums"
 """How sites upload; the key of a colluding site opens keyed sums."""
-_BATCH = 32  # rows per step, where the training leaves that to the size of the smallest site
+_BATCH = 32  # rows per step, where the training leaves that to the sizes of sites
 
 
 @dataclass(frozen=True)

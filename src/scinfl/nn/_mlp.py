@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from scinfl.nn._keyed import folded
+from scinfl.nn._sparse_rows import SparseRows
+
 
 class MLP(nn.Sequential):
     r"""Hidden layers of a linear map, a normalisation, GELU and dropout each.
@@ -47,7 +50,17 @@ class MLP(nn.Sequential):
                 blocks.append({"layer": nn.LayerNorm, "batch": nn.BatchNorm1d}[norm](n_hidden))
             blocks += [nn.GELU(), nn.Dropout(dropout)]
         super().__init__(*blocks)
+        self.input_dropout = input_dropout
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | SparseRows) -> Tensor:
         """Map (cells × n_input) to (cells × n_hidden)."""
-        return super().forward(x)
+        if isinstance(x, Tensor):
+            return super().forward(x)
+        _, *rest = self
+        plain = folded(rest[0]) if rest else None
+        if plain is None:
+            return super().forward(x.to_dense())
+        hidden = x.dropout(self.input_dropout, training=self.training).linear(*plain)
+        for layer in rest[1:]:
+            hidden = layer(hidden)
+        return hidden

@@ -14,6 +14,7 @@ from scinfl._audit._ratings import rated_membership
 from scinfl._audit._simulated_site import COLLUDING, OPEN
 from scinfl._audit.classifier._sender import sender_of
 from scinfl._audit.classifier._target import Rows, Target
+from scinfl.model.base import rows_per_step
 from scinfl.privacy import attacks
 
 
@@ -38,7 +39,7 @@ def membership(
             n_models=n_shadows,
             share=float(np.clip(member.mean(), 0.3, 0.7)),
             n_epochs=settings["n_rounds"] * settings["local_epochs"],
-            batch_size=settings["batch_size"],
+            batch_size=settings["batch_size"] or rows_per_step(len(pool.x)),
             lr=settings["lr"],
             weight_decay=settings["weight_decay"],
             groups=pool.groups,

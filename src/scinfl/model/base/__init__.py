@@ -1,7 +1,7 @@
 """What all models share: keyed network, training over sites, files, registry; internal to scinfl."""
 
 from scinfl._checks import values_of
-from scinfl.model.base._cells import Cells, sites_of
+from scinfl.model.base._cells import Cells, rows_per_step, sites_of
 from scinfl.model.base._files import check_replaceable, read_document
 from scinfl.model.base._local_training import Batches, LocalSite, LocalTraining, Lock, SharedNetwork
 from scinfl.model.base._model import FederatedModel
@@ -27,6 +27,7 @@ __all__ = [
     "read_document",
     "registry_of",
     "rekeyed",
+    "rows_per_step",
     "sites_of",
     "takes",
     "values_of",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scinfl._checks import complete_column, first_of
 from scinfl._spelling import spelled
+from scinfl.nn import SparseRows
 
 Matrix: TypeAlias = Any
 """Dense array or compressed sparse rows."""
@@ -34,6 +35,8 @@ class Cells:
         Where the batches go.
     groups
         Group (patient, donor) of each of these rows, where there are groups.
+    is_sparse
+        Whether batches on the CPU are :class:`~scinfl.nn.SparseRows`, for a network that takes them.
     """
 
     def __init__(
@@ -43,17 +46,20 @@ class Cells:
         codes: np.ndarray | None,
         device: torch.device,
         groups: np.ndarray | None = None,
+        *,
+        is_sparse: bool = False,
     ) -> None:
         self.matrix = matrix
         self.rows = rows
         self.groups = groups
         self.codes = torch.as_tensor(np.zeros(len(rows)) if codes is None else codes, dtype=torch.long, device=device)
         self.device = device
+        self._is_sparse = is_sparse and device.type == "cpu"
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Any, Tensor]]:
         """Features (float32) and label codes, shuffled where a generator is given.
 
         A last batch of a single cell joins the one before, since one cell has no batch statistics.
@@ -67,17 +73,40 @@ class Cells:
             starts.pop()
         for start, stop in zip(starts, [*starts[1:], n], strict=True):
             chosen = order[start:stop]
-            yield self.take(chosen)
+            yield self._sparse(chosen) if self._is_sparse else self.take(chosen)
 
     def take(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Features (float32) and label codes of some of the rows, by their place here."""
         return self._features(chosen), self.codes[chosen.to(self.device)]
+
+    def _sparse(self, chosen: Tensor) -> tuple[SparseRows, Tensor]:
+        rows = sparse.csr_matrix(self.matrix[self.rows[chosen.numpy()]], dtype=np.float32)
+        rows.eliminate_zeros()  # dropout then draws the same numbers, however the matrix is stored
+        return SparseRows(rows), self.codes[chosen]
 
     def _features(self, chosen: Tensor) -> Tensor:
         block = self.matrix[self.rows[chosen.numpy()]]
         if sparse.issparse(block):
             block = block.toarray()
         return torch.from_numpy(np.ascontiguousarray(block, dtype=np.float32)).to(self.device)
+
+
+def is_mostly_zero(matrix: Matrix, rows: np.ndarray) -> bool:
+    """Whether some of the rows, evenly spread, are so wide and so empty that sparse batches save time."""
+    if matrix.shape[1] < 1000 or not len(rows):
+        return False
+    some = matrix[rows[:: max(1, len(rows) // 1000)]]
+    n = some.count_nonzero() if sparse.issparse(some) else np.count_nonzero(some)
+    return n < 0.15 * some.shape[0] * some.shape[1]
+
+
+def rows_per_step(n: int) -> int:
+    """Rows of a site that a step takes by default: 32, and of more than 32,768 a power of two up to 256.
+
+    An epoch then has 512 to 1,024 steps, until 256 rows take it beyond: what a step spends on parameters, whatever the
+    number of its rows, no longer grows with the site.
+    """
+    return int(np.clip(2 ** (max(n, 1) // 512).bit_length() // 2, 32, 256))
 
 
 def sites_of(adata: AnnData, site_key: str | None, *, at_least: int = 2) -> pd.Series:

@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from scvi.model.base import BaseModelClass
 
-from scinfl._checks import first_of, in_memory, indexable, same_features
+from scinfl._checks import first_of, indexable, same_features, with_mapped_values
 from scinfl.model.base._registry import features_of, setup_of, state_of
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class RegisteredModel(BaseModelClass):
         if not adata.var_names.is_unique or not names.isin(adata.var_names).all():
             return adata
         logger.warning("Took the model's %d features, in its order, from the %d of the data.", len(names), adata.n_vars)
-        return indexable(in_memory(adata), inplace=False)[:, names]
+        return indexable(with_mapped_values(adata), inplace=False)[:, names]
 
     @classmethod
     def _check_features(cls, adata: AnnData, registry: dict[str, Any]) -> None:

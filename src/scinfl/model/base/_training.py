@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -37,6 +39,8 @@ class SiteData:
         Puts into the network what only the site knows.
     metadata
         Numbers that go along with every update as metrics, for a strategy that asks for them.
+    batch_size
+        Observations per step, where they follow from what the site has.
     """
 
     train: Batches
@@ -44,6 +48,7 @@ class SiteData:
     loss_options: Mapping[str, Any] = field(default_factory=dict)
     prepare: Callable[[nn.Module], None] | None = None
     metadata: Mapping[str, float] = field(default_factory=dict)
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ class Training:
                 shared,
                 own.train,
                 own.validation,
-                local,
+                local if own.batch_size is None else replace(local, batch_size=own.batch_size),
                 self.strategy,
                 lock=lock,
                 prepare=partial(own.prepare, network) if own.prepare else None,
@@ -196,6 +201,23 @@ def check_validation(sites: Mapping[str, SiteData], protections: Sequence[Protec
             f"{n_validating}. Raise `validation_size`, or set it to 0 to keep the last round."
         )
         raise ValueError(msg)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread of the CPU, unless ``OMP_NUM_THREADS`` asks for a number of them.
+
+    Steps of small networks take about a millisecond, in which threads wait for each other dozens of times. Where
+    another process has one of their cores, the others spin until it gives the core back, so that a step takes several
+    times longer than on one thread. The bits of a result then do not depend on the number of cores either.
+    """
+    before = torch.get_num_threads()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def resolve_device(device: str) -> torch.device:
