@@ -2,9 +2,9 @@
 
 Cells are generated: 2,000 genes, 100 of them not zero in a cell, 10 types, 4 sites. The Classifier trains one round
 with a key by its defaults on the backed file. Plain torch trains the same network on dense batches of 256 rows, of
-`--plain` cells, and its time is scaled to the same number of rows. Every part is a process of its own: CPU seconds are
-its own, on any number of threads. Its resident memory counts pages of mapped files, which the operating system may drop;
-its anonymous memory does not.
+`--plain` cells, and its time is scaled to the same number of rows. Every part is a process: CPU seconds are
+its own, on all threads. Resident memory counts pages of mapped files, which the operating system may drop;
+anonymous memory does not.
 
     python benchmarks/large.py [--cells 1000000] [--plain 100000] [--folder DIR]
 """

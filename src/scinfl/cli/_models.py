@@ -20,6 +20,8 @@ Report = Callable[[str], None]
 
 MODELS = {"classifier": "Classifier", "gears": "GEARS", "spamosaic": "SpaMosaic"}
 """Model classes of ``scinfl.model`` by what users type; a further one needs an entry here alone."""
+_OF_SCVI = "scvi."
+"""What stands before the name of a class of scvi-tools."""
 _SETUP = {  # options by the argument of `setup_anndata` and `setup_mudata` that they set
     "labels_key": ("labels", "column of obs with the labels"),
     "condition_key": ("condition", "column of obs with the perturbation of each cell"),
@@ -37,17 +39,18 @@ _SETUP = {  # options by the argument of `setup_anndata` and `setup_mudata` that
 }
 _MODEL = {  # of the class
     "n_hidden": ("hidden", "hidden units"),
+    "n_latent": ("latent", "dimensions of the latent representation"),
     "gene_ontology": ("ontology", "csv, tsv or gmt file of similar genes or of their terms"),
 }
 _TRAIN = {  # of `train`
-    "n_rounds": ("rounds", "rounds (default 50; 40 for gears and spamosaic)"),
+    "n_rounds": ("rounds", "rounds (default 50; 40 for gears and spamosaic, 20 for scvi)"),
     "early_stopping": ("early_stopping", "stop after so many rounds without a better one"),
     "local_epochs": ("epochs", "passes over the cells of a site per round"),
     "batch_size": ("batch_size", "cells per step"),
     "lr": ("lr", "learning rate"),
     "journal": ("journal", "folder for checkpoints; resumes the run that it holds"),
 }
-_WHOLE = ("n_hidden", "n_rounds", "early_stopping", "local_epochs", "batch_size")
+_WHOLE = ("n_hidden", "n_latent", "n_rounds", "early_stopping", "local_epochs", "batch_size")
 _SOME_FILES = "h5ad, h5mu or zarr file"
 
 
@@ -61,9 +64,11 @@ def add_models(commands: Commands, report: Report) -> None:
         "scinfl train cells.h5ad --labels cell_type --site hospital --key lung.key --out run --dry-run",
         "scinfl train screen.zarr --model gears --condition condition --site lab --ontology go.csv --out run",
         "scinfl train sections.h5mu --model spamosaic --section section --site hospital --key lung.key --out run",
+        "scinfl train counts.h5ad --model scvi.SCVI --site hospital --key lung.key --out run",
     )
     train.add_argument("data", type=Path, help=_SOME_FILES)
-    train.add_argument("--model", choices=list(MODELS), default="classifier", help="class of the model")
+    text = f"{', '.join(MODELS)}, or a class of scvi-tools such as scvi.SCVI (default classifier)"
+    train.add_argument("--model", type=_model_name, default="classifier", help=text)
     _add(train, _SETUP, _MODEL, _TRAIN)
     train.add_argument("--key", type=Path, help="key file; without it the model is not keyed")
     train.add_argument("--out", type=Path, required=True, help="folder to write the model to")
@@ -154,6 +159,13 @@ def _add_output(parser: argparse.ArgumentParser, word: str) -> None:
     parser.set_defaults(word=word)
 
 
+def _model_name(typed: str) -> str:
+    if typed not in MODELS and not typed.startswith(_OF_SCVI):
+        msg = f"expected {', '.join(MODELS)} or {_OF_SCVI}SCVI, found {typed!r}"
+        raise argparse.ArgumentTypeError(msg)
+    return typed
+
+
 def load_model(path: Path, adata: Any = None, *, key: Any = None, device: str = "auto") -> Any:
     """A saved model of any class, unlocked where there is a key."""
     from scinfl import model as models
@@ -183,18 +195,10 @@ def _train(options: argparse.Namespace) -> None:
         if (column := getattr(options, option)) is not None:
             obs_column(adata, column, f"{option}_key")
 
-    from scinfl import model as models
     from scinfl.model.base import check_replaceable
 
     check_replaceable(options.out)
-    kind = getattr(models, MODELS[options.model])
-    setup = kind.setup_mudata if hasattr(adata, "mod") else kind.setup_anndata
-    to_set_up, to_make, to_train = (
-        _chosen(options, function, names) for function, names in ((setup, _SETUP), (kind, _MODEL), (kind.train, _TRAIN))
-    )
-    _check_all_taken(options, {*to_set_up, *to_make, *to_train})
-    setup(adata, **to_set_up)
-    model = kind(adata, **to_make, rng=options.rng)
+    model, to_train = _made(options, adata)
     model.train(**to_train, key=key, rng=options.rng, device=options.device, dry_run=options.dry_run)
     if options.dry_run and model.payload is not None:
         options.report(f"{model.payload.to_string(index=False)}\n{_totals(model.payload)}")
@@ -202,6 +206,27 @@ def _train(options: argparse.Namespace) -> None:
         return
     model.save(options.out, overwrite=options.overwrite)
     options.report(f"{model}\nSaved to '{options.out}'.")
+
+
+def _made(options: argparse.Namespace, adata: Any) -> tuple[Any, dict[str, Any]]:
+    """The model that the options describe, of data that were set up for it, and arguments of its training."""
+    from scinfl import model as models
+    from scinfl.model.scvi import class_of
+
+    name = options.model.removeprefix(_OF_SCVI)
+    of_scvi = name != options.model
+    kind: Any = models.ScviModel if of_scvi else getattr(models, MODELS[name])
+    setup = kind.setup_mudata if hasattr(adata, "mod") else kind.setup_anndata
+    made_by: Any = class_of(name) if of_scvi else kind
+    to_set_up, to_make, to_train = (
+        _chosen(options, function, names)
+        for function, names in ((setup, _SETUP), (made_by, _MODEL), (kind.train, _TRAIN))
+    )
+    _check_all_taken(options, {*to_set_up, *to_make, *to_train})
+    if of_scvi:
+        return models.from_scvi(name, adata, **{"site_key": None, **to_set_up}, **to_make, rng=options.rng), to_train
+    setup(adata, **to_set_up)
+    return kind(adata, **to_make, rng=options.rng), to_train
 
 
 def _chosen(
@@ -266,7 +291,7 @@ def _predict(options: argparse.Namespace) -> None:
     if options.perturbations:
         msg = f"Expected a gears for `--perturbations`, found a {type(model).__name__}. Leave them out."
         raise ValueError(msg)
-    if not isinstance(model, si.model.Classifier):
+    if not isinstance(model, si.model.Classifier | si.model.ScviModel):
         msg = (
             f"Expected a model that predicts, found a {type(model).__name__}. Use `scinfl embed`, `scinfl cluster` or "
             "`scinfl impute`."

@@ -33,6 +33,7 @@ _OPTIONS = {  # phrases of the Python API by option, and how they are typed
     },
     "rounds": {"`n_rounds`": "`--rounds`"},
     "hidden": {"`n_hidden`": "`--hidden`"},
+    "latent": {"`n_latent`": "`--latent`"},
     "device": {"`device`": "`--device`"},
     "attributes": {"`attributes`": "`--attributes`"},
     "rng": {"`rng`": "`--rng`"},
