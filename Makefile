@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo demo-federation test test-all lint types docs linkcheck tutorials clean
+.PHONY: demo demo-federation test test-all test-lowest lint types docs linkcheck tutorials clean
 .DEFAULT_GOAL := demo
 
 # torch comes first, so that what depends on it does not fetch a build for GPUs
@@ -31,6 +31,12 @@ test: $(BIN)/.scinfl-test
 
 test-all: $(BIN)/.scinfl-test
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+# the lowest versions that pyproject.toml allows, in an environment of their own; needs uv
+test-lowest:
+	uv venv --quiet --clear --python 3.11 $(VENV)-lowest
+	uv pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct --editable ".[test]"
+	$(VENV)-lowest/bin/python -m pytest
 
 lint: $(BIN)/.scinfl-lint
 	$(BIN)/ruff check .

@@ -97,10 +97,16 @@ def _other_kind(path: Path, kind: str) -> str | None:
         if not _is_zarr(path):
             return "a folder that is no zarr store. Check the path."
         return _other_content({part.name for part in path.iterdir()}, path, kind, _names_in(path / "mod"))
+    with path.open("rb") as start:
+        if start.read(2) == b"\x1f\x8b":
+            return f"a compressed one. Unpack it first: `gunzip --keep {path.name}`."
     if not h5py.is_hdf5(path):
         return "a file of another kind, or a damaged one. Read it with scanpy or pandas and write an AnnData."
-    with h5py.File(path) as file:
-        return _other_content(set(file), path, kind, list(file["mod"]) if "mod" in file else [])
+    try:
+        with h5py.File(path) as file:
+            return _other_content(set(file), path, kind, list(file["mod"]) if "mod" in file else [])
+    except OSError as error:
+        return f"a damaged one ({error}). Copy or download it again."
 
 
 def _names_in(folder: Path) -> list[str]:

@@ -9,7 +9,7 @@ from typing import IO, Any
 import numpy as np
 from scipy import sparse
 
-_VALUES_PER_BLOCK = 2**24
+_VALUES_PER_BLOCK = 2**22
 
 
 def is_on_file(values: Any) -> bool:

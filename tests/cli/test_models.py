@@ -50,6 +50,30 @@ def test_a_classifier_from_zarr_to_zarr_equals_the_api(folder, cells, capsys):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+def test_models_of_scvi_tools_train_embed_and_label(folder, cells, capsys):
+    cells.X = np.random.default_rng(0).poisson(2.0, cells.shape).astype(np.float32)
+    cells.write_h5ad("counts.h5ad")
+    line = "train counts.h5ad --site site --rounds 1 --hidden 8 --latent 3 --key a.key --model"
+    assert run(capsys, f"{line} scvi.SCVI --out vae")[0] == 0
+    assert run(capsys, "embed vae counts.h5ad --key a.key --out embedded.h5ad")[0] == 0
+    model = si.model.ScviModel.load("vae")
+    model.unlock(Key.load("a.key"))
+    embedding = ad.read_h5ad("embedded.h5ad").obsm["X_infl"]
+    np.testing.assert_array_equal(embedding, model.get_latent_representation(cells))
+    assert embedding.shape == (cells.n_obs, 3)
+    assert model.get_latent_representation(cells[:0]).shape == (0, 3)
+    assert run(capsys, f"{line} scvi.SCANVI --labels label --unlabeled none --out labels")[0] == 0
+    assert run(capsys, "predict labels counts.h5ad --key a.key --out labels.csv")[0] == 0
+    assert set(pd.read_csv("labels.csv")["infl_label"]) <= set(cells.obs["label"])
+    for name, reason in (("TOTALVI", "adversarial"), ("SCANVI", "`--labels` and `--unlabeled`")):
+        code, _, error = run(capsys, f"{line} scvi.{name} --out refused")
+        assert code == 1
+        assert reason in error
+    with pytest.raises(SystemExit):
+        main([*line.split(), "nothing", "--out", "refused"])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_gears_predicts_what_the_api_does(folder, capsys):
     adata = si.datasets.perturbseq_simulated(60, n_singles=8, n_doubles=4, n_cells=20)
     terms = adata.uns.pop("gene_terms")

@@ -31,7 +31,7 @@ _SETUP = {  # options by the argument of `setup_anndata` and `setup_mudata` that
     "unlabeled_category": ("unlabeled", "label of rows that have none; they are predicted but not trained on"),
     "control": ("control", "name of the control condition (default ctrl)"),
     "gene_key": ("gene_names", "column of var with names of genes, where the index holds ids"),
-    "split_key": ("split", "column of obs with train, val and test (default infl_split, where it is there)"),
+    "split_key": ("split", "column of obs with train, val and test (default infl_split, where there is one)"),
     "covariate_keys": ("covariates", "columns of obs whose levels shift the response"),
     "spatial_key": ("spatial", "entry of obsm with the coordinates (default spatial)"),
     "layer": ("layer", "layer to use instead of X"),
@@ -88,6 +88,7 @@ def add_models(commands: Commands, report: Report) -> None:
     )
     predict.add_argument("--min-confidence", type=float, help="0 to 1; cells below become 'unassigned'")
     predict.add_argument("--perturbations", nargs="+", help="for a gears: genes to perturb, such as A and A+B")
+    predict.add_argument("--covariates", nargs="+", type=_level, metavar="COLUMN=LEVEL", help="for a gears with any")
     predict.set_defaults(run=_predict)
 
     embed = _with_model(
@@ -166,6 +167,14 @@ def _model_name(typed: str) -> str:
     return typed
 
 
+def _level(typed: str) -> tuple[str, str]:
+    column, equals, level = typed.partition("=")
+    if not equals:
+        msg = f"expected COLUMN=LEVEL, such as cell_type=T, found {typed!r}"
+        raise argparse.ArgumentTypeError(msg)
+    return column, level
+
+
 def load_model(path: Path, adata: Any = None, *, key: Any = None, device: str = "auto") -> Any:
     """A saved model of any class, unlocked where there is a key."""
     from scinfl import model as models
@@ -192,7 +201,8 @@ def _train(options: argparse.Namespace) -> None:
     # a Classifier has no `setup_mudata`: a misspelt file or column is reported before torch takes its time to load
     adata = read_data(options.data, "h5ad" if options.model != "spamosaic" else None)
     for option in ("labels", "condition", "section", "site", "group"):
-        if (column := getattr(options, option)) is not None:
+        column = getattr(options, option)
+        if column is not None and not hasattr(adata, "mod"):  # modalities may have it where a MuData has not
             obs_column(adata, column, f"{option}_key")
 
     from scinfl.model.base import check_replaceable
@@ -288,9 +298,10 @@ def _predict(options: argparse.Namespace) -> None:
     if isinstance(model, si.model.GEARS):
         _predict_responses(options, model, adata, out)
         return
-    if options.perturbations:
-        msg = f"Expected a gears for `--perturbations`, found a {type(model).__name__}. Leave them out."
-        raise ValueError(msg)
+    for option in ("perturbations", "covariates"):
+        if getattr(options, option):
+            msg = f"Expected a gears for `--{option}`, found a {type(model).__name__}. Leave them out."
+            raise ValueError(msg)
     if not isinstance(model, si.model.Classifier | si.model.ScviModel):
         msg = (
             f"Expected a model that predicts, found a {type(model).__name__}. Use `scinfl embed`, `scinfl cluster` or "
@@ -313,8 +324,11 @@ def _predict_responses(options: argparse.Namespace, model: Any, adata: Any, out:
     if not options.perturbations:
         msg = "Expected `--perturbations` for a gears, found none. Name them, for example `--perturbations A A+B`."
         raise ValueError(msg)
-    csv = out.suffix == ".csv"
-    write_data(model.predict_change(options.perturbations) if csv else model.predict(options.perturbations, adata), out)
+    names, covariates = options.perturbations, dict(options.covariates or ())
+    if out.suffix == ".csv":
+        write_data(model.predict_change(names, covariates=covariates), out)
+    else:
+        write_data(model.predict(names, adata, covariates=covariates), out)
     options.report(f"{len(options.perturbations)} perturbations × {len(model.genes)} genes\nWrote '{out}'.")
 
 

@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary, finalize
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from scinfl._spelling import argument
 from scinfl.federation._update import State
 
 _CHECKPOINT = "checkpoint.safetensors"
@@ -63,7 +64,7 @@ class Journal:
         self.path = Path(path)
         self._cipher = cipher
         if self.path.exists() and not self.path.is_dir():
-            msg = f"Expected `journal` to be a folder, found a file at '{self.path}'. Name another path."
+            msg = f"Expected {argument('journal')} to be a folder, found a file at '{self.path}'. Name another path."
             raise NotADirectoryError(msg)
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock: _FolderLock | None = None

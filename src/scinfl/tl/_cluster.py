@@ -14,6 +14,7 @@ from sklearn.mixture import GaussianMixture
 
 from scinfl import _names
 from scinfl._checks import complete_column, first_of, number_between, one_of, unmasked, warn, whole_number
+from scinfl._spelling import argument
 from scinfl.tl._leiden import leiden
 
 _METHODS = ("kmeans", "leiden", "gaussian")
@@ -139,11 +140,14 @@ def _check_number(n_clusters: int | None, n_cells: int, method: str) -> None:
     if n_clusters is None:
         if method == "leiden":
             return
-        msg = f"Expected `n_clusters` for `method={method!r}`, found None. Pass it, or `method='leiden'`."
+        msg = (
+            f"Expected {argument('n_clusters')} for the method {method!r}, found none. Pass it, or choose the method "
+            "'leiden'."
+        )
         raise ValueError(msg)
     whole_number("n_clusters", n_clusters, 1)
     if n_clusters > n_cells:
-        msg = f"Expected at most as many clusters as the {n_cells} cells, found `n_clusters={n_clusters}`."
+        msg = f"Expected {argument('n_clusters')} of at most the {n_cells} cells, found {n_clusters}."
         raise ValueError(msg)
 
 

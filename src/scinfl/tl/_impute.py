@@ -12,6 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from scinfl import _names
 from scinfl._checks import first_of, one_of, whole_number
+from scinfl._spelling import argument
 from scinfl.model import SpaMosaic
 
 _METHODS = ("auto", "decoder", "neighbours")
@@ -87,7 +88,7 @@ def impute(
             msg = f"Expected a section that lacks '{modality}', found none. Name sections to impute nevertheless."
             raise ValueError(msg)
     if unknown := [name for name in sections if name not in set(section)]:
-        msg = f"Expected `sections` among {first_of(sorted(set(section)))}, found {first_of(unknown)}."
+        msg = f"Expected {argument('sections')} among {first_of(sorted(set(section)))}, found {first_of(unknown)}."
         raise ValueError(msg)
     names = model.feature_names[modality]
     values = np.full((len(section), len(names)), np.nan, np.float32)

@@ -91,6 +91,8 @@ class PerturbationTask(Task):
         obs = pd.DataFrame({setup["condition_key"]: conditions}, index=list("abcd"))
         for key in setup["covariate_keys"]:
             obs[key] = "none"
+        if setup["split_key"] is not None:
+            obs[setup["split_key"]] = "train"
         var = pd.DataFrame(index=self.data.var_names.astype(str))
         if genes is not None:
             var[genes] = gene_names(self.data, genes).to_numpy()

@@ -44,6 +44,10 @@ class RegisteredModel(BaseModelClass):
         if adata is None:
             msg = "Expected data, found none: the model was loaded without. Pass `adata`."
             raise ValueError(msg)
+        if "X" in features_of(self.registry_) and not isinstance(adata, AnnData):
+            found = "a MuData. Take one modality: `mdata['rna']`" if hasattr(adata, "mod") else type(adata).__name__
+            msg = f"Expected an AnnData, as the model was trained on, found {found}."
+            raise TypeError(msg)
         adata = self._in_own_order(adata)
         self._check_features(adata, self.registry_)
         return adata

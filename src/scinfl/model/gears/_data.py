@@ -14,6 +14,7 @@ from anndata import AnnData
 
 from scinfl._checks import complete_column, first_of, gene_names, missing, obs_column, warn
 from scinfl._conditions import canonical_names, genes_of
+from scinfl._spelling import argument
 from scinfl.model.base._cells import Matrix, sites_of
 from scinfl.model.gears._moments import Moments
 from scinfl.module import Conditions, Targets
@@ -137,7 +138,7 @@ def check_conditions(names: pd.Series, control: str, condition_key: str) -> None
     if control not in counts.index:
         msg = (
             f"Expected control cells named '{control}' in adata.obs['{condition_key}'], found none. The commonest "
-            f"conditions are {first_of(counts.index)}; name the control with `control=`."
+            f"conditions are {first_of(counts.index)}; name the control with {argument('control')}."
         )
         raise ValueError(msg)
     if len(counts) < 2:

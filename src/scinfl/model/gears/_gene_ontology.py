@@ -160,7 +160,8 @@ def _checked(table: pd.DataFrame, place: str) -> pd.DataFrame:
         msg = (
             f"Expected the columns source, target and importance in {place}, found "
             f"{first_of(list(table)) or 'none'} without {first_of(missing)}. Rename the columns; genes and their "
-            "terms can be passed as a mapping, `table.groupby('gene')['term'].agg(set).to_dict()`."
+            "terms can be given as a tsv file of two columns, or passed as a mapping, "
+            "`table.groupby('gene')['term'].agg(set).to_dict()`."
         )
         raise ValueError(msg)
     importance = pd.to_numeric(table["importance"], errors="coerce").to_numpy(float)

@@ -22,6 +22,7 @@ from scinfl._checks import (
     first_of,
     looks_like_counts,
     number_between,
+    obs_column,
     one_of,
     same_features,
     values_of,
@@ -216,7 +217,8 @@ class GEARS(PriorPredictor):
             Column of ``adata.var`` with the names of genes, where ``adata.var_names`` are ids.
         split_key
             Column of ``adata.obs`` with ``"train"``, ``"val"`` and ``"test"``
-            (:func:`scinfl.pp.split_perturbations`); where there is no such column all perturbations are trained on.
+            (:func:`scinfl.pp.split_perturbations`). Without it, and without a column of the default name, all
+            perturbations are trained on.
         covariate_keys
             Columns of ``adata.obs`` (cell type, dose) whose levels shift the response; controls are those of the same
             levels.
@@ -249,6 +251,8 @@ class GEARS(PriorPredictor):
         sites_of(adata, site_key)
         for key in covariate_keys:
             covariate(adata, key)
+        if split_key not in {None, _names.SPLIT} and "source_registry" not in kwargs:
+            obs_column(adata, str(split_key), "split_key")
         manager = AnnDataManager(
             fields=[LayerField("X", layer, is_count_data=False, correct_data_format=False)],
             setup_method_args=setup_args,

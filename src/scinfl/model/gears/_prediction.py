@@ -15,6 +15,7 @@ from scipy import sparse
 
 from scinfl._checks import finite, first_of, obs_column, one_of, values_of, warn
 from scinfl._conditions import SEPARATOR, genes_of, name_of
+from scinfl._spelling import spelled
 from scinfl.metrics import interaction
 from scinfl.model.base._cells import Matrix, sites_of
 from scinfl.model.base._model import FederatedModel
@@ -284,7 +285,7 @@ class PerturbationPredictor(FederatedModel):
         if set(given) != set(self._levels):
             msg = (
                 f"Expected a level for each covariate {sorted(self._levels)}, found {sorted(given)}. "
-                "Pass `covariates=`."
+                f"{spelled('Pass `covariates=`')}."
             )
             raise ValueError(msg)
         for name, level in given.items():

@@ -17,6 +17,7 @@ from scvi.data.fields import CategoricalObsField, LabelsWithUnlabeledObsField, L
 
 from scinfl import nn as keyed_nn
 from scinfl._checks import first_of, obs_column, whole_number
+from scinfl._spelling import argument
 from scinfl.federation import OwnedParts
 from scinfl.federation.rounds import SpendsPrivacy
 from scinfl.model.base._cells import owned, sites_of
@@ -335,7 +336,10 @@ class ScviModel(FederatedModel):
         compute = getattr(self._plain_network(), what)
         cells = CountCells(matrix, np.arange(n), np.zeros(n), self.device, self._site_codes(adata))
         with torch.random.fork_rng(devices=[]):
-            return torch.cat([compute(batch) for batch in cells.batches(batch_size)]).cpu().numpy()
+            found = (
+                [compute(batch) for batch in cells.batches(batch_size)] if n else [compute(cells.take(torch.arange(0)))]
+            )
+            return torch.cat(found).cpu().numpy()
 
     def _site_codes(self, adata: AnnData) -> np.ndarray:
         """Codes of sites, which matter only where the encoder reads them."""
@@ -458,7 +462,8 @@ def from_scvi(
     name = kind if isinstance(kind, str) else kind.__name__
     class_of(name)
     if SUPPORTED[name].labels and (labels_key is None or unlabeled_category is None):
-        msg = f"Expected `labels_key` and `unlabeled_category` for {name}, found none. Name both."
+        names = f"{argument('labels_key')} and {argument('unlabeled_category')}"
+        msg = f"Expected {names} for {name}, found none. Name both."
         raise ValueError(msg)
     ScviModel.setup_anndata(
         adata, site_key=site_key, labels_key=labels_key, unlabeled_category=unlabeled_category, layer=layer

@@ -10,6 +10,7 @@ from scipy.spatial import Delaunay, KDTree, QhullError
 from sklearn.neighbors import NearestNeighbors
 
 from scinfl._checks import number_between, warn, whole_number
+from scinfl._spelling import argument
 
 _MOST_NEIGHBOURS = 1000
 _PROBES = 1000
@@ -38,6 +39,11 @@ def spatial_graph(
     for name, listed in rows_by_name(section):
         own = listed[np.lexsort(coordinates[listed].T)]  # the order of rows must not decide between equal distances
         if len(own) > 1:
+            if (coordinates[own] == coordinates[own[0]]).all():
+                warn(
+                    f"Expected coordinates that tell the spots of section '{name}' apart, found one place for all. "
+                    f"Their neighbours are arbitrary: check {argument('spatial_key')}."
+                )
             i, j = _neighbours(coordinates[own], name, n_neighbours, radius, delaunay=delaunay)
             if radius is not None:
                 alone[name] = _without_neighbour(coordinates[own], i, j, name, radius)

@@ -11,6 +11,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from scinfl._checks import first_of, looks_like_counts, missing, obs_column, unmasked, values_of
+from scinfl._spelling import argument
 from scinfl.model.base._cells import Matrix, owned
 from scinfl.model.spamosaic import _spot_checks as check
 from scinfl.model.spamosaic._measured import Measured
@@ -26,19 +27,19 @@ def modalities_of(data: Data) -> dict[str, AnnData]:
     return {"X": data} if isinstance(data, AnnData) else dict(data.mod)
 
 
-def column_of(data: Data, column: str, argument: str) -> np.ndarray:
+def column_of(data: Data, column: str, setting: str) -> np.ndarray:
     """Column of ``obs`` as strings, one for every spot; a MuData may have it in the ``obs`` of its modalities."""
     if isinstance(data, AnnData) or column in data.obs:
-        found = obs_column(data, column, argument)
+        found = obs_column(data, column, setting)
     else:
-        found = _joined(data, column, argument)
+        found = _joined(data, column, setting)
     if n := int(missing(found).sum()):
         msg = f"Expected a value for every spot in obs['{column}'], found {n} spots without. Drop these spots."
         raise ValueError(msg)
     return found.astype(str).to_numpy()
 
 
-def _joined(mdata: MuData, column: str, argument: str) -> pd.Series:
+def _joined(mdata: MuData, column: str, setting: str) -> pd.Series:
     """Column of the modalities' ``obs``, which must agree."""
     found = pd.Series(np.nan, index=mdata.obs_names, dtype=object)
     for name, adata in mdata.mod.items():
@@ -55,7 +56,8 @@ def _joined(mdata: MuData, column: str, argument: str) -> pd.Series:
         found[own.index] = own.where(own.notna(), known)
     if found.isna().all():
         msg = (
-            f"Expected `{argument}` to name a column of mdata.obs or of the obs of its modalities, found {column!r}. "
+            f"Expected {argument(setting)} to name a column of mdata.obs or of the obs of its modalities, found "
+            f"{column!r}. "
             f"Columns of mdata.obs are {first_of(list(map(str, mdata.obs.columns)), 20)}."
         )
         raise KeyError(msg)
@@ -150,7 +152,7 @@ def _coordinates(
         where = "adata.obsm" if isinstance(data, AnnData) else f"mdata.obsm or mdata['{name}'].obsm"
         msg = (
             f"Expected coordinates of the spots in {where}, found none called {spatial_key!r}. Entries are "
-            f"{list(adata.obsm)}. Name them with `spatial_key`."
+            f"{list(adata.obsm)}. Name them with {argument('spatial_key')}."
         )
         raise KeyError(msg)
     if coordinates.ndim != 2 or coordinates.shape[1] not in (2, 3):
