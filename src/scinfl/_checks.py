@@ -96,9 +96,8 @@ def _column(table: pd.DataFrame, column: str, name: str, where: str) -> pd.Serie
 def values_of(adata: AnnData, layer: str | None) -> Any:
     """X or a layer, as :func:`as_numbers` gives it; in a memory map where it is in a file."""
     if layer is not None and layer not in adata.layers:
-        msg = (
-            f"Expected {argument('layer')} to name a layer of adata, found {layer!r}. Layers are {list(adata.layers)}."
-        )
+        known = list(layers_of(adata))
+        msg = f"Expected {argument('layer')} to name a layer of adata, found {layer!r}. Layers are {known}."
         raise KeyError(msg)
     try:
         values = adata.layers[layer] if layer is not None else adata.X
@@ -119,8 +118,13 @@ def with_mapped_values(adata: AnnData) -> AnnData:
         return adata
     from anndata import AnnData
 
-    parts = {name: dict(getattr(adata, name)) for name in ("uns", "obsm", "obsp", "layers")}
-    return AnnData(values_of(adata, None), adata.obs, adata.var, **parts)
+    parts = {name: dict(getattr(adata, name)) for name in ("uns", "obsm", "obsp")}
+    return AnnData(values_of(adata, None), adata.obs, adata.var, layers=layers_of(adata), **parts)
+
+
+def layers_of(adata: AnnData) -> dict[str, Any]:
+    """Layers by name, without X, which is among them since anndata 0.13."""
+    return {name: values for name, values in adata.layers.items() if name is not None}
 
 
 def as_numbers(values: Any) -> Any:
@@ -149,7 +153,8 @@ def indexable(adata: AnnData, *, inplace: bool) -> AnnData:
     Scipy refuses that for sparse float16 and foreign byte orders: such values get the type to compute with, in place or
     in a copy.
     """
-    matrices = {None: adata.X, **dict(adata.layers)}
+    matrices: dict[str | None, Any] = {None: adata.X}
+    matrices.update(layers_of(adata).items())
     odd = [
         name
         for name, values in matrices.items()

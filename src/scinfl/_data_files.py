@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,13 @@ def read_data(path: Path, kind: str | None = None) -> Any:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         msg = f"Expected an {kind} file at '{path}', found one that cannot be read ({error})."
         raise ValueError(msg) from error
+
+
+def without_pull() -> AbstractContextManager[Any]:
+    """Make or update MuData without columns of modalities in its own tables, as mudata from 0.4 always does."""
+    import mudata as md
+
+    return md.set_options(pull_on_update=False) if hasattr(md, "set_options") else nullcontext()
 
 
 def write_data(data: Any, path: Path) -> None:

@@ -365,7 +365,12 @@ def test_features_are_taken_by_name_and_must_all_be_there(cells, caplog, tmp_pat
 
 
 BAD_SETUPS = {
-    "one site only": (lambda a: a.obs.__setitem__("site", "here"), {}, ValueError, "at least 2 sites, found 1"),
+    "one site only": (
+        lambda a: setattr(a, "obs", a.obs.assign(site="here")),
+        {},
+        ValueError,
+        "at least 2 sites, found 1",
+    ),
     "unknown label column": (lambda a: None, {"labels_key": "celltype"}, KeyError, "'celltype'. Columns are label"),
     "unknown site column": (lambda a: None, {"site_key": "hospital"}, KeyError, "`site_key` to name a column"),
     "unknown layer": (lambda a: None, {"layer": "log"}, KeyError, "`layer` to name a layer"),
@@ -381,7 +386,7 @@ BAD_SETUPS = {
         ValueError,
         "3 at site 'hospital_0'",
     ),
-    "one label": (lambda a: a.obs.__setitem__("label", "T cell"), {}, ValueError, "at least 2 labels"),
+    "one label": (lambda a: setattr(a, "obs", a.obs.assign(label="T cell")), {}, ValueError, "at least 2 labels"),
     "duplicate genes": (
         lambda a: setattr(a, "var_names", ["gene_0", "gene_0", *a.var_names[2:]]),
         {},

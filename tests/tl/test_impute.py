@@ -9,6 +9,7 @@ import pytest
 from sklearn.neighbors import NearestNeighbors
 
 import scinfl as si
+from scinfl._data_files import without_pull
 from scinfl.datasets import mosaic_simulated
 from scinfl.model import SpaMosaic
 from scinfl.model.spamosaic._normalise import normalised
@@ -34,7 +35,7 @@ def trained(mdata, *, site_key="site", key=None, **training) -> SpaMosaic:
 
 def sections_of(mdata, *names, modalities=("rna", "adt")) -> md.MuData:
     mods = {name: adata[adata.obs["section"].isin(names).to_numpy()].copy() for name, adata in mdata.mod.items()}
-    with md.set_options(pull_on_update=False):
+    with without_pull():
         part = md.MuData({name: adata for name, adata in mods.items() if adata.n_obs and name in modalities})
     rows = mdata.obs_names.get_indexer(part.obs_names)
     part.obs, part.obsm["spatial"] = mdata.obs.iloc[rows].copy(), np.asarray(mdata.obsm["spatial"])[rows]

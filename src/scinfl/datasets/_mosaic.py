@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import anndata as ad
-import mudata as md
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -16,6 +15,7 @@ from scipy import sparse
 from scipy.special import expit
 
 from scinfl._checks import number_between, one_of, whole_number
+from scinfl._data_files import without_pull
 
 _SPACING = 100.0
 _BORDER = 0.04
@@ -163,7 +163,7 @@ def mosaic_simulated(
         adata.obs, adata.obsm["spatial"] = obs.copy(), tissue.coordinates.copy()
         owns = np.array([name in measured[section] for section in sections])
         mods[name] = adata if complete else adata[owns[tissue.section]].copy()
-    with md.set_options(pull_on_update=False):
+    with without_pull():
         mdata = MuData(mods)
     rows = obs.index.get_indexer(mdata.obs_names)
     mdata.obs = obs.iloc[rows].copy()

@@ -9,13 +9,13 @@ import warnings
 from pathlib import Path, PurePosixPath
 
 import anndata as ad
-import mudata as md
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from scinfl._checks import first_of, one_of
+from scinfl._checks import first_of, layers_of, one_of
+from scinfl._data_files import without_pull
 from scinfl.datasets._archive import existing, names_in, readable, take
 from scinfl.datasets._record import zenodo
 
@@ -149,7 +149,7 @@ def _read(path: Path, section: int, modality: str) -> AnnData:
         )
         raise ValueError(msg)
     adata = AnnData(published.X, published.obs.copy(), pd.DataFrame(index=published.var_names.astype(str)))
-    adata.layers.update(published.layers)
+    adata.layers.update(layers_of(published))
     adata.var_names_make_unique()
     name = f"section_{section}"
     adata.obs_names = [f"{name}:{barcode}" for barcode in published.obs_names]
@@ -173,7 +173,7 @@ def _join(parts: dict[tuple[int, str], AnnData]) -> MuData:
             joined.obs[column] = joined.obs[column].astype("category")
         mods[modality] = joined
     _rename_shared_features(mods)
-    with md.set_options(pull_on_update=False):
+    with without_pull():
         mdata = MuData(mods)
     obs = pd.concat([adata.obs for adata in mods.values()], join="inner")
     places = pd.DataFrame(np.concatenate([adata.obsm["spatial"] for adata in mods.values()]), obs.index)

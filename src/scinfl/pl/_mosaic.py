@@ -11,7 +11,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from scinfl._checks import first_of, obs_column
+from scinfl._checks import first_of, layers_of, obs_column
 from scinfl.pl._axes import axes
 from scinfl.pl._methods import chosen_metrics, grouped_bars, in_order, legend_above, require_columns, values_by
 from scinfl.pl._palette import BLACK, BLUE, SEQUENTIAL
@@ -222,7 +222,7 @@ def _feature_values(adata: AnnData, feature: str, layer: str | None) -> np.ndarr
         )
         raise KeyError(msg)
     if layer is not None and layer not in adata.layers:
-        msg = f"Expected `layer` to be one of {list(adata.layers)}, found {layer!r}."
+        msg = f"Expected `layer` to be one of {list(layers_of(adata))}, found {layer!r}."
         raise KeyError(msg)
     return adata[:, feature].to_df(layer)[feature].to_numpy(np.float64)
 

@@ -12,7 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from scinfl import _names
-from scinfl._checks import first_of, indexable, one_of, unmasked
+from scinfl._checks import first_of, indexable, layers_of, one_of, unmasked
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ def _replace(adata: AnnData, names: pd.Index) -> None:
             obsm=dict(adata.obsm),
             varm={name: _columns(values.T, positions).T for name, values in adata.varm.items()},
             obsp=dict(adata.obsp),
-            layers={name: _columns(values, positions) for name, values in adata.layers.items()},
+            layers={name: _columns(values, positions) for name, values in layers_of(adata).items()},
         )
         new.raw = adata.raw.to_adata() if adata.raw is not None else None
     # there is no public way to change the genes of an AnnData in place; scanpy's filters go this way too

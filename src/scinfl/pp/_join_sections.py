@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scinfl import _names
-from scinfl._checks import first_of, missing, one_of, unmasked
+from scinfl._checks import first_of, layers_of, missing, one_of, unmasked
 from scinfl.pp._align_genes import align_genes
 
 
@@ -243,7 +243,7 @@ def _spot_names(every: Sequence[AnnData], sections: Sequence[np.ndarray], prefix
 def _pieces(every: Sequence[AnnData], names: Sequence[np.ndarray], spatial_key: str) -> list[AnnData]:
     """What all sections have, with new names of spots; arrays are shared with the originals."""
     columns = [name for name in every[0].obs if all(name in one.obs for one in every)]
-    layers = [name for name in every[0].layers if all(name in one.layers for one in every)]
+    layers = [name for name in layers_of(every[0]) if all(name in one.layers for one in every)]
     return [
         AnnData(
             one.X,

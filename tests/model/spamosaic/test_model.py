@@ -267,7 +267,7 @@ def test_views_and_new_sections_are_embedded(keyed, sections):
 
 def test_a_section_of_one_spot_and_sections_smaller_than_the_neighbourhood_work(sections):
     adata = sections.copy()
-    section = adata.obs["section"].astype(object).to_numpy()
+    section = adata.obs["section"].astype(object).to_numpy(copy=True)
     section[:1], section[1:6] = "one", "few"
     adata.obs["section"], adata.obs["hospital"] = section, sections.obs["section"]
     SpaMosaic.setup_anndata(adata, "section", site_key="hospital")

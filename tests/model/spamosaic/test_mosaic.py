@@ -10,6 +10,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
 
 import scinfl as si
+from scinfl._data_files import without_pull
 from scinfl.datasets import mosaic_simulated
 from scinfl.federation import FedAdam, FedAvgM, Median
 from scinfl.model import SpaMosaic
@@ -44,7 +45,7 @@ def sections_of(mdata, *names, modalities=None) -> md.MuData:
         for name, adata in mdata.mod.items()
         if modalities is None or name in modalities
     }
-    with md.set_options(pull_on_update=False):
+    with without_pull():
         part = md.MuData({name: adata for name, adata in mods.items() if adata.n_obs})
     rows = mdata.obs_names.get_indexer(part.obs_names)
     part.obs, part.obsm["spatial"] = mdata.obs.iloc[rows].copy(), np.asarray(mdata.obsm["spatial"])[rows]
@@ -305,7 +306,7 @@ def test_sites_that_have_a_part_of_the_data_load_and_embed_it(small, tmp_path):
 def test_modalities_may_come_in_another_order(small, tmp_path):
     mdata, model = small
     model.save(tmp_path / "run")
-    with md.set_options(pull_on_update=False):
+    with without_pull():
         turned = md.MuData({name: mdata[name].copy() for name in ("adt", "rna")})
     turned.obs = mdata.obs.loc[turned.obs_names].copy()
     rows = mdata.obs_names.get_indexer(turned.obs_names)
@@ -355,7 +356,7 @@ def test_results_survive_an_update_and_a_file(two, tmp_path):
     si.tl.embed(mdata, model)
     si.tl.cluster(mdata, 6)
     code, domains = mdata.obsm["X_infl"].copy(), mdata.obs["infl_domain"].copy()
-    with md.set_options(pull_on_update=False):
+    with without_pull():
         mdata.update()
         mdata.write(tmp_path / "mosaic.h5mu")
         again = md.read_h5mu(tmp_path / "mosaic.h5mu")

@@ -12,6 +12,7 @@ import pytest
 from scipy import sparse
 
 import scinfl as si
+from scinfl._data_files import without_pull
 from scinfl.datasets import mosaic_simulated
 from scinfl.model import SpaMosaic
 from scinfl.model.spamosaic._spots import column_of, normalisation_of, read_spots
@@ -25,7 +26,7 @@ def make_mosaic(**arguments) -> md.MuData:
 
 def joined(mods: dict[str, ad.AnnData], like: md.MuData) -> md.MuData:
     """MuData of these modalities with the columns and coordinates of another."""
-    with md.set_options(pull_on_update=False):
+    with without_pull():
         mdata = md.MuData(mods)
     rows = like.obs_names.get_indexer(mdata.obs_names)
     mdata.obs, mdata.obsm["spatial"] = like.obs.iloc[rows].copy(), np.asarray(like.obsm["spatial"])[rows]

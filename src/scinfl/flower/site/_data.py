@@ -17,6 +17,7 @@ from mudata import MuData
 from scipy.sparse import issparse
 
 from scinfl import _data_files
+from scinfl._checks import layers_of
 from scinfl.privacy.keys import joined
 
 
@@ -32,7 +33,7 @@ def fingerprint_of(data: AnnData | MuData) -> str:
     digest = hashlib.sha256()
     for name, own in sorted(data.mod.items()) if isinstance(data, MuData) else [("", data)]:
         digest.update(joined(name, *map(str, own.obs_names)) + joined(*map(str, own.var_names)))
-        for matrix in (own.X, *(own.layers[layer] for layer in sorted(own.layers))):
+        for matrix in (own.X, *(own.layers[layer] for layer in sorted(layers_of(own)))):
             parts = (matrix.data, matrix.indices, matrix.indptr) if issparse(matrix) else (matrix,)
             for part in parts:
                 digest.update(b"none" if part is None else np.ascontiguousarray(part).data)

@@ -52,7 +52,8 @@ class Cells:
         self.matrix = matrix
         self.rows = rows
         self.groups = groups
-        self.codes = torch.as_tensor(np.zeros(len(rows)) if codes is None else codes, dtype=torch.long, device=device)
+        codes = np.zeros(len(rows)) if codes is None else np.array(codes)  # those of a table may be read-only
+        self.codes = torch.as_tensor(codes, dtype=torch.long, device=device)
         self.device = device
         self._is_sparse = is_sparse and device.type == "cpu"
 

@@ -30,7 +30,7 @@ class CountCells(Cells):
         self, matrix: Matrix, rows: np.ndarray, codes: np.ndarray, device: torch.device, sites: np.ndarray
     ) -> None:
         super().__init__(matrix, rows, codes, device)
-        self.sites = torch.as_tensor(sites, dtype=torch.long, device=device)
+        self.sites = torch.as_tensor(np.array(sites), dtype=torch.long, device=device)
 
     def take(self, chosen: Tensor) -> Any:
         """Counts (float32), codes of labels and codes of sites of some of the rows, by their place here."""

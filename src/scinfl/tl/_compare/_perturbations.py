@@ -11,7 +11,7 @@ from anndata import AnnData
 from tqdm import tqdm
 
 from scinfl import _names
-from scinfl._checks import obs_column, whole_number
+from scinfl._checks import layers_of, obs_column, whole_number
 from scinfl.model import GEARS
 from scinfl.privacy import Key
 from scinfl.tl._score_perturbations import score_perturbations
@@ -159,7 +159,7 @@ class _Study:
             counts = conditions[sites == site].value_counts()
             obs = self.adata.obs.copy()
             obs[_names.SPLIT] = obs[_names.SPLIT].where((sites == site) & conditions.isin(counts.index[counts > 1]))
-            own = AnnData(self.adata.X, obs, self.adata.var, layers=dict(self.adata.layers))
+            own = AnnData(self.adata.X, obs, self.adata.var, layers=layers_of(self.adata))
             tables.append(self._scored(self._fit(own, None, None)))
         return _averaged(tables)
 
