@@ -166,7 +166,7 @@ class LockedModel(RegisteredModel):
         Unfolds the old key and folds the new one in every keyed layer and table, and in the personal parameters of
         every site; trained meta learners keep their parameters. The model is left unlocked with the new key.
 
-        Whoever keeps the old model and its key could compare its weights with the new ones and read off what the new
+        Anyone who keeps the old model and its key could compare its weights with the new ones and read off what the new
         key does to each unit, so a rekeyed model is saved sealed only. He also goes on using the old model: rekeying
         takes nothing back.
 
