@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from scipy.stats import truncnorm
 from tests.conftest import make_cells
 from tests.model.gears.test_model import QUICK, held_out, make_model, make_screen
 from tests.model.spamosaic.test_model import make_model as make_spatial_model
@@ -67,14 +66,12 @@ def test_the_folded_weights_are_those_of_the_formula(cells):
     scale_in = np.where(values["input signs"] < 0, -1, 1) * np.exp(0.25 * at["inputs"][:, 0])
     scale_out = np.where(values["output signs"] < 0, -1, 1) * np.exp(0.25 * at["outputs"][:, 1])
     locked = plain.detach().numpy()[:, order] / scale_in / scale_out[:, None]
-    offsets = {
-        what: 30 / np.sqrt(3 * layer.in_features) * truncnorm.ppf((u + 1) / 2, -3, 3)
-        for what, shape in (("weight", locked.shape), ("bias", locked.shape[:1]))
-        for u in [NEW.coordinates(f"head/offsets of {what}/{layer.model_id}", shape)]
-    }
-    np.testing.assert_allclose(layer.weight.detach().numpy(), locked + offsets["weight"], atol=5e-6)
+    limit = 2.0 ** (10 + np.ceil(np.log2(1 / np.sqrt(3 * layer.in_features))))
     shift = 0.2 * at["outputs"][:, 2]
-    np.testing.assert_allclose(layer.bias.detach().numpy(), bias.detach().numpy() - shift + offsets["bias"], atol=5e-6)
+    for what, expected in (("weight", locked), ("bias", bias.detach().numpy() - shift)):
+        uniform = NEW.coordinates(f"head/offset of {what}/{layer.model_id}/{expected.shape}", expected.shape)
+        found = getattr(layer, what).detach().numpy() - limit * uniform
+        np.testing.assert_allclose((found + limit) % (2 * limit) - limit, expected, atol=5e-6)
 
 
 def test_ten_rotations_do_not_drift(cells):
