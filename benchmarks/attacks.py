@@ -6,8 +6,8 @@ as now:
 
 - what is found of the order of the features by the Gram matrix of the first layer (`privacy.attacks.align_gram`), from
   one file, from the mean of a hundred, from differences of two files, of a model before and after `rekey`, of two
-  rounds, and of two sites of a round. The true order is scored as well: where it scores higher than all that the search finds, the information is
-  there, whether or not this search found it;
+  rounds, and of two sites of a round. The true order is scored as well: where it scores higher than all that the search
+  finds, the information is there, whether or not this search found it;
 - what the weights are worth as they are, with wrong keys, without modules, beside untrained networks;
 - what a thief gains on training from scratch with the same samples and seeds.
 

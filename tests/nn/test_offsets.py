@@ -222,7 +222,7 @@ def test_what_is_behind_offsets_is_stored_in_double_and_computed_with_in_single_
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_change_of_precision_does_not_cut_what_is_stored(key, dtype):
-    plain, network = make(key)
+    _, network = make(key)
     x = torch.randn(5, 9)
     before = network(x)
     network.to(dtype)

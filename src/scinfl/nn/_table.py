@@ -71,7 +71,8 @@ class CoordinateTable(KeyedLayer):
     r"""Table whose rows are read at secret coordinates of their names.
 
     .. math::
-        T_{gj} = \pm_{gj} \exp\big(\mu \tanh z(c_g) + \mu \tanh z(c_j)\big) \, W_{\pi(g) j}, \qquad W = (W' - u) \bmod [-R, R)
+        T_{gj} = \pm_{gj} \exp\big(\mu \tanh z(c_g) + \mu \tanh z(c_j)\big) \, W_{\pi(g) j}, \qquad
+        W = (W' - u) \bmod [-R, R)
 
     Where the row of name :math:`g` is stored, its signs and its coordinate :math:`c_g` follow from the key and the name
     alone, so that sites whose genes are in another order agree. Magnitudes are the output of a :class:`MetaLearner` at

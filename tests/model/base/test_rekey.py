@@ -105,9 +105,21 @@ def test_a_sealed_file_opens_with_the_new_key_only(cells, tmp_path):
         assert key._secret not in text
         assert key._secret.hex().encode() not in text
     assert json.loads((tmp_path / "new" / "model.json").read_text())["key"]["previous"] == [OLD.fingerprint]
+
+
+def test_a_rekeyed_model_is_saved_unsealed_only_behind_offsets(cells, tmp_path):
+    model = fit(cells, 2, key=OLD)
+    model.rekey(OLD, NEW)
+    before = model.predict(soft=True)
+    model.save(tmp_path / "open", sealed=False)
+    again = Classifier.load(tmp_path / "open")
+    again.unlock(NEW)
+    np.testing.assert_allclose(again.predict(cells, soft=True), before, rtol=0, atol=1e-6)
+    bare = fit(cells, 2, key=OLD, scheme="permuted")
+    bare.rekey(OLD, NEW)
     with pytest.raises(ValueError, match="read the new lock off the difference"):
-        again.save(tmp_path / "open", sealed=False)
-    assert not (tmp_path / "open").exists()
+        bare.save(tmp_path / "bare", sealed=False)
+    assert not (tmp_path / "bare").exists()
 
 
 def test_the_plain_weights_do_not_show_what_the_new_key_does(cells):
@@ -119,7 +131,7 @@ def test_the_plain_weights_do_not_show_what_the_new_key_does(cells):
     match = torch.corrcoef(columns)[layer.in_features :, : layer.in_features].argmax(1)
     assert (match == layer._read_units().permutation).double().mean() < 0.2
     set_key(model.module, NEW.coordinates)
-    locked = (layer.weight - layer.offsets()["weight"]).detach().abs()  # without offsets it showed everything
+    locked = layer.shifted("weight", layer.weight, -1).detach().abs()  # without offsets it showed everything
     match = torch.corrcoef(torch.cat([known, locked], dim=1).log().T)[layer.in_features :, : layer.in_features].argmax(
         1
     )
