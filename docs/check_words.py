@@ -1,4 +1,4 @@
-"""Find words of no use to the field's readers in source, docs and tutorials: ``python docs/check_words.py [FILE ...]``."""
+"""Find words in source, docs and tutorials that the field has plainer ones for."""
 
 from __future__ import annotations
 
@@ -46,10 +46,15 @@ def faults(path: Path) -> Iterator[str]:
 def main(names: list[str]) -> int:
     """Print what was found; 1 if there is something."""
     own = Path(__file__)
-    folders = [*Path("src").rglob("*.py"), *Path("docs").rglob("*.md"), *Path().glob("*.md"), *Path("tutorials").glob("*.ipynb")]
+    folders = [
+        *Path("src").rglob("*.py"),
+        *Path("docs").rglob("*.md"),
+        *Path().glob("*.md"),
+        *Path("tutorials").glob("*.ipynb"),
+    ]
     paths = [Path(name) for name in names] or [p for p in folders if "_build" not in p.parts and p != own]
     found = [fault for path in sorted(paths) for fault in faults(path)]
-    print("\n".join(found) or f"{len(paths)} files: no retired word")
+    sys.stdout.write("\n".join(found or [f"{len(paths)} files: no retired word"]) + "\n")
     return int(bool(found))
 
 

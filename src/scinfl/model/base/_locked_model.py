@@ -290,7 +290,7 @@ class LockedModel(RegisteredModel):
             "share": self._share,
             "history": {
                 "rounds": {} if history is None else history.reset_index().to_dict("list"),
-                "best_round": None if history is None else history.attrs.get("best_round"),
+                **{name: None if history is None else history.attrs.get(name) for name in ("best_round", "monitor")},
             },
             "facts": self._facts(),
         }
@@ -389,7 +389,7 @@ class LockedModel(RegisteredModel):
         rounds = document["history"]["rounds"]
         if rounds:
             model._history = pd.DataFrame(rounds).set_index("round")
-            model._history.attrs["best_round"] = document["history"]["best_round"]
+            model._history.attrs.update({name: document["history"].get(name) for name in ("best_round", "monitor")})
         return model
 
     def _load_weights(self, content: bytes) -> None:
