@@ -41,6 +41,7 @@ test-lowest:
 lint: $(BIN)/.scinfl-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python docs/check_words.py
 
 types: $(BIN)/.scinfl-lint
 	$(BIN)/mypy

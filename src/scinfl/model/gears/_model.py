@@ -217,8 +217,7 @@ class GEARS(PriorPredictor):
             Column of ``adata.var`` with the names of genes, where ``adata.var_names`` are ids.
         split_key
             Column of ``adata.obs`` with ``"train"``, ``"val"`` and ``"test"``
-            (:func:`scinfl.pp.split_perturbations`). Without it, and without a column of the default name, all
-            perturbations are trained on.
+            (:func:`scinfl.pp.split_perturbations`); without one of the default name all perturbations are trained on.
         covariate_keys
             Columns of ``adata.obs`` (cell type, dose) whose levels shift the response; controls are those of the same
             levels.
