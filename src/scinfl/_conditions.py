@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+
 CONTROL = "ctrl"
 SEPARATOR = "+"
 
@@ -35,3 +37,9 @@ def canonical(condition: str, control: str = CONTROL) -> str:
 def canonical_names(conditions: Iterable[str], control: str = CONTROL) -> Mapping[str, str]:
     """Canonical name of each condition that occurs."""
     return {condition: canonical(condition, control) for condition in dict.fromkeys(map(str, conditions))}
+
+
+def scoring_controls(is_control: np.ndarray, parts: np.ndarray | None) -> np.ndarray:
+    """Control cells that no prediction started from: the test half, or all where they were not halved."""
+    unseen = is_control & (parts == "test") if parts is not None else np.zeros_like(is_control)
+    return unseen if unseen.any() else is_control

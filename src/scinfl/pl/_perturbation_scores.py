@@ -18,17 +18,19 @@ _INTERACTION_SCORES = ("mag", "dcor", "dcor_singles", "dcor_first", "dcor_second
 
 
 def perturbation_metrics(
-    table: pd.DataFrame, metrics: Sequence[str] | str = "mse_de", *, ax: Axes | None = None
+    table: pd.DataFrame, metrics: Sequence[str] | str = "mse_de", *, by: str = "subgroup", ax: Axes | None = None
 ) -> Axes:
-    """Mean of one or more scores by subgroup and method as bars, with seeds as points.
+    """Mean of one or more scores by subgroup (or site) and method as bars, with seeds as points.
 
     Parameters
     ----------
     table
-        Tidy: the columns ``method``, ``seed``, ``subgroup``, ``metric`` and ``value``, as
+        Tidy: the columns ``method``, ``seed``, ``metric``, ``value`` and that of ``by``, as
         :func:`scinfl.metrics.perturbation_summary` gives them, or a row a perturbation, of which the mean is drawn.
     metrics
         Scores of the table. Several share one axis: choose those of one scale.
+    by
+        Column whose values are groups of bars, such as ``"site"``.
     ax
         Axes to draw on.
 
@@ -46,13 +48,13 @@ def perturbation_metrics(
     >>> float(ax.patches[0].get_height()), ax.get_ylabel()
     (0.25, 'mse de')
     """
-    require_columns(table, ["method", "seed", "subgroup", "metric", "value"])
+    require_columns(table, ["method", "seed", by, "metric", "value"])
     metrics = chosen_metrics(table, metrics)
     table = table[table["metric"].isin(metrics)]
-    groups = [(metric, subgroup) for metric in metrics for subgroup in in_order(table["subgroup"])]
+    groups = [(metric, subgroup) for metric in metrics for subgroup in in_order(table[by])]
     methods = in_order(table["method"])
     ax = axes(ax, min(7.0, max(3.5, 1.0 + len(groups) * (0.3 + 0.22 * len(methods)))), 3.0)
-    grouped_bars(ax, values_by(table, "method", "metric", "subgroup", seed="seed"), methods, groups)
+    grouped_bars(ax, values_by(table, "method", "metric", by, seed="seed"), methods, groups)
     _label_groups(ax, groups)
     ax.set_ylabel("score" if len(metrics) > 1 else _spaced(metrics[0]))
     legend_above(ax)

@@ -11,7 +11,7 @@ from anndata import AnnData
 
 from scinfl import _names, metrics
 from scinfl._checks import first_of, gene_names, one_of, values_of
-from scinfl._conditions import canonical
+from scinfl._conditions import canonical, scoring_controls
 
 if TYPE_CHECKING:
     from scinfl.model import GEARS
@@ -48,10 +48,7 @@ def response(
             f"Expected `genes` to be measured, found {first_of(np.array(drawn)[places < 0].tolist())}. Leave them out."
         )
         raise ValueError(msg)
-    at_control = conditions == control
-    if parts is not None and (unseen := at_control & (parts == "test")).any():
-        at_control = unseen  # no prediction started from these
-    start = np.asarray(matrix[np.flatnonzero(at_control)].mean(0)).ravel()
+    start = np.asarray(matrix[np.flatnonzero(scoring_controls(conditions == control, parts))].mean(0)).ravel()
     cells = matrix[np.flatnonzero(conditions == name)][:, places]
     cells = (cells.toarray() if hasattr(cells, "toarray") else np.asarray(cells)) - start[places]
     table = pd.DataFrame({"gene": np.tile(drawn, len(cells)), "change": cells.ravel()})
