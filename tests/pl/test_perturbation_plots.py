@@ -189,8 +189,8 @@ def test_a_constant_prediction_has_an_undefined_correlation():
 
 def test_bars_are_means_of_seeds_and_points_the_seeds(scores):
     ax = pl.perturbation_metrics(scores)
-    assert texts(ax.get_xticklabels()) == ["combo\nseen0", "unseen\nsingle"]
-    assert ax.get_ylabel() == "mse de"
+    assert texts(ax.get_xticklabels()) == ["combo seen0", "unseen single"]
+    assert ax.get_ylabel() == "MSE, top DE genes"
     assert legend(ax) == METHODS
     assert len(ax.patches) == 6
     own = scores.query("metric == 'mse_de' and method == 'additive' and subgroup == 'combo_seen0'")
@@ -206,7 +206,7 @@ def test_several_scores_stand_beside_each_other(scores):
     assert len(ax.patches) == 12
     assert ax.get_ylabel() == "score"
     lower = ax.child_axes[0].get_xticklabels()
-    assert [text.strip() for text in texts(lower)] == ["mse de", "opposite direction de"]
+    assert [text.strip() for text in texts(lower)] == ["MSE\ntop DE genes", "opposite direction\ntop DE genes"]
     with pytest.raises(ValueError, match="'pearson'"):
         pl.perturbation_metrics(scores, "pearson")
     with pytest.raises(ValueError, match="no seed"):

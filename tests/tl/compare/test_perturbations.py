@@ -224,7 +224,7 @@ def test_the_share_of_the_network_is_listed_by_method_and_seed(compared):
 def test_a_comparison_is_ready_for_summary_and_plots(compared):
     summary = si.metrics.perturbation_summary(compared)
     assert {"seed", "method", "metric", "subgroup", "value", "n"} <= set(summary)
-    assert pl.perturbation_metrics(summary, "mse_de").get_ylabel() == "mse de"
+    assert pl.perturbation_metrics(summary, "mse_de").get_ylabel() == "MSE, top DE genes"
     assert pl.hit_rate(compared).get_xlabel() == "hit rate"
 
 

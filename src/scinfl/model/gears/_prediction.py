@@ -200,20 +200,24 @@ class PerturbationPredictor(FederatedModel):
         sets = [genes_of(name, self._setup_args()["control"]) for name in perturbations]
         self._check_known(sets)
         codes = self._covariate_codes(covariates)
-        prior = self._priors.get(site or EVERYWHERE, self._priors.get(EVERYWHERE))
+        prior = self._prior_of(site)
         with self._as_site(site), torch.inference_mode():
             self.module.eval()
             change, spread = self._network_change(sets, codes)
-            known = None if prior is None else prior.predict(sets, leave_out=False, alike=self._alike)
-        if prior is None or known is None:
-            return change, spread
+            if prior is None:
+                return change, spread
+            known = prior.predict(sets, leave_out=False, alike=self._alike)
         part = [self._share_of_network(prior, genes) for genes in sets]
         change *= prior.moving  # of a gene that is zero in all cells the network knows nothing
         return known + np.array(part)[:, None] * change, spread
 
     def _expected_error(self, sets: Sequence[tuple[str, ...]], site: str | None) -> np.ndarray | None:
-        prior = self._priors.get(site or EVERYWHERE, self._priors.get(EVERYWHERE))
+        prior = self._prior_of(site)
         return None if prior is None else prior.error(sets)
+
+    def _prior_of(self, site: str | None) -> Prior | None:
+        """Prior of a site that has one of its own, else that of all; none in a locked model."""
+        return self._priors.get(site or EVERYWHERE, self._priors.get(EVERYWHERE))
 
     def _alike(self, genes: Sequence[str]) -> np.ndarray:
         """Similarity of genes: the cosine of their neighbours in the graph of perturbed genes."""
