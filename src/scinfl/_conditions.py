@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -47,6 +48,13 @@ def named_as_gears(genes: Sequence[str]) -> str:
 def canonical_names(conditions: Iterable[str], control: str = CONTROL) -> Mapping[str, str]:
     """Canonical name of each condition that occurs."""
     return {condition: canonical(condition, control) for condition in dict.fromkeys(map(str, conditions))}
+
+
+def respelled(name: str, genes: Iterable[str]) -> str | None:
+    """How a condition of these genes is spelled, where case or the sign between genes is all that is wrong."""
+    spelled = {gene.upper(): gene for gene in genes}
+    parts = [spelled.get(part.upper(), "") for part in re.split(r"[+_,;:/&\s]+", name)]
+    return name_of(parts) if all(parts) else None
 
 
 def scoring_controls(is_control: np.ndarray, parts: np.ndarray | None) -> np.ndarray:

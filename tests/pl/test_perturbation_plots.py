@@ -137,6 +137,10 @@ def test_a_perturbation_that_was_not_measured_or_named_is_refused(screen):
         pl.perturbation(screen)
     with pytest.raises(ValueError, match="perturbation"):
         pl.perturbation(screen, None, "KLF1")
+    pair = next(name for name in screen.obs["infl_perturbation"].cat.categories if "+" in name)
+    with pytest.raises(ValueError, match=rf"Write it as '{pair.replace('+', '.')}'"):
+        pl.perturbation(screen, None, pair.replace("+", "_").lower())
+    assert pl.perturbation(screen, None, pair.split("+")).get_legend().get_title().get_text() == pair
     name = screen.obs["infl_perturbation"].cat.categories[1]
     with pytest.raises(ValueError, match="genes"):
         pl.perturbation(screen, None, name, genes=["KLF1"])

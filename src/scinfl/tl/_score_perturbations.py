@@ -76,13 +76,7 @@ def score_perturbations(
     one_of("part", part, ["test", "val"])
     if isinstance(models, GEARS):
         models = {"GEARS": models}
-    known = adata.uns.get(_names.UNS, {}).get("perturbations")
-    if known is None or _names.SPLIT not in adata.obs:
-        msg = (
-            "Expected cells with perturbations and a split, found none in adata.uns['infl'] and adata.obs. Run "
-            "`scinfl.pp.perturbations(adata)` and `scinfl.pp.split_perturbations(adata)` first."
-        )
-        raise KeyError(msg)
+    known = prepared(adata)
     names = obs_column(adata, _names.PERTURBATION, "perturbation_key").astype(str).to_numpy()
     parts = adata.obs[_names.SPLIT].astype(object).to_numpy()
     is_control = names == str(known["control"])
@@ -124,6 +118,18 @@ def score_perturbations(
     for metric in chosen:
         one_of("metrics", metric, sorted(table["metric"].unique()))
     return table[table["metric"].isin(chosen)].reset_index(drop=True)
+
+
+def prepared(adata: AnnData) -> Mapping[str, Any]:
+    """What is known of the perturbations of cells; refuse cells without names or without a split."""
+    known = adata.uns.get(_names.UNS, {}).get("perturbations")
+    if known is None or _names.SPLIT not in adata.obs:
+        msg = (
+            "Expected cells with perturbations and a split, found none in adata.uns['infl'] and adata.obs. Run "
+            "`scinfl.pp.perturbations(adata)` and `scinfl.pp.split_perturbations(adata)` first."
+        )
+        raise KeyError(msg)
+    return known
 
 
 def held_out(adata: AnnData, part: str = "test") -> list[str]:

@@ -181,6 +181,24 @@ def test_a_split_that_holds_nothing_out_is_refused(screen):
         tl.score_perturbations(adata, {})
 
 
+def test_a_comparison_of_cells_that_were_not_prepared_is_refused(screen):
+    adata = screen.copy()
+    del adata.uns["infl"]
+    with pytest.raises(KeyError, match=r"scinfl\.pp\.perturbations"):
+        tl.compare_perturbations(adata, methods=["centralised"], progress=False)
+    with pytest.raises(KeyError, match=r"scinfl\.pp\.perturbations"):
+        tl.compare_perturbations(adata, methods=["FedAvg"], site_key="site", by_site=True, progress=False)
+
+
+def test_the_name_of_the_control_is_remembered(screen):
+    adata = screen.copy()
+    adata.obs["condition"] = adata.obs["infl_perturbation"].astype(str).replace("ctrl", "NT")
+    si.pp.perturbations(adata, control="NT", known_genes=list(adata.uns["gene_terms"]))
+    options = {"n_seeds": 1, "init": SMALL, "train": QUICK, "progress": False}
+    table = tl.compare_perturbations(adata, adata.uns["gene_terms"], methods=["centralised"], **options)
+    assert np.isfinite(value(table, "centralised", "mse_de"))
+
+
 def test_an_unknown_part_is_refused(screen):
     with pytest.raises(ValueError, match="part"):
         tl.score_perturbations(screen, {}, part="train")

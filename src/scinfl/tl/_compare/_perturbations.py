@@ -15,7 +15,7 @@ from scinfl import _names, metrics, pp
 from scinfl._checks import obs_column, values_of, whole_number
 from scinfl.model import GEARS
 from scinfl.privacy import Key
-from scinfl.tl._score_perturbations import held_out, score_perturbations
+from scinfl.tl._score_perturbations import held_out, prepared, score_perturbations
 
 PERTURBATION_METHODS = ("local-only", "centralised", "FedAvg", "keyed", "wrong key", "modules removed")
 """Methods that :func:`compare_perturbations` knows; simple baselines are always there."""
@@ -32,7 +32,7 @@ def compare_perturbations(
     n_keys: int = 3,
     layer: str | None = None,
     condition_key: str = _names.PERTURBATION,
-    control: str = "ctrl",
+    control: str | None = None,
     init: dict[str, Any] | None = None,
     train: dict[str, Any] | None = None,
     rng: int = 0,
@@ -63,7 +63,8 @@ def compare_perturbations(
     n_keys
         Wrong keys to try; their mean is reported.
     layer, condition_key, control
-        See :meth:`scinfl.model.GEARS.setup_anndata`.
+        See :meth:`scinfl.model.GEARS.setup_anndata`; the control is by default the one that
+        :func:`scinfl.pp.perturbations` was called with.
     init, train
         Arguments of :class:`~scinfl.model.GEARS` and its ``train``, for all methods.
     rng
@@ -80,6 +81,8 @@ def compare_perturbations(
 
     Raises
     ------
+    KeyError
+        If the cells were not prepared.
     ValueError
         If a method is unknown or needs sites that are not named, or no site has held-out perturbations.
     """
@@ -99,7 +102,7 @@ def compare_perturbations(
     whole_number("n_keys", n_keys, 1)
     if site_key is not None:
         obs_column(adata, site_key, "site_key")
-    setup = {"condition_key": condition_key, "control": control, "layer": layer}
+    setup = {"condition_key": condition_key, "control": control or str(prepared(adata)["control"]), "layer": layer}
     data = _Data(adata, setup, site_key, by_site=by_site)
     tables = [data.baselines().assign(seed=rng)]
     shrinkage: dict[tuple[str, int], Any] = {}
