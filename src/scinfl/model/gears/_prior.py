@@ -72,8 +72,9 @@ class Prior:
         """Similarity of genes that no training condition has to those of the training conditions."""
         known = list(self._fitted[0].vocabulary) if self._fitted else []
         others = sorted(genes.difference(known))
-        rows = alike([*known, *others])[len(known) :, : len(known)] if known and others else []
-        return dict(zip(others, rows, strict=False))
+        if not known or not others:
+            return {}
+        return dict(zip(others, alike([*known, *others])[len(known) :, : len(known)], strict=True))
 
     @property
     def moving(self) -> np.ndarray:
