@@ -132,6 +132,21 @@ def test_cells_of_a_perturbation_are_drawn_in_one_line_with_simple_rules_beside_
     np.testing.assert_allclose(drawn, additive, atol=1e-5)
 
 
+def test_changes_are_drawn_by_the_ids_or_the_names_of_genes_in_any_order(screen):
+    adata = screen.copy()
+    names = adata.var["gene_name"] = adata.var_names.to_numpy()
+    adata.var_names = [f"ENSG{number:011d}" for number in range(adata.n_vars)]
+    pp.perturbations(adata, gene_key="gene_name")
+    pair = next(name for name in adata.obs["infl_perturbation"].cat.categories if "+" in name)
+    change = pd.DataFrame([np.arange(adata.n_vars, dtype=float)], [pair], names)
+    tables = {"names": change.iloc[:, ::-1], "ids": change.set_axis(adata.var_names, axis=1).iloc[:, ::-1]}
+    ax = pl.perturbation(adata, tables, pair)
+    expected = [list(names).index(gene) for gene in texts(ax.get_xticklabels())]
+    for method in tables:
+        drawn = next(line for line in ax.lines if line.get_label() == method).get_ydata()
+        np.testing.assert_allclose(drawn, expected)
+
+
 def test_a_perturbation_that_was_not_measured_or_named_is_refused(screen):
     with pytest.raises(ValueError, match="Expected the `perturbation` to draw"):
         pl.perturbation(screen)

@@ -62,7 +62,8 @@ def response(
         trained = trained.drop(index=name, errors="ignore")
         rules = metrics.perturbation_baselines(trained, [name], control=control)
         changes = {rule: rules[rule].loc[name] for rule in ("train mean", "additive") if rule in rules} | changes
-    return table, {method: change.set_axis(columns) for method, change in changes.items()}, name
+    named = dict(zip(adata.var_names, columns, strict=True))
+    return table, {method: change.rename(named) for method, change in changes.items()}, name
 
 
 def _predicted(models: Mapping[str, Any] | GEARS | None, name: str) -> dict[str, pd.Series]:

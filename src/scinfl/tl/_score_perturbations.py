@@ -11,7 +11,7 @@ from anndata import AnnData
 
 from scinfl import _names
 from scinfl import metrics as scores
-from scinfl._checks import obs_column, one_of, values_of
+from scinfl._checks import gene_names, obs_column, one_of, values_of
 from scinfl._conditions import scoring_controls
 from scinfl.model import GEARS
 
@@ -37,7 +37,8 @@ def score_perturbations(
     adata
         Cells that went through :func:`scinfl.pp.perturbations` and :func:`scinfl.pp.split_perturbations`.
     models
-        Trained models by name, or predicted changes (perturbations × genes) of any other method.
+        Trained models by name, or predicted changes (perturbations × genes, by ``adata.var_names`` or by name) of any
+        other method.
     part
         ``"test"`` or ``"val"``.
     layer
@@ -76,14 +77,11 @@ def score_perturbations(
     one_of("part", part, ["test", "val"])
     if isinstance(models, GEARS):
         models = {"GEARS": models}
-    known = prepared(adata)
-    names = obs_column(adata, _names.PERTURBATION, "perturbation_key").astype(str).to_numpy()
+    known = prepared(adata, part)
+    names = adata.obs[_names.PERTURBATION].astype(str).to_numpy()
     parts = adata.obs[_names.SPLIT].astype(object).to_numpy()
     is_control = names == str(known["control"])
     wanted = held_out(adata, part)
-    if not wanted:
-        msg = f"Expected perturbations in part '{part}' of adata.obs['{_names.SPLIT}'], found none. Split again."
-        raise ValueError(msg)
     matrix = values_of(adata, layer)
     start = matrix[np.flatnonzero(is_control & (parts == "train"))]
     control = np.asarray(start.mean(0), np.float64).ravel()
@@ -91,8 +89,13 @@ def score_perturbations(
         name: model if isinstance(model, pd.DataFrame) else model.predict_change(wanted, covariates=covariates)
         for name, model in models.items()
     }
+    # whoever ranked the genes of a perturbation went by their names
+    genes = gene_names(adata, known.get("gene_key"))
+    changes = {
+        name: change.rename(columns=dict(zip(adata.var_names, genes, strict=True))) for name, change in changes.items()
+    }
     rows = np.flatnonzero(parts == "train")
-    trained = scores.mean_changes(matrix[rows], names[rows], adata.var_names, control=str(known["control"]))
+    trained = scores.mean_changes(matrix[rows], names[rows], genes, control=str(known["control"]))
     if baselines:
         changes = {**scores.perturbation_baselines(trained, wanted, similarity=similarity), **changes}
     scored = ((parts == part) & ~is_control) | scoring_controls(is_control, parts)
@@ -120,8 +123,8 @@ def score_perturbations(
     return table[table["metric"].isin(chosen)].reset_index(drop=True)
 
 
-def prepared(adata: AnnData) -> Mapping[str, Any]:
-    """What is known of the perturbations of cells; refuse cells without names or without a split."""
+def prepared(adata: AnnData, part: str) -> Mapping[str, Any]:
+    """What is known of the perturbations of cells; refuse cells without names, or of which none are held out."""
     known = adata.uns.get(_names.UNS, {}).get("perturbations")
     if known is None or _names.SPLIT not in adata.obs:
         msg = (
@@ -129,6 +132,10 @@ def prepared(adata: AnnData) -> Mapping[str, Any]:
             "`scinfl.pp.perturbations(adata)` and `scinfl.pp.split_perturbations(adata)` first."
         )
         raise KeyError(msg)
+    obs_column(adata, _names.PERTURBATION, "perturbation_key")
+    if not held_out(adata, part):
+        msg = f"Expected perturbations in part '{part}' of adata.obs['{_names.SPLIT}'], found none. Split again."
+        raise ValueError(msg)
     return known
 
 

@@ -190,6 +190,25 @@ def test_a_comparison_of_cells_that_were_not_prepared_is_refused(screen):
         tl.compare_perturbations(adata, methods=["FedAvg"], site_key="site", by_site=True, progress=False)
 
 
+def test_ids_of_genes_in_place_of_names_change_no_score(lines):
+    adata = lines.copy()
+    adata.var["gene_name"] = adata.var_names.to_numpy()
+    adata.var_names = [f"ENSG{number:011d}" for number in range(adata.n_vars)]
+    si.pp.perturbations(adata, gene_key="gene_name", known_genes=list(adata.uns["gene_terms"]))
+    names = held_out(adata)
+    change = pd.DataFrame(np.random.default_rng(0).normal(size=(len(names), adata.n_vars)), names, lines.var_names)
+    expected = tl.score_perturbations(lines, {"mine": change})
+    for columns in (adata.var_names, lines.var_names):
+        found = tl.score_perturbations(adata, {"mine": change.set_axis(columns, axis=1)})
+        pd.testing.assert_frame_equal(found, expected)
+    options = {"site_key": "line", "by_site": True, "methods": ["local-only"], "n_seeds": 1, "init": SMALL}
+    tables = [
+        tl.compare_perturbations(data, data.uns["gene_terms"], train=QUICK, progress=False, **options)
+        for data in (lines, adata)
+    ]
+    pd.testing.assert_frame_equal(*tables, rtol=1e-4)
+
+
 def test_the_name_of_the_control_is_remembered(screen):
     adata = screen.copy()
     adata.obs["condition"] = adata.obs["infl_perturbation"].astype(str).replace("ctrl", "NT")

@@ -12,7 +12,7 @@ from anndata import AnnData
 from tqdm import tqdm
 
 from scinfl import _names, metrics, pp
-from scinfl._checks import obs_column, values_of, whole_number
+from scinfl._checks import gene_names, obs_column, values_of, whole_number
 from scinfl.model import GEARS
 from scinfl.privacy import Key
 from scinfl.tl._score_perturbations import held_out, prepared, score_perturbations
@@ -84,7 +84,7 @@ def compare_perturbations(
     KeyError
         If the cells were not prepared.
     ValueError
-        If a method is unknown or needs sites that are not named, or no site has held-out perturbations.
+        If a method is unknown or needs sites that are not named, no perturbation is held out, or a site lacks controls.
     """
     unknown = [name for name in methods if name not in PERTURBATION_METHODS]
     if unknown:
@@ -102,7 +102,9 @@ def compare_perturbations(
     whole_number("n_keys", n_keys, 1)
     if site_key is not None:
         obs_column(adata, site_key, "site_key")
-    setup = {"condition_key": condition_key, "control": control or str(prepared(adata)["control"]), "layer": layer}
+    known = prepared(adata, "test")
+    setup = {"condition_key": condition_key, "control": control or str(known["control"]), "layer": layer}
+    setup["gene_key"] = known.get("gene_key")
     data = _Data(adata, setup, site_key, by_site=by_site)
     tables = [data.baselines().assign(seed=rng)]
     shrinkage: dict[tuple[str, int], Any] = {}
@@ -187,13 +189,16 @@ class _Data:
 
     def _changes_within_sites(self) -> pd.DataFrame:
         """Mean change of each training perturbation against controls of its site, over sites by numbers of cells."""
-        changes, counts = [], []
+        changes, counts, genes = [], [], gene_names(self.adata, self.setup["gene_key"])
         for site in self.sites():
             rows = (self.adata.obs[self.site_key].astype(str) == site).to_numpy()
             own = self.adata[rows & (self.adata.obs[_names.SPLIT] == "train").to_numpy()]
             names = own.obs[self.setup["condition_key"]].astype(str)
+            if self.setup["control"] not in set(names):
+                msg = f"Expected control cells to train on at site '{site}', found none. Add some, or leave it out."
+                raise ValueError(msg)
             matrix = values_of(own, self.setup["layer"])
-            changes.append(metrics.mean_changes(matrix, names, self.adata.var_names, control=self.setup["control"]))
+            changes.append(metrics.mean_changes(matrix, names, genes, control=self.setup["control"]))
             counts.append(names.value_counts().reindex(changes[-1].index))
         total = pd.concat(counts).groupby(level=0).sum()
         weighted = [change.mul(count, axis=0) for change, count in zip(changes, counts, strict=True)]
