@@ -26,7 +26,7 @@ from scipy import stats
 import scinfl as si
 
 SHARED = Path(os.environ.get("SCINFL_SHARED", Path(__file__).parents[2] / "shared")) / "data"
-METRICS = ["mse_de", "pearson_delta", "pearson_delta_perturbed", "discrimination_l2", "de_direction", "energy_distance"]
+METRICS = ["mse_de", "pearson_delta", "pearson_delta_perturbed", "discrimination_l2", "energy_distance"]
 LINE = "cell_type"
 
 

@@ -89,7 +89,7 @@ def score_perturbations(
         name: model if isinstance(model, pd.DataFrame) else model.predict_change(wanted, covariates=covariates)
         for name, model in models.items()
     }
-    # whoever ranked the genes of a perturbation went by their names
+    # genes are ranked, and perturbed, by name
     genes = gene_names(adata, known.get("gene_key"))
     changes = {
         name: change.rename(columns=dict(zip(adata.var_names, genes, strict=True))) for name, change in changes.items()

@@ -43,7 +43,7 @@ class Prior:
     def predict(
         self, conditions: Sequence[Sequence[str]], *, leave_out: bool, alike: Likeness | None = None
     ) -> np.ndarray:
-        """Change of conditions (conditions × genes); which genes are alike must be the same in every call."""
+        """Change of conditions (conditions × genes); the similarity of genes must be the same in every call."""
         sets, alike = [tuple(genes) for genes in conditions], alike or _none_alike
         if self.weights and not self._fitted:  # what takes long: inverses of conditions × conditions
             self._fitted.append(self._rules(alike))
