@@ -22,7 +22,7 @@ ALLOWED = {
     "pp": {"federation", "privacy", "metrics"},
     "model": {"module", "nn", "federation", "privacy", "metrics", "pp"},  # prepares as users do, validates as reported
     "_audit": {"model", "module", "metrics", "federation", "privacy", "privacy.attacks", "nn"},
-    "tl": {"_audit", "model", "module", "metrics", "federation", "privacy", "privacy.attacks", "nn"},
+    "tl": {"_audit", "model", "module", "metrics", "pp", "federation", "privacy", "privacy.attacks", "nn"},
     "pl": {"model", "metrics"},  # model for types only, checked below
     "flower": {"model", "federation", "privacy", "pp"},  # brings sites to the same features
     "cli": {"datasets", "pp", "model", "tl", "pl", "privacy", "privacy.attacks", "metrics", "nn", "flower"},

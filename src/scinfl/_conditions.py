@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
 
 CONTROL = "ctrl"
 SEPARATOR = "+"
@@ -45,3 +48,16 @@ def named_as_gears(genes: Sequence[str]) -> str:
 def canonical_names(conditions: Iterable[str], control: str = CONTROL) -> Mapping[str, str]:
     """Canonical name of each condition that occurs."""
     return {condition: canonical(condition, control) for condition in dict.fromkeys(map(str, conditions))}
+
+
+def respelled(name: str, genes: Iterable[str]) -> str | None:
+    """How a condition of these genes is spelled, where case or the sign between genes is all that is wrong."""
+    spelled = {gene.upper(): gene for gene in genes}
+    parts = [spelled.get(part.upper(), "") for part in re.split(r"[+_,;:/&\s]+", name)]
+    return name_of(parts) if all(parts) else None
+
+
+def scoring_controls(is_control: np.ndarray, parts: np.ndarray | None) -> np.ndarray:
+    """Control cells that no prediction started from: the test half, or all where they were not halved."""
+    unseen = is_control & (parts == "test") if parts is not None else np.zeros_like(is_control)
+    return unseen if unseen.any() else is_control

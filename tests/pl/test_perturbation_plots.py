@@ -132,11 +132,30 @@ def test_cells_of_a_perturbation_are_drawn_in_one_line_with_simple_rules_beside_
     np.testing.assert_allclose(drawn, additive, atol=1e-5)
 
 
+def test_changes_are_drawn_by_the_ids_or_the_names_of_genes_in_any_order(screen):
+    adata = screen.copy()
+    names = adata.var["gene_name"] = adata.var_names.to_numpy()
+    adata.var_names = [f"ENSG{number:011d}" for number in range(adata.n_vars)]
+    pp.perturbations(adata, gene_key="gene_name")
+    pair = next(name for name in adata.obs["infl_perturbation"].cat.categories if "+" in name)
+    change = pd.DataFrame([np.arange(adata.n_vars, dtype=float)], [pair], names)
+    tables = {"names": change.iloc[:, ::-1], "ids": change.set_axis(adata.var_names, axis=1).iloc[:, ::-1]}
+    ax = pl.perturbation(adata, tables, pair)
+    expected = [list(names).index(gene) for gene in texts(ax.get_xticklabels())]
+    for method in tables:
+        drawn = next(line for line in ax.lines if line.get_label() == method).get_ydata()
+        np.testing.assert_allclose(drawn, expected)
+
+
 def test_a_perturbation_that_was_not_measured_or_named_is_refused(screen):
     with pytest.raises(ValueError, match="Expected the `perturbation` to draw"):
         pl.perturbation(screen)
     with pytest.raises(ValueError, match="perturbation"):
         pl.perturbation(screen, None, "KLF1")
+    pair = next(name for name in screen.obs["infl_perturbation"].cat.categories if "+" in name)
+    with pytest.raises(ValueError, match=rf"Write it as '{pair.replace('+', '.')}'"):
+        pl.perturbation(screen, None, pair.replace("+", "_").lower())
+    assert pl.perturbation(screen, None, pair.split("+")).get_legend().get_title().get_text() == pair
     name = screen.obs["infl_perturbation"].cat.categories[1]
     with pytest.raises(ValueError, match="genes"):
         pl.perturbation(screen, None, name, genes=["KLF1"])
@@ -189,8 +208,8 @@ def test_a_constant_prediction_has_an_undefined_correlation():
 
 def test_bars_are_means_of_seeds_and_points_the_seeds(scores):
     ax = pl.perturbation_metrics(scores)
-    assert texts(ax.get_xticklabels()) == ["combo\nseen0", "unseen\nsingle"]
-    assert ax.get_ylabel() == "mse de"
+    assert texts(ax.get_xticklabels()) == ["combo seen0", "unseen single"]
+    assert ax.get_ylabel() == "MSE, top DE genes"
     assert legend(ax) == METHODS
     assert len(ax.patches) == 6
     own = scores.query("metric == 'mse_de' and method == 'additive' and subgroup == 'combo_seen0'")
@@ -206,7 +225,7 @@ def test_several_scores_stand_beside_each_other(scores):
     assert len(ax.patches) == 12
     assert ax.get_ylabel() == "score"
     lower = ax.child_axes[0].get_xticklabels()
-    assert [text.strip() for text in texts(lower)] == ["mse de", "opposite direction de"]
+    assert [text.strip() for text in texts(lower)] == ["MSE\ntop DE genes", "opposite direction\ntop DE genes"]
     with pytest.raises(ValueError, match="'pearson'"):
         pl.perturbation_metrics(scores, "pearson")
     with pytest.raises(ValueError, match="no seed"):

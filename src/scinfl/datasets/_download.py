@@ -209,6 +209,6 @@ def _unreachable(url: str, path: Path, reason: str) -> ConnectionError:
     msg = (
         f"Expected '{url}' to send '{path.name}', found {reason}. Try again later, or fetch the file in another way (a "
         f"browser, another machine), put it at '{path}' and call again. The environment variable SCINFL_DATA names "
-        "another folder for data; SCINFL_DATAVERSE, SCINFL_FIGSHARE, SCINFL_GDC and SCINFL_ZENODO other servers."
+        f"another folder for data; {', '.join(f'SCINFL_{name.upper()}' for name in _SERVERS)} other servers."
     )
     return ConnectionError(msg)

@@ -21,7 +21,7 @@ from scinfl.pl._response import response
 def perturbation(
     adata: AnnData | pd.DataFrame,
     predictions: Mapping[str, Any] | Any | None = None,
-    perturbation: str | None = None,
+    perturbation: str | Sequence[str] | None = None,
     *,
     genes: Sequence[str] | None = None,
     n_genes: int = 20,
@@ -45,7 +45,7 @@ def perturbation(
         name. Where the cells were split, the train mean and the additive rule are drawn beside them. With a table:
         predicted mean change by gene, by method.
     perturbation
-        What to draw, for example ``"A+B"``; for cells only.
+        What to draw, for example ``"A+B"`` or ``["A", "B"]``; for cells only.
     genes
         Genes to draw, in this order; by default the ``n_genes`` that respond most (of those that are no dropouts), or
         those of the table.

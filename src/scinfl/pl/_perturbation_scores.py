@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -14,21 +15,32 @@ from scinfl.pl._methods import chosen_metrics, grouped_bars, in_order, legend_ab
 from scinfl.pl._palette import DEVIATIONS, method_styles
 
 _REACH = 2.0
+_TITLES = {
+    "mse": "MSE, all genes",
+    "mse_de": "MSE, top DE genes",
+    "pearson": "Pearson, all genes",
+    "pearson_de": "Pearson, top DE genes",
+    "pearson_delta": "Pearson of the change",
+    "pearson_delta_de": "Pearson of the change, top DE genes",
+    "opposite_direction_de": "opposite direction, top DE genes",
+}
 _INTERACTION_SCORES = ("mag", "dcor", "dcor_singles", "dcor_first", "dcor_second", "corr_fit", "dominance", "eq_contr")
 
 
 def perturbation_metrics(
-    table: pd.DataFrame, metrics: Sequence[str] | str = "mse_de", *, ax: Axes | None = None
+    table: pd.DataFrame, metrics: Sequence[str] | str = "mse_de", *, by: str = "subgroup", ax: Axes | None = None
 ) -> Axes:
-    """Mean of one or more scores by subgroup and method as bars, with seeds as points.
+    """Mean of one or more scores by subgroup (or site) and method as bars, with seeds as points.
 
     Parameters
     ----------
     table
-        Tidy: the columns ``method``, ``seed``, ``subgroup``, ``metric`` and ``value``, as
+        Tidy: the columns ``method``, ``seed``, ``metric``, ``value`` and that of ``by``, as
         :func:`scinfl.metrics.perturbation_summary` gives them, or a row a perturbation, of which the mean is drawn.
     metrics
         Scores of the table. Several share one axis: choose those of one scale.
+    by
+        Column whose values are groups of bars, such as ``"site"``.
     ax
         Axes to draw on.
 
@@ -44,17 +56,17 @@ def perturbation_metrics(
     >>> table = pd.DataFrame(rows, columns=["method", "seed", "subgroup", "metric", "value"])
     >>> ax = si.pl.perturbation_metrics(table)
     >>> float(ax.patches[0].get_height()), ax.get_ylabel()
-    (0.25, 'mse de')
+    (0.25, 'MSE, top DE genes')
     """
-    require_columns(table, ["method", "seed", "subgroup", "metric", "value"])
+    require_columns(table, ["method", "seed", by, "metric", "value"])
     metrics = chosen_metrics(table, metrics)
     table = table[table["metric"].isin(metrics)]
-    groups = [(metric, subgroup) for metric in metrics for subgroup in in_order(table["subgroup"])]
+    groups = [(metric, subgroup) for metric in metrics for subgroup in in_order(table[by])]
     methods = in_order(table["method"])
     ax = axes(ax, min(7.0, max(3.5, 1.0 + len(groups) * (0.3 + 0.22 * len(methods)))), 3.0)
-    grouped_bars(ax, values_by(table, "method", "metric", "subgroup", seed="seed"), methods, groups)
+    grouped_bars(ax, values_by(table, "method", "metric", by, seed="seed"), methods, groups)
     _label_groups(ax, groups)
-    ax.set_ylabel("score" if len(metrics) > 1 else _spaced(metrics[0]))
+    ax.set_ylabel("score" if len(metrics) > 1 else _titled(metrics[0]))
     legend_above(ax)
     return ax
 
@@ -156,7 +168,8 @@ def interactions(table: pd.DataFrame, *, scores: Sequence[str] | None = None, ax
 
 def _label_groups(ax: Axes, groups: list[tuple[str, str]]) -> None:
     """Subgroups at the ticks; below them the scores, if there are several."""
-    labels = [_spaced(subgroup).replace(" ", "\n") for _, subgroup in groups]
+    room = ax.get_position().width * ax.figure.bbox.width / ax.figure.dpi / len(groups)
+    labels = [fill(_spaced(subgroup), max(1, int(room / 0.07)), break_long_words=False) for _, subgroup in groups]
     ax.set_xticks(range(len(groups)), labels, fontsize="small")
     metrics = [metric for metric, _ in groups]
     if len(set(metrics)) == 1:
@@ -166,7 +179,7 @@ def _label_groups(ax: Axes, groups: list[tuple[str, str]]) -> None:
         metric: np.mean([number for number, other in enumerate(metrics) if other == metric]) for metric in metrics
     }
     lower = ax.secondary_xaxis("bottom")
-    lower.set_xticks(list(middles.values()), [below + _spaced(metric) for metric in middles])
+    lower.set_xticks(list(middles.values()), [below + _titled(metric).replace(", ", "\n") for metric in middles])
     lower.tick_params(length=0)
     for number in range(1, len(groups)):
         if metrics[number] != metrics[number - 1]:
@@ -184,6 +197,10 @@ def _standardised(values: np.ndarray) -> np.ndarray:
 
 def _written(value: float) -> str:
     return f"{value:.2f}" if np.isfinite(value) else "–" if np.isnan(value) else "∞"
+
+
+def _titled(metric: str) -> str:
+    return _TITLES.get(metric, _spaced(metric))
 
 
 def _spaced(name: str) -> str:

@@ -10,8 +10,8 @@ import pandas as pd
 from anndata import AnnData
 
 from scinfl import _names, metrics
-from scinfl._checks import first_of, gene_names, one_of, values_of
-from scinfl._conditions import canonical
+from scinfl._checks import first_of, gene_names, values_of
+from scinfl._conditions import SEPARATOR, canonical, genes_of, respelled, scoring_controls
 
 if TYPE_CHECKING:
     from scinfl.model import GEARS
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def response(
     adata: AnnData,
     models: Mapping[str, Any] | GEARS | None,
-    perturbation: str,
+    perturbation: str | Sequence[str],
     genes: Sequence[str] | None,
     n_genes: int,
     layer: str | None,
@@ -34,8 +34,12 @@ def response(
         )
         raise KeyError(msg)
     control, measured = str(known["control"]), [str(name) for name in known["conditions"]]
-    name = canonical(perturbation, control)
-    one_of("perturbation", name, measured)
+    name = canonical(perturbation if isinstance(perturbation, str) else SEPARATOR.join(perturbation), control)
+    if name not in measured:
+        meant = respelled(name, {gene for own in measured for gene in genes_of(own, control)})
+        cure = f"Write it as {meant!r}" if meant and canonical(meant) in measured else "Draw one of these"
+        msg = f"Expected `perturbation` to be one of {len(measured)}: {first_of(measured)}, found {name!r}. {cure}."
+        raise ValueError(msg)
     conditions = adata.obs[_names.PERTURBATION].astype(str).to_numpy()
     parts = adata.obs[_names.SPLIT].astype(object).to_numpy() if _names.SPLIT in adata.obs else None
     columns, matrix = gene_names(adata, known.get("gene_key")), values_of(adata, layer)
@@ -48,10 +52,7 @@ def response(
             f"Expected `genes` to be measured, found {first_of(np.array(drawn)[places < 0].tolist())}. Leave them out."
         )
         raise ValueError(msg)
-    at_control = conditions == control
-    if parts is not None and (unseen := at_control & (parts == "test")).any():
-        at_control = unseen  # no prediction started from these
-    start = np.asarray(matrix[np.flatnonzero(at_control)].mean(0)).ravel()
+    start = np.asarray(matrix[np.flatnonzero(scoring_controls(conditions == control, parts))].mean(0)).ravel()
     cells = matrix[np.flatnonzero(conditions == name)][:, places]
     cells = (cells.toarray() if hasattr(cells, "toarray") else np.asarray(cells)) - start[places]
     table = pd.DataFrame({"gene": np.tile(drawn, len(cells)), "change": cells.ravel()})
@@ -61,7 +62,8 @@ def response(
         trained = trained.drop(index=name, errors="ignore")
         rules = metrics.perturbation_baselines(trained, [name], control=control)
         changes = {rule: rules[rule].loc[name] for rule in ("train mean", "additive") if rule in rules} | changes
-    return table, {method: change.set_axis(columns) for method, change in changes.items()}, name
+    named = dict(zip(adata.var_names, columns, strict=True))
+    return table, {method: change.rename(named) for method, change in changes.items()}, name
 
 
 def _predicted(models: Mapping[str, Any] | GEARS | None, name: str) -> dict[str, pd.Series]:

@@ -11,7 +11,8 @@ from anndata import AnnData
 
 from scinfl import _names
 from scinfl import metrics as scores
-from scinfl._checks import obs_column, one_of, values_of
+from scinfl._checks import gene_names, obs_column, one_of, values_of
+from scinfl._conditions import scoring_controls
 from scinfl.model import GEARS
 
 
@@ -36,7 +37,8 @@ def score_perturbations(
     adata
         Cells that went through :func:`scinfl.pp.perturbations` and :func:`scinfl.pp.split_perturbations`.
     models
-        Trained models by name, or predicted changes (perturbations × genes) of any other method.
+        Trained models by name, or predicted changes (perturbations × genes, by ``adata.var_names`` or by name) of any
+        other method.
     part
         ``"test"`` or ``"val"``.
     layer
@@ -75,43 +77,41 @@ def score_perturbations(
     one_of("part", part, ["test", "val"])
     if isinstance(models, GEARS):
         models = {"GEARS": models}
-    known = adata.uns.get(_names.UNS, {}).get("perturbations")
-    if known is None or _names.SPLIT not in adata.obs:
-        msg = (
-            "Expected cells with perturbations and a split, found none in adata.uns['infl'] and adata.obs. Run "
-            "`scinfl.pp.perturbations(adata)` and `scinfl.pp.split_perturbations(adata)` first."
-        )
-        raise KeyError(msg)
-    names = obs_column(adata, _names.PERTURBATION, "perturbation_key").astype(str).to_numpy()
+    known = prepared(adata, part)
+    names = adata.obs[_names.PERTURBATION].astype(str).to_numpy()
     parts = adata.obs[_names.SPLIT].astype(object).to_numpy()
     is_control = names == str(known["control"])
-    held_out = sorted(set(names[(parts == part) & ~is_control]))
-    if not held_out:
-        msg = f"Expected perturbations in part '{part}' of adata.obs['{_names.SPLIT}'], found none. Split again."
-        raise ValueError(msg)
+    wanted = held_out(adata, part)
     matrix = values_of(adata, layer)
-    control = _mean(matrix, is_control & (parts == "train"))
+    start = matrix[np.flatnonzero(is_control & (parts == "train"))]
+    control = np.asarray(start.mean(0), np.float64).ravel()
     changes = {
-        name: model if isinstance(model, pd.DataFrame) else model.predict_change(held_out, covariates=covariates)
+        name: model if isinstance(model, pd.DataFrame) else model.predict_change(wanted, covariates=covariates)
         for name, model in models.items()
     }
+    # genes are ranked, and perturbed, by name
+    genes = gene_names(adata, known.get("gene_key"))
+    changes = {
+        name: change.rename(columns=dict(zip(adata.var_names, genes, strict=True))) for name, change in changes.items()
+    }
     rows = np.flatnonzero(parts == "train")
-    trained = scores.mean_changes(matrix[rows], names[rows], adata.var_names, control=str(known["control"]))
+    trained = scores.mean_changes(matrix[rows], names[rows], genes, control=str(known["control"]))
     if baselines:
-        changes = {**scores.perturbation_baselines(trained, held_out, similarity=similarity), **changes}
-    scored = ((parts == part) & ~is_control) | (is_control & _scoring_controls(parts, is_control))
+        changes = {**scores.perturbation_baselines(trained, wanted, similarity=similarity), **changes}
+    scored = ((parts == part) & ~is_control) | scoring_controls(is_control, parts)
     subgroups = adata.uns[_names.UNS].get("split", {}).get(part) or None
     tables = []
     for method, change in changes.items():
         table = scores.perturbation(
-            change.loc[held_out] + control,
+            change.loc[wanted] + control,
             matrix[scored],
             names[scored],
             control_mean=control,
             perturbed_mean=control + trained.to_numpy().mean(0),
             control=str(known["control"]),
-            subgroups=_named_groups(subgroups, held_out),
+            subgroups=_named_groups(subgroups, wanted),
             top_genes=known,
+            control_cells=start,
         )
         tables.append(table.assign(method=method))
     table = pd.concat(tables, ignore_index=True)[["method", "perturbation", "metric", "value", "subgroup"]]
@@ -123,14 +123,26 @@ def score_perturbations(
     return table[table["metric"].isin(chosen)].reset_index(drop=True)
 
 
-def _mean(matrix: Any, chosen: np.ndarray) -> np.ndarray:
-    return np.asarray(matrix[np.flatnonzero(chosen)].mean(0), dtype=np.float64).ravel()
+def prepared(adata: AnnData, part: str) -> Mapping[str, Any]:
+    """What is known of the perturbations of cells; refuse cells without names, or of which none are held out."""
+    known = adata.uns.get(_names.UNS, {}).get("perturbations")
+    if known is None or _names.SPLIT not in adata.obs:
+        msg = (
+            "Expected cells with perturbations and a split, found none in adata.uns['infl'] and adata.obs. Run "
+            "`scinfl.pp.perturbations(adata)` and `scinfl.pp.split_perturbations(adata)` first."
+        )
+        raise KeyError(msg)
+    obs_column(adata, _names.PERTURBATION, "perturbation_key")
+    if not held_out(adata, part):
+        msg = f"Expected perturbations in part '{part}' of adata.obs['{_names.SPLIT}'], found none. Split again."
+        raise ValueError(msg)
+    return known
 
 
-def _scoring_controls(parts: np.ndarray, is_control: np.ndarray) -> np.ndarray:
-    """The controls that no model has seen; all of them where they were not split."""
-    unseen = parts == "test"
-    return unseen if (unseen & is_control).any() else np.ones(len(parts), bool)
+def held_out(adata: AnnData, part: str = "test") -> list[str]:
+    """Perturbations of a part, in the order of the alphabet."""
+    names, control = adata.obs[_names.PERTURBATION].astype(str), str(adata.uns[_names.UNS]["perturbations"]["control"])
+    return sorted(set(names[(adata.obs[_names.SPLIT] == part) & (names != control)]))
 
 
 def _named_groups(subgroups: Mapping[str, Any] | None, held_out: list[str]) -> dict[str, str] | None:

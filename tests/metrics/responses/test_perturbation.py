@@ -262,6 +262,21 @@ def test_the_energy_distance_is_zero_for_the_cells_themselves(screen):
             perturbation(predicted, X, conditions, control_mean=start, predicted_cells=wrong)
 
 
+def test_control_cells_that_move_by_the_predicted_change_are_predicted_cells(screen):
+    predicted, X, conditions, _ = screen
+    controls = X[conditions == "ctrl"][:7]
+    options = {"control_mean": controls.mean(0)}
+    found = wide(perturbation(predicted, X, conditions, control_cells=sparse.csr_matrix(controls), **options))
+    cells = {name: controls + (row.to_numpy() - controls.mean(0)) for name, row in predicted.iterrows()}
+    same = wide(perturbation(predicted, X, conditions, predicted_cells=cells, **options))
+    np.testing.assert_allclose(found["energy_distance"], same["energy_distance"])
+    both = wide(perturbation(predicted, X, conditions, control_cells=controls, predicted_cells={"A": X[:9]}, **options))
+    assert both.loc["A", "energy_distance"] != pytest.approx(found.loc["A", "energy_distance"])
+    assert both.loc["B", "energy_distance"] == pytest.approx(found.loc["B", "energy_distance"])
+    with pytest.raises(ValueError, match="`control_cells` to be cells × "):
+        perturbation(predicted, X, conditions, control_cells=controls[:, :5], **options)
+
+
 def test_one_cell_and_a_gene_without_variance_are_no_trouble():
     X = np.ones((5, 30))
     X[0, :15] = 2.0

@@ -206,6 +206,12 @@ def test_interactions_are_scored_for_pairs(keyed, screen, monkeypatch):
     table = model.predict_interaction(pairs)
     assert len(table) == 2
     assert set(table["type"]) <= {"synergy", "suppression", "neomorphism", "redundancy", "epistasis", "additive"}
+    one, other = pairs[0]
+    for spelled in (f"{one}+{other}", [[other, one]]):
+        pd.testing.assert_series_equal(
+            model.predict_interaction(spelled)["mag"].reset_index(drop=True),
+            table["mag"].iloc[:1].reset_index(drop=True),
+        )
     prior = model._priors[EVERYWHERE]
     known = [genes for genes in prior.conditions if len(genes) == 2][:4]  # of four pairs no usual size follows
     kept = [row for row, genes in enumerate(prior.conditions) if len(genes) == 1 or genes in known]
@@ -213,8 +219,9 @@ def test_interactions_are_scored_for_pairs(keyed, screen, monkeypatch):
     monkeypatch.setitem(model._priors, EVERYWHERE, fewer)
     assert model.predict_interaction(pairs)["type"].isna().all()
     assert model.predict_interaction(pairs, thresholds={"synergy": 2})["type"].notna().all()
-    with pytest.raises(ValueError, match="pairs of two different genes"):
-        model.predict_interaction(["A"])
+    for wrong in ([one, other], f"{one}_{other}"):
+        with pytest.raises(ValueError, match=rf"pairs of two different genes.*Write a pair as `\['{one}\+{other}'\]`"):
+            model.predict_interaction(wrong)
 
 
 @pytest.mark.parametrize("double", [1.0, 0.5])

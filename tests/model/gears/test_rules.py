@@ -155,6 +155,29 @@ def test_a_fitted_prior_is_kept_with_its_weights():
     assert Prior("additive", prior.conditions, prior.changes, {}).error([new]) is None
 
 
+def test_regressions_are_solved_once_and_answer_for_genes_that_were_never_perturbed(monkeypatch):
+    changes = {genes: change for genes, change in screen(respond=additive).items() if GENES[0] not in genes}
+    groups = np.arange(len(GENES)) // 3
+
+    def alike(genes):
+        own = [groups[GENES.index(gene)] for gene in genes]
+        return np.maximum(np.eye(len(own)), 0.9 * np.equal.outer(own, own))
+
+    whole = rules_of(changes, groups=groups)  # whose vocabulary has the gene that was never perturbed
+    prior = Prior("fitted", whole.conditions, whole.changes, {"single": 1.0, "combination": 1.0}).fit(alike)
+    solved, solve = [], np.linalg.inv
+    monkeypatch.setattr(np.linalg, "inv", lambda matrix: (solved.append(matrix), solve(matrix))[1])
+    new = next(pair for pair in combinations(GENES[1:], 2) if pair not in changes)
+    wanted = [(GENES[0],), (GENES[0], GENES[5]), new]
+    found = [prior.predict([genes], leave_out=False, alike=alike)[0] for genes in wanted]
+    n_solved = len(solved)
+    assert n_solved == 4  # two ridges of two regressions
+    prior.predict(wanted, leave_out=True, alike=alike)
+    assert len(solved) == n_solved
+    for genes, change in zip(wanted, found, strict=True):
+        np.testing.assert_allclose(change, whole.predict(genes, prior.weights), rtol=1e-9, atol=1e-12)
+
+
 def test_convex_weights_minimise_the_error():
     generator = np.random.default_rng(0)
     x = generator.normal(size=(50, 3))

@@ -181,6 +181,43 @@ def test_a_split_that_holds_nothing_out_is_refused(screen):
         tl.score_perturbations(adata, {})
 
 
+def test_a_comparison_of_cells_that_were_not_prepared_is_refused(screen):
+    adata = screen.copy()
+    del adata.uns["infl"]
+    with pytest.raises(KeyError, match=r"scinfl\.pp\.perturbations"):
+        tl.compare_perturbations(adata, methods=["centralised"], progress=False)
+    with pytest.raises(KeyError, match=r"scinfl\.pp\.perturbations"):
+        tl.compare_perturbations(adata, methods=["FedAvg"], site_key="site", by_site=True, progress=False)
+
+
+def test_ids_of_genes_in_place_of_names_change_no_score(lines):
+    adata = lines.copy()
+    adata.var["gene_name"] = adata.var_names.to_numpy()
+    adata.var_names = [f"ENSG{number:011d}" for number in range(adata.n_vars)]
+    si.pp.perturbations(adata, gene_key="gene_name", known_genes=list(adata.uns["gene_terms"]))
+    names = held_out(adata)
+    change = pd.DataFrame(np.random.default_rng(0).normal(size=(len(names), adata.n_vars)), names, lines.var_names)
+    expected = tl.score_perturbations(lines, {"mine": change})
+    for columns in (adata.var_names, lines.var_names):
+        found = tl.score_perturbations(adata, {"mine": change.set_axis(columns, axis=1)})
+        pd.testing.assert_frame_equal(found, expected)
+    options = {"site_key": "line", "by_site": True, "methods": ["local-only"], "n_seeds": 1, "init": SMALL}
+    tables = [
+        tl.compare_perturbations(data, data.uns["gene_terms"], train=QUICK, progress=False, **options)
+        for data in (lines, adata)
+    ]
+    pd.testing.assert_frame_equal(*tables, rtol=1e-4)
+
+
+def test_the_name_of_the_control_is_remembered(screen):
+    adata = screen.copy()
+    adata.obs["condition"] = adata.obs["infl_perturbation"].astype(str).replace("ctrl", "NT")
+    si.pp.perturbations(adata, control="NT", known_genes=list(adata.uns["gene_terms"]))
+    options = {"n_seeds": 1, "init": SMALL, "train": QUICK, "progress": False}
+    table = tl.compare_perturbations(adata, adata.uns["gene_terms"], methods=["centralised"], **options)
+    assert np.isfinite(value(table, "centralised", "mse_de"))
+
+
 def test_an_unknown_part_is_refused(screen):
     with pytest.raises(ValueError, match="part"):
         tl.score_perturbations(screen, {}, part="train")
@@ -190,7 +227,8 @@ def test_an_unknown_part_is_refused(screen):
 
 
 def test_every_method_and_baseline_is_scored_on_the_same_perturbations(compared, screen):
-    assert list(compared) == ["seed", "method", "perturbation", "metric", "value", "subgroup"]
+    assert list(compared) == ["seed", "method", "site", "perturbation", "metric", "value", "subgroup"]
+    assert set(compared["site"]) == {"all"}
     assert set(compared["method"].cat.categories) == {*BASELINES, *tl.PERTURBATION_METHODS}
     for method in tl.PERTURBATION_METHODS:
         own = compared[compared["method"] == method]
@@ -223,8 +261,86 @@ def test_the_share_of_the_network_is_listed_by_method_and_seed(compared):
 def test_a_comparison_is_ready_for_summary_and_plots(compared):
     summary = si.metrics.perturbation_summary(compared)
     assert {"seed", "method", "metric", "subgroup", "value", "n"} <= set(summary)
-    assert pl.perturbation_metrics(summary, "mse_de").get_ylabel() == "mse de"
+    assert pl.perturbation_metrics(summary, "mse_de").get_ylabel() == "MSE, top DE genes"
     assert pl.hit_rate(compared).get_xlabel() == "hit rate"
+
+
+# ---- lines as sites: other cells, the same perturbations
+
+
+@pytest.fixture(scope="module")
+def lines() -> ad.AnnData:
+    """Three lines that differ more from each other than any perturbation makes a difference."""
+    adata = make_screen(2)
+    adata.obs["line"] = adata.obs["site"].astype(str).replace({f"site_{n}": f"line {n}" for n in (1, 2, 3)})
+    shift = np.random.default_rng(0).uniform(0, 4, (3, adata.n_vars))
+    adata.X = np.asarray(adata.X.todense()) + shift[adata.obs["line"].str[-1].astype(int) - 1]
+    si.pp.perturbations(adata, known_genes=list(adata.uns["gene_terms"]))
+    si.pp.split_perturbations(adata, "combo_seen2", test_fraction=0.25, site_key="line")
+    return adata
+
+
+@pytest.fixture(scope="module")
+def by_line(lines) -> pd.DataFrame:
+    return tl.compare_perturbations(
+        lines,
+        lines.uns["gene_terms"],
+        site_key="line",
+        by_site=True,
+        n_seeds=1,
+        n_keys=1,
+        init=SMALL,
+        train=QUICK,
+        progress=False,
+    )
+
+
+def test_every_line_is_scored_on_its_own_cells(by_line, lines):
+    at = lines.obs["line"].astype(str)
+    for line in set(at):
+        own = set(lines.obs["infl_perturbation"][at == line].astype(str)) & set(held_out(lines))
+        rows = by_line[by_line["site"] == line]
+        assert set(rows["method"]) == {*BASELINES, *(f"{rule}, all sites" for rule in BASELINES - {"no change"})} | {
+            *tl.PERTURBATION_METHODS
+        }
+        assert rows.groupby("method", observed=True)["perturbation"].agg(lambda names, own=own: set(names) == own).all()
+    assert not by_line.duplicated(["method", "site", "perturbation", "metric"]).any()
+
+
+def test_what_lines_differ_in_is_no_change(by_line, lines):
+    names, parts = (lines.obs[column].astype(str).to_numpy() for column in ("infl_perturbation", "infl_split"))
+    at_line = (lines.obs["line"] == "line 1").to_numpy()
+    chosen = by_line[(by_line["site"] == "line 1") & (by_line["metric"] == "mse")].set_index(["method", "perturbation"])
+    name = chosen.loc["no change"].index[0]
+    start = means(lines, at_line & (names == "ctrl") & (parts == "train"))
+    expected = np.square(means(lines, at_line & (names == name)) - start).mean()
+    assert chosen.loc[("no change", name), "value"] == pytest.approx(expected)
+    mean = chosen["value"].groupby("method", observed=True).mean()
+    for method in ("centralised", "FedAvg", "keyed", "additive, all sites"):
+        assert mean[method] < 1.5 * mean["no change"]  # a confounded change would be off by the shift between lines
+
+
+def test_rules_of_all_sites_are_of_changes_within_sites(by_line, lines):
+    names, parts = (lines.obs[column].astype(str).to_numpy() for column in ("infl_perturbation", "infl_split"))
+    line, total, count = lines.obs["line"].to_numpy(), {}, {}
+    for name in set(names[parts == "train"]) - {"ctrl"}:
+        for one in set(line[names == name]):
+            control = means(lines, (line == one) & (names == "ctrl") & (parts == "train"))
+            own = (line == one) & (names == name)
+            total[name] = total.get(name, 0) + own.sum() * (means(lines, own) - control)
+            count[name] = count.get(name, 0) + own.sum()
+    mean = np.mean([total[name] / count[name] for name in total], axis=0)
+    rows = by_line[(by_line["site"] == "line 2") & (by_line["metric"] == "mse")].set_index(["method", "perturbation"])
+    name = rows.loc["train mean, all sites"].index[0]
+    at_line = line == "line 2"
+    start = means(lines, at_line & (names == "ctrl") & (parts == "train"))
+    expected = np.square(start + mean - means(lines, at_line & (names == name))).mean()
+    assert rows.loc[("train mean, all sites", name), "value"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_comparison_by_line_is_drawn_by_line(by_line):
+    ax = pl.perturbation_metrics(by_line, "mse_de", by="site")
+    assert [label.get_text().replace("\n", " ") for label in ax.get_xticklabels()] == ["line 1", "line 2", "line 3"]
 
 
 def test_pooled_training_needs_no_sites(screen):
@@ -264,6 +380,7 @@ def test_the_cells_are_left_as_they_were():
         ({"methods": ["keyed", "magic"]}, ValueError, r"found \['magic'\]"),
         ({"site_key": None}, ValueError, "Expected `site_key` for the methods"),
         ({"site_key": "hospital"}, KeyError, "site_key"),
+        ({"site_key": None, "methods": ["centralised"], "by_site": True}, ValueError, "to score by site"),
         ({"n_seeds": 0}, ValueError, "n_seeds"),
         ({"n_keys": 0}, ValueError, "n_keys"),
     ],

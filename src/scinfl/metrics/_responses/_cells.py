@@ -14,11 +14,12 @@ _RANGES = {"": (0.0, 1.0), "_45_55": (0.45, 0.55), "_40_60": (0.4, 0.6), "_25_75
 
 
 class Prediction(NamedTuple):
-    """Prediction mean expression of one perturbation, its control, and its single cells if there are any."""
+    """Predicted mean expression of one perturbation, its control, and predicted or control cells if there are any."""
 
     mean: np.ndarray
     control: np.ndarray
     cells: Any = None
+    control_cells: Any = None
 
 
 def cell_scores(
@@ -35,6 +36,8 @@ def cell_scores(
             scores["hit_rate"] = hit_rate(cells - control[kept], moved)
             if predicted.cells is not None:
                 scores["energy_distance"] = energy_distance(columns(predicted.cells, kept), cells, rng)
+            elif predicted.control_cells is not None:
+                scores["energy_distance"] = energy_distance(columns(predicted.control_cells, kept) + moved, cells, rng)
     return scores
 
 

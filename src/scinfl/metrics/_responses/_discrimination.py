@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
+from scinfl.metrics._responses._differential import welch_scores
 from scinfl.metrics._responses._scores import pearson
 
 _FALSE_DISCOVERIES = 0.05
@@ -49,13 +50,13 @@ def tested_genes(
 ) -> np.ndarray:
     """Genes (perturbations × genes) that differ from the control: Welch's t test at a false discovery rate of 5 %."""
     here, spread, n_control = control
-    few = np.maximum(np.stack([n[:, None] + 0 * mean, np.full_like(mean, n_control)]), 2)
-    shares = np.stack([variance, np.broadcast_to(spread, mean.shape)]) / few
-    error = shares.sum(0)
-    certain = error > 0
-    t = np.divide(mean - here, np.sqrt(error), out=np.zeros_like(mean), where=certain)
-    freedom = np.divide(error**2, (shares**2 / (few - 1)).sum(0), out=np.ones_like(mean), where=certain)
-    p = np.where(certain, 2 * stats.t.sf(np.abs(t), freedom), 1.0)
+    few, few_here = np.maximum(n, 2)[:, None], max(n_control, 2)
+    t = welch_scores(mean, variance, few[:, 0], here, spread, few_here)
+    own, other = variance / few, spread / few_here
+    # degrees of freedom of Welch and Satterthwaite; where nothing varies t is 0 and any number will do
+    parts = own**2 / (few - 1) + other**2 / (few_here - 1)
+    freedom = np.divide((own + other) ** 2, parts, out=np.ones_like(mean), where=parts > 0)
+    p = 2 * stats.t.sf(np.abs(t), freedom)
     return stats.false_discovery_control(p, axis=1) <= _FALSE_DISCOVERIES
 
 

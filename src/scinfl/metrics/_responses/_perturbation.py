@@ -42,6 +42,7 @@ def perturbation(
     subgroups: Mapping[str, str] | Mapping[str, Sequence[str]] | None = None,
     top_genes: Mapping[str, Any] | None = None,
     predicted_cells: Mapping[str, Any] | None = None,
+    control_cells: Any = None,
     rng: int = 0,
 ) -> pd.DataFrame:
     r"""Scores of predicted mean expression, by perturbation.
@@ -81,7 +82,8 @@ def perturbation(
         Mean distance of predicted and measured fold change, for genes with a measured mean from 0.5 that fall below or
         rise above so many times.
     ``energy_distance``
-        Between predicted and measured cells on the ``n_top`` genes; only with ``predicted_cells``.
+        Between predicted and measured cells on the ``n_top`` genes (Székely & Rizzo 2013); only with
+        ``predicted_cells`` or ``control_cells``.
     ``discrimination_{l1,l2,cosine}``
         Perturbation discrimination score: the share of the other perturbations whose measured change is farther from
         the prediction than that of its own, ties counting half; 0.5 is chance, and what one and the same prediction for
@@ -126,6 +128,9 @@ def perturbation(
         ``"top_non_dropout_de"``. What is absent is found by a t test of the cells.
     predicted_cells
         Predicted single cells (cells × genes) by perturbation.
+    control_cells
+        Control cells (cells × genes) that the prediction started from: where single cells were not predicted, each of
+        them moves by the predicted change.
     rng
         Seed of the cells drawn for the energy distance.
 
@@ -162,6 +167,10 @@ def perturbation(
     codes = condition_codes(conditions, cells, names, control)
     start = aligned_control(control_mean, predicted.columns)
     drawn = aligned_cells(predicted_cells, names, cells.shape[1], control)
+    if control_cells is not None and control_cells.shape[1:] != (cells.shape[1],):
+        found = control_cells.shape
+        msg = f"Expected `control_cells` to be cells × {cells.shape[1]} genes, found the shape {found}. Select genes."
+        raise ValueError(msg)
     if not (codes >= 0).all():
         cells, codes = cells[np.flatnonzero(codes >= 0)], codes[codes >= 0]
     cells = sparse.csr_array(cells) if sparse.issparse(cells) else np.asarray(cells)
@@ -189,7 +198,7 @@ def perturbation(
         cell_scores(
             cells[np.flatnonzero(codes == number)],
             {suffix: positions[number] for suffix, positions in best.items()},
-            Prediction(guess[number], start, drawn.get(name)),
+            Prediction(guess[number], start, drawn.get(name), control_cells),
             here,
             generator,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +13,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from scinfl._checks import finite, first_of, obs_column, one_of, values_of, warn
-from scinfl._conditions import SEPARATOR, genes_of, name_of
+from scinfl._conditions import SEPARATOR, genes_of, name_of, respelled
 from scinfl._spelling import spelled
 from scinfl.metrics import interaction
 from scinfl.model.base._cells import Matrix, sites_of
@@ -148,7 +147,7 @@ class PerturbationPredictor(FederatedModel):
         return AnnData((cells + change).astype(np.float32), adata.obs.iloc[rows].copy(), adata.var.copy())
 
     def predict_interaction(
-        self, pairs: Sequence[str | tuple[str, str]], *, covariates: Mapping[str, str] | None = None, **options: Any
+        self, pairs: Sequence[str | Sequence[str]], *, covariates: Mapping[str, str] | None = None, **options: Any
     ) -> pd.DataFrame:
         """Genetic-interaction scores of pairs from predicted changes, see :func:`scinfl.metrics.interaction`.
 
@@ -159,16 +158,18 @@ class PerturbationPredictor(FederatedModel):
         Parameters
         ----------
         pairs
-            ``("A", "B")`` or ``"A+B"``.
+            ``"A+B"`` or ``["A", "B"]``, several as a list of these.
         covariates
             See :meth:`predict`.
         options
             Passed to :func:`scinfl.metrics.interaction`.
         """
-        named = [pair if isinstance(pair, str) else name_of(sorted(pair)) for pair in pairs]
+        named = _as_list(pairs)
         sets = [genes_of(name, self._setup_args()["control"]) for name in named]
         if odd := [name for name, genes in zip(named, sets, strict=True) if len(genes) != 2]:
-            msg = f"Expected pairs of two different genes, found {first_of(odd)}."
+            right = (respelled(name, self._vocabulary) or "" for name in odd)
+            meant = next((name for name in right if name.count(SEPARATOR) == 1), SEPARATOR.join((*odd, "B")[:2]))
+            msg = f"Expected pairs of two different genes, found {first_of(odd)}. Write a pair as `[{meant!r}]`."
             raise ValueError(msg)
         names = sorted({gene for genes in sets for gene in genes}) + sorted({name_of(genes) for genes in sets})
         found = self.predict_change(names, covariates=covariates)
@@ -201,20 +202,24 @@ class PerturbationPredictor(FederatedModel):
         sets = [genes_of(name, self._setup_args()["control"]) for name in perturbations]
         self._check_known(sets)
         codes = self._covariate_codes(covariates)
-        prior = self._priors.get(site or EVERYWHERE, self._priors.get(EVERYWHERE))
+        prior = self._prior_of(site)
         with self._as_site(site), torch.inference_mode():
             self.module.eval()
             change, spread = self._network_change(sets, codes)
-            known = None if prior is None else prior.predict(sets, leave_out=False, alike=self._alike)
-        if prior is None or known is None:
-            return change, spread
+            if prior is None:
+                return change, spread
+            known = prior.predict(sets, leave_out=False, alike=self._alike)
         part = [self._share_of_network(prior, genes) for genes in sets]
         change *= prior.moving  # of a gene that is zero in all cells the network knows nothing
         return known + np.array(part)[:, None] * change, spread
 
     def _expected_error(self, sets: Sequence[tuple[str, ...]], site: str | None) -> np.ndarray | None:
-        prior = self._priors.get(site or EVERYWHERE, self._priors.get(EVERYWHERE))
+        prior = self._prior_of(site)
         return None if prior is None else prior.error(sets)
+
+    def _prior_of(self, site: str | None) -> Prior | None:
+        """Prior of a site that has one of its own, else that of all; none in a locked model."""
+        return self._priors.get(site or EVERYWHERE, self._priors.get(EVERYWHERE))
 
     def _alike(self, genes: Sequence[str]) -> np.ndarray:
         """Similarity of genes: the cosine of their neighbours in the graph of perturbed genes."""
@@ -237,11 +242,8 @@ class PerturbationPredictor(FederatedModel):
     def _check_known(self, sets: Sequence[Sequence[str]]) -> None:
         """Warn of genes that the network does not know, for which the prior alone answers; refuse them without one."""
         unknown = sorted({gene for genes in sets for gene in genes if gene not in self._rows})
-        spelled = {gene.upper(): gene for gene in self._vocabulary}
-        meant = [f"{spelled[gene.upper()]!r} for {gene!r}" for gene in unknown if gene.upper() in spelled]
-        joined = {gene: re.split(r"[_,;:/&\s]+", gene) for gene in unknown}
-        known = set(self._vocabulary)
-        meant += [f"{SEPARATOR.join(parts)!r} for {gene!r}" for gene, parts in joined.items() if set(parts) <= known]
+        found = {gene: respelled(gene, self._vocabulary) for gene in unknown}
+        meant = [f"{right!r} for {gene!r}" for gene, right in found.items() if right]
         if meant or (unknown and self._prior_kind is None):
             msg = (
                 f"Expected perturbed genes that the model knows, found {len(unknown)} others: {first_of(unknown)}. It "

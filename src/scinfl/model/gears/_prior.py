@@ -33,6 +33,7 @@ class Prior:
     shrinkage: Mapping[str, float]  # share of the network's change that is added, by number of genes
 
     weights: Mapping[str, Weights] = field(default_factory=dict)  # of the rules, if fitted
+    _fitted: list[Rules] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def fit(self, alike: Likeness) -> Prior:
         """The same with weights of the rules."""
@@ -42,10 +43,12 @@ class Prior:
     def predict(
         self, conditions: Sequence[Sequence[str]], *, leave_out: bool, alike: Likeness | None = None
     ) -> np.ndarray:
-        """Change of conditions (conditions × genes)."""
-        sets = [tuple(genes) for genes in conditions]
-        rules = self._rules(alike or _none_alike, sets) if self.weights else None
-        changes = [self._one(genes, rules, leave_out=leave_out) for genes in sets]
+        """Change of conditions (conditions × genes); the similarity of genes must be the same in every call."""
+        sets, alike = [tuple(genes) for genes in conditions], alike or _none_alike
+        if self.weights and not self._fitted:  # what takes long: inverses of conditions × conditions
+            self._fitted.append(self._rules(alike))
+        near = self._near({gene for genes in sets for gene in genes}, alike)
+        changes = [self._one(genes, near, leave_out=leave_out) for genes in sets]
         return np.stack(changes) if changes else np.zeros((0, self.changes.shape[1]))
 
     def error(self, conditions: Sequence[Sequence[str]]) -> np.ndarray | None:
@@ -60,10 +63,18 @@ class Prior:
         ]
         return np.stack(errors)
 
-    def _rules(self, alike: Likeness, sets: Sequence[tuple[str, ...]] = ()) -> Rules:
-        genes = sorted({gene for genes in (*self.conditions, *sets) for gene in genes})
+    def _rules(self, alike: Likeness) -> Rules:
+        genes = sorted({gene for genes in self.conditions for gene in genes})
         places = {gene: place for place, gene in enumerate(genes)}
         return Rules(self.conditions, np.asarray(self.changes, np.float64), places, alike(genes))
+
+    def _near(self, genes: set[str], alike: Likeness) -> dict[str, np.ndarray]:
+        """Similarity of genes that no training condition has to those of the training conditions."""
+        known = list(self._fitted[0].vocabulary) if self._fitted else []
+        others = sorted(genes.difference(known))
+        if not known or not others:
+            return {}
+        return dict(zip(others, alike([*known, *others])[len(known) :, : len(known)], strict=True))
 
     @property
     def moving(self) -> np.ndarray:
@@ -76,13 +87,13 @@ class Prior:
         """Whether the prediction of a condition is what was measured in training."""
         return self.kind in ("fitted", "additive") and tuple(genes) in self.conditions
 
-    def _one(self, genes: tuple[str, ...], rules: Rules | None, *, leave_out: bool) -> np.ndarray:
+    def _one(self, genes: tuple[str, ...], near: Mapping[str, np.ndarray], *, leave_out: bool) -> np.ndarray:
         if self.kind is None or not genes or not self.conditions:
             return np.zeros(self.changes.shape[1])
         if not leave_out and self.is_measured(genes):
             return self.changes[self.conditions.index(genes)]
-        if rules is not None:
-            return rules.predict(genes, self.weights, leave_out=leave_out)
+        if self._fitted:
+            return self._fitted[0].predict(genes, self.weights, leave_out=leave_out, near=near)
         others: list[tuple[str, ...]] = [other for other in self.conditions if other != genes]
         singles: list[tuple[str, ...]] = [other for other in others if len(other) == 1] or others
         if self.kind == "mean":

@@ -56,14 +56,24 @@ class Rules:
 
     conditions: tuple[Genes, ...]
     changes: np.ndarray  # conditions × genes
-    vocabulary: Mapping[str, int]  # place of every gene that may be perturbed in the similarity
+    vocabulary: Mapping[str, int]  # place of every perturbed gene in the similarity
     similarity: np.ndarray  # positive semidefinite, 1 on the diagonal
 
-    def predict(self, genes: Genes, weights: Mapping[str, Weights], *, leave_out: bool = False) -> np.ndarray:
-        """Weighted mean of the rules for a set of genes; with ``leave_out`` without what is known of this set."""
+    def predict(
+        self,
+        genes: Genes,
+        weights: Mapping[str, Weights],
+        *,
+        leave_out: bool = False,
+        near: Mapping[str, np.ndarray] | None = None,
+    ) -> np.ndarray:
+        """Weighted mean of the rules for a set of genes; with ``leave_out`` without what is known of this set.
+
+        ``near`` has the similarity of genes that are not in the vocabulary to those in it.
+        """
         hidden = self._hidden(genes) if leave_out else np.zeros(0, int)
         kind = self.kind(genes, hidden)
-        return weights[kind].rules @ self.experts(genes, kind, hidden)
+        return weights[kind].rules @ self.experts(genes, kind, hidden, near or {})
 
     def kind(self, genes: Genes, hidden: np.ndarray | None = None) -> str:
         """Which of :data:`RULES` a set of genes is predicted by."""
@@ -76,22 +86,32 @@ class Rules:
         """Weights of the rules for each kind of perturbation, from conditions that are left out in turn."""
         return {kind: self._fit(kind) for kind in RULES}
 
-    def experts(self, genes: Genes, kind: str, hidden: np.ndarray) -> np.ndarray:
+    def experts(
+        self, genes: Genes, kind: str, hidden: np.ndarray, near: Mapping[str, np.ndarray] | None = None
+    ) -> np.ndarray:
         """Each rule's change (rules × genes)."""
         zero = np.zeros(self.changes.shape[1])
         mean = self._mean(np.ones(len(self.conditions), bool), hidden, zero)
         fill = self._mean(self._n_genes == 1, hidden, mean)
-        members, aside = self._members([genes])[0], {-1, *hidden.tolist()}
+        aside = {-1, *hidden.tolist()}
         rows = [self._single.get(gene, -1) for gene in genes]
         parts = [fill if row in aside else self.changes[row] for row in rows]
         total = np.sum(parts, axis=0)
         first = fill if kind == "single" else total
-        if kind == "seen":
-            strongest = np.take_along_axis(np.stack(parts), np.abs(parts).argmax(0)[None], 0)[0]
-            rest = [total + left for left in self._interaction.predict(genes, members, hidden)]
-            slopes, smooth = total * self._slopes(hidden), self._smooth.predict(genes, members, hidden)[0]
-            return np.stack([first, mean, zero, strongest, slopes, smooth, *rest])
-        return np.stack([first, mean, zero, *self._smooth.predict(genes, members, hidden)])
+        places = [self.vocabulary[gene] for gene in genes if gene in self.vocabulary]
+        likeness = self._smooth.base[places].sum(0) + self._of_strangers(near or {}, genes)
+        smooth = self._smooth.predict(genes, likeness, hidden)
+        if kind != "seen":
+            return np.stack([first, mean, zero, *smooth])
+        strongest = np.take_along_axis(np.stack(parts), np.abs(parts).argmax(0)[None], 0)[0]
+        rest = self._interaction.predict(genes, self._interaction.base[places].sum(0), hidden)
+        slopes = total * self._slopes(hidden)
+        return np.stack([first, mean, zero, strongest, slopes, smooth[0], *(total + left for left in rest)])
+
+    def _of_strangers(self, near: Mapping[str, np.ndarray], genes: Genes) -> np.ndarray:
+        """What genes that are not in the vocabulary have in common with those in it."""
+        rows = [near[gene] / 2 + _LEVEL for gene in genes if gene not in self.vocabulary]
+        return np.sum(rows, axis=0) if rows else np.zeros(len(self.similarity))
 
     def _mean(self, chosen: np.ndarray, hidden: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
         rows = hidden[chosen[hidden]]
@@ -229,21 +249,21 @@ class _Regression:
     ) -> None:
         self._places = {genes: place for place, genes in enumerate(rows)}
         self._place_of = {row: place for place, row in enumerate(rows.values())}
-        self._values, self._sides, self._powers = values, members @ base, powers
-        kernel = self._covariance(members.T)
+        self._values, self._members, self._powers, self.base = values, members, powers, base
+        kernel = self._covariance(members @ base)
         self._inverses = [np.linalg.inv(kernel + ridge * np.eye(len(kernel))) for ridge in _RIDGES]
         self._solved = [inverse @ values for inverse in self._inverses]
 
-    def _covariance(self, members: np.ndarray) -> np.ndarray:
-        """Of all sets with others (genes × sets)."""
-        kernel = self._sides @ members
+    def _covariance(self, near: np.ndarray) -> np.ndarray:
+        """Of sets with the conditions, from what the genes of each set have in common with all (sets × genes)."""
+        kernel = near @ self._members.T
         return (kernel + np.square(kernel) + 1) / 3 if self._powers else kernel
 
-    def predict(self, genes: Genes, members: np.ndarray, hidden: np.ndarray) -> list[np.ndarray]:
+    def predict(self, genes: Genes, near: np.ndarray, hidden: np.ndarray) -> list[np.ndarray]:
         """Prediction with each ridge, without the hidden conditions, of which the set is one if there are any."""
         own = self._places.get(genes, -1)
         if not len(hidden) or own < 0:
-            cross = self._covariance(members)
+            cross = self._covariance(near)
             return [cross @ solved for solved in self._solved]
         aside = np.array([self._place_of[row] for row in hidden.tolist() if row in self._place_of])
         which = int(np.flatnonzero(aside == own)[0])
