@@ -97,6 +97,22 @@ def test_a_site_that_is_called_lost_in_a_second_run_is_noticed_in_its_first_sums
     assert "hospital_3 took part in one of the two only" in str(error)
 
 
+@pytest.mark.parametrize("named", ["in another sum", "in one sum of three"])
+def test_a_site_that_only_seems_to_exchange_masks_is_noticed_before_anything_leaves(tmp_path, named):
+    """The site that is left out is named in an advertisement that no mask is made with."""
+    evil = four(tmp_path, "pairwise", n_runs=2).start()
+    evil.step(0)
+    begin(evil, "r1")
+    found = [evil.ask(site, 0, phase="advertise", attempt=1) for site in FOUR]
+    ads = [ad for own in found for ad in own.fields["ads"]]
+    of_it = [ad for ad in ads if ad["site"] == "hospital_3"]
+    left = [ad for ad in ads if ad["site"] != "hospital_3"]
+    relayed = [*left, {**of_it[0], "purpose": "nothing"} if named == "in another sum" else of_it[0]]
+    answers = [evil.ask(site, 0, phase="terms", attempt=1, ads=relayed) for site in SITES]
+    assert {answer.kind for answer in answers} == {"failed"}
+    evil.refusals("one advertisement of each of hospital_0, hospital_1, hospital_2, hospital_3", sites=SITES)
+
+
 def test_an_operator_who_starts_again_with_fewer_sites_is_warned(tmp_path, fresh_key):
     def federation(sites, run):
         job = job_text(sites, n_rounds=1)
@@ -139,8 +155,17 @@ def test_a_site_is_not_left_out_between_sums_before_training(tmp_path):
     ledger.check_members("r", "abcd", before_training=True)
     with pytest.raises(TamperedSumError, match="d took part in one of the two only"):
         ledger.check_members("r", "abc", before_training=True)
+    with pytest.raises(TamperedSumError, match="d took part in one of the two only"):  # under pairwise masks: in time
+        ledger.check_members("r", "abc", before_training=True, are_here=False)
     ledger.check_members("r", "abc", before_training=False)  # a round that a site missed
     ledger.check_members("r", "abcd", before_training=True)
+
+
+def test_an_exchange_of_masks_that_opened_no_sum_may_be_repeated_without_a_site(tmp_path):
+    ledger = Ledger(tmp_path, Identity.generate("a"))
+    ledger.add(AgreedRun("r", "job", ("a", "b", "c", "d"), "data"))
+    for members, are_here in (("abcd", False), ("abc", False), ("abc", True)):
+        ledger.check_members("r", members, before_training=True, are_here=are_here)
 
 
 # ---- privacy

@@ -108,7 +108,9 @@ class Ledger:
         self._check(own, own.members, "Nothing was sent.")
         self._write("run", asdict(own))
 
-    def check_members(self, run: str, members: Collection[str], *, before_training: bool) -> None:
+    def check_members(
+        self, run: str, members: Collection[str], *, before_training: bool, are_here: bool = True
+    ) -> None:
         """Note the members of a sum over the data themselves, unless they differ from those of an earlier one.
 
         Parameters
@@ -119,6 +121,8 @@ class Ledger:
             Sites in the sum.
         before_training
             Whether the sum is one of those before training, which have the same members in all of a run.
+        are_here
+            Whether the sum is here; otherwise sites are about to mask for one another, perhaps not for the last time.
 
         Raises
         ------
@@ -126,12 +130,12 @@ class Ledger:
             If they do.
         """
         own, found = self._runs[run], frozenset(members)
-        if before_training and (first := self._before.get(run, found)) != found:
-            self._refuse(own, members, (run, sorted(first ^ found)), _STOPPED)
-        known = found in self._sums.get(run, ()) and (not before_training or run in self._before)
-        if not known:
+        if before_training:
+            self._compare(own, members, {run: [self._before.get(run, found)]}, _STOPPED)
+        is_first = before_training and are_here and run not in self._before
+        if is_first or found not in self._sums.get(run, ()):
             self._check(own, members, _STOPPED)
-            self._write("sum", {"run": run, "members": sorted(members), "before": before_training})
+            self._write("sum", {"run": run, "members": sorted(members), "before": is_first})
 
     def _check(self, own: AgreedRun, members: Collection[str], done: str) -> None:
         earlier = {
@@ -139,16 +143,21 @@ class Ledger:
             for run, other in self._runs.items()
             if run != own.run and other.data == own.data
         }
+        self._compare(own, members, earlier, done)
+
+    def _compare(
+        self,
+        own: AgreedRun,
+        members: Collection[str],
+        earlier: Mapping[str, Collection[Collection[str]]],
+        done: str,
+    ) -> None:
+        """Refuse members that differ from earlier ones, unless all sites by which they do were accepted."""
         accepted = set(own.accepted)
         kept = {run: [one for one in sets if not set(one) ^ set(members) <= accepted] for run, sets in earlier.items()}
-        if (found := find_difference(members, kept)) is not None:
-            self._refuse(own, members, found, done)
-
-    def _refuse(self, own: AgreedRun, members: Collection[str], found: tuple[str, list[str]], done: str) -> None:
-        """Refuse members unless all sites by which they differ were accepted."""
-        run, differ = found
-        if set(differ) <= set(own.accepted):
+        if (found := find_difference(members, kept)) is None:
             return
+        run, differ = found
         options = " ".join(f"--accept-difference {site}" for site in differ)
         msg = (
             f"Expected the members of an earlier sum over the same data, found that "

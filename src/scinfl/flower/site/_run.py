@@ -361,7 +361,8 @@ class _Site:
             nonlocal trains
             trains |= any(purpose in WITH_ROUNDS for purpose, _ in places)
             if any(number <= 1 or purpose not in WITH_ROUNDS for purpose, number in places):
-                ledger.check_members(run, members, before_training=are_here and not trains)  # later rounds draw numbers
+                # later rounds draw numbers
+                ledger.check_members(run, members, before_training=not trains, are_here=are_here)
 
         protection, uploads = self._sum(run), UploadLog(journal / UPLOADS)
         protection.open_run(run_context(self._key, self._job, run, self._identities(), agreed))
