@@ -36,6 +36,8 @@ class RunFolder:
         self.run = secrets.token_hex(16)
         self.facts: dict[str, str] = {}
         self.checks: dict[str, dict[str, Any]] = {}
+        self.agreed = ""
+        """Keyed hash of what the sites made of all facts, once enough of them sent the same."""
         self.bounds: dict[str, float] = {}
         """Bounds that sites asked for, by purpose."""
         self.n_sums = 0
@@ -43,7 +45,7 @@ class RunFolder:
         self.n_starts = 0
         """How often a server took this run up again."""
         self.is_closing = False
-        """Whether a site has the model, so that no further sum is needed."""
+        """Whether most sites have the model, so that no further sum is needed."""
         self.path, self._job = path, job
         self._nonces: set[str] = set()
         self._latest: Message | None = None  # which every site asks for, one after the other
@@ -69,7 +71,7 @@ class RunFolder:
             raise ValueError(msg)
         self.run, self.facts, self.checks = str(kept["run"]), kept["facts"], kept["checks"]
         self.bounds = {purpose: float(bound) for purpose, bound in kept.get("bounds", {}).items()}
-        self.is_closing = bool(kept["closing"])
+        self.agreed, self.is_closing = str(kept.get("agreed", "")), bool(kept["closing"])
         self.n_starts = int(kept["starts"]) + 1
         for number, file in enumerate(sorted((self.path / _SUMS).glob("step-*.safetensors"))):
             message = Message.read(file)
@@ -86,6 +88,7 @@ class RunFolder:
             "job": self._job.digest,
             "facts": self.facts,
             "checks": self.checks,
+            "agreed": self.agreed,
             "bounds": self.bounds,
             "closing": self.is_closing,
             "starts": self.n_starts,
@@ -100,7 +103,7 @@ class RunFolder:
         return {run: sets for run, sets in earlier.items() if run != self.run}
 
     def close(self) -> None:
-        """Keep that a site has the model."""
+        """Keep that most sites have the model."""
         if not self.is_closing:
             self.is_closing = True
             self.write()

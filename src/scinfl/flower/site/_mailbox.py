@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 
+from scinfl.flower._format import readable
 from scinfl.flower.protocol._limits import checked_name
 from scinfl.flower.protocol._message import Message, check_step
 
@@ -59,7 +60,7 @@ class Mailbox:
     def handle(self, message: Message) -> Message:
         """Answer one message of the server; what makes no sense is refused with a reason, and changes nothing."""
         if message.kind == "end":
-            self._stop(str(message.fields.get("reason", ""))[:500])
+            self._stop(readable(message.fields.get("reason", "")))
             return Message("bye", {"message": "the server ended the run"})
         if self._failed is not None:
             return self._failed
@@ -190,5 +191,6 @@ class Mailbox:
 
 
 def _refused(reason: str) -> Message:
+    reason = readable(reason)
     logger.warning("A message of the server was refused: %s", reason)
-    return Message("unread", {"message": reason[:500]})
+    return Message("unread", {"message": reason})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from scinfl._errors import TamperedSumError
 from scinfl.privacy.keys._derivation import joined
@@ -70,7 +71,7 @@ class Advertisement:
             raise ValueError(msg) from error
 
     def verify(self, pinned: Mapping[str, PublicIdentity], at: str) -> None:
-        """Refuse an advertisement that the pinned identity of its site did not sign."""
+        """Refuse an advertisement that the pinned identity of its site did not sign, or whose key makes no secret."""
         if self.site not in pinned:
             msg = (
                 f"Expected the pinned identity of site '{self.site}', found none at site '{at}'. Get "
@@ -85,6 +86,11 @@ class Advertisement:
                 "between the sites sends in its name (the shared key is not enough to sign as that site), or it "
                 "has a new identity. Compare fingerprints by telephone before you go on."
             )
+            raise TamperedSumError(msg) from None
+        try:
+            X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(self.public))
+        except ValueError:
+            msg = f"Expected a proper public key of site '{self.site}', found a weak one. Do not trust that site."
             raise TamperedSumError(msg) from None
 
     def compare(self, own: Advertisement) -> None:
