@@ -291,6 +291,57 @@ def test_a_run_that_begins_again_without_one_site_is_refused(tmp_path):
     assert {again.ready[site].kind for site in SITES} == {"failed"}
 
 
+@pytest.mark.parametrize("sum_", ["keyed", "pairwise"])
+def test_a_run_does_not_go_on_without_what_the_site_sent_in_it(tmp_path, sum_):
+    """A first sum that was read could be asked for again, without one site."""
+    evil = four(tmp_path, sum_).start()
+    evil.step(1, [evil.step(0)])
+    for site in FOUR:
+        evil.handle(site, Message("end", {"reason": "power"}))
+        shutil.rmtree(evil.federation.kit(site) / "runs")
+    again = four(tmp_path, sum_).start()
+    assert {answer.kind for answer in again.ready.values()} == {"failed"}
+    errors(again, ValueError, "could ask for a sum that was read before again, without a site")
+
+
+def test_a_ledger_that_was_deleted_is_noticed_beside_its_runs(tmp_path):
+    evil = four(tmp_path).start()
+    for site in FOUR:
+        evil.handle(site, Message("end", {"reason": "power"}))
+        shutil.rmtree(evil.federation.kit(site) / "ledger")
+    again = four(tmp_path)
+    again.runs = dict.fromkeys(SITES, "r1")
+    again.start(lambda site, facts: {name: facts[name] for name in SITES})
+    assert {again.ready[site].kind for site in SITES} == {"failed"}
+    assert all("it was deleted" in str(again.federation.errors[site]) for site in SITES)
+    assert not (again.federation.kit(SITES[0]) / "ledger").exists()
+
+
+def test_a_finished_run_that_is_begun_again_does_not_replace_a_later_model(tmp_path, fresh_key):
+    def federation(run):
+        own = LocalFederation(tmp_path, make_cells(), fresh_key, job_text(n_rounds=1), run=run)
+        shutil.rmtree(tmp_path / "kit" / "server" / "run", ignore_errors=True)
+        return own
+
+    for run in ("r0", "r1"):
+        federation(run).run()
+    later = federation("r1").model(SITES[0])
+    old = federation("r0")
+    old.start()
+    hellos = {site: old.mailboxes[site].handle(Message("hello", {"run": "r0", "job": old.job.text})) for site in SITES}
+    agree = Message("agree", {"run": "r0", "facts": {site: own.fields["facts"] for site, own in hellos.items()}})
+    assert {old.mailboxes[site].handle(agree).kind for site in SITES} == {"failed"}
+    assert "would replace a later one" in str(old.errors[SITES[0]])
+    assert same(old.model(SITES[0]), later)
+
+
+def test_runs_whose_names_share_a_folder_are_refused(tmp_path):
+    ledger = Ledger(tmp_path, Identity.generate("a"))
+    ledger.add(AgreedRun("r0", "job", "abc", "data"))
+    with pytest.raises(ValueError, match="Expected a name that no run had, found 'R0' beside r0"):
+        ledger.add(AgreedRun("R0", "job", "abc", "data"))
+
+
 def test_data_have_the_same_fingerprint_whatever_is_noted_beside_them():
     adata = make_cells()
     noted = adata.copy()

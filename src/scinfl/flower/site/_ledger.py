@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from scinfl._checks import first_of
 from scinfl._errors import TamperedSumError
 from scinfl.federation import Journal
 from scinfl.flower.protocol._difference import describe_difference, find_difference
@@ -74,6 +75,7 @@ class Ledger:
         self._sums: dict[str, set[frozenset[str]]] = {}  # members of the sums of a run
         self._before: dict[str, frozenset[str]] = {}  # members of its sums before training
         self._charges: dict[str, dict[str, Any]] = {}  # by number, with the run
+        self._finished: list[str] = []  # runs whose models were written, in this order
         self._n = 0
         self._read()
 
@@ -92,8 +94,17 @@ class Ledger:
             If they do.
         ValueError
             If the run was agreed to with other data, another job or other members: a server keeps the facts of a run
-            before it shows them to anyone.
+            before it shows them to anyone. If it was finished before another one, or shares its folder with one.
         """
+        if own.run in self._finished[:-1]:
+            msg = (
+                f"Expected a run that goes on, found '{own.run[:12]}', finished here before another one: its model "
+                "would replace a later one. Let the operator start a new run."
+            )
+            raise ValueError(msg)
+        if twins := [run for run in self._runs if run != own.run and run.casefold() == own.run.casefold()]:
+            msg = f"Expected a name that no run had, found '{own.run}' beside {first_of(twins)}. Start a new run."
+            raise ValueError(msg)
         known = self._runs.get(own.run)
         if known is not None:
             then, now = ({"job": one.job, "data": one.data, "sites": {*one.members}} for one in (known, own))
@@ -166,6 +177,17 @@ class Ledger:
         )
         raise TamperedSumError(msg)
 
+    def finish(self, run: str) -> None:
+        """Note that the model of a run was written.
+
+        Parameters
+        ----------
+        run
+            The run.
+        """
+        if self._finished[-1:] != [run]:
+            self._write("model", {"run": run})
+
     # ---- privacy
 
     def book(self, own: AgreedRun) -> LedgerBook:
@@ -205,6 +227,8 @@ class Ledger:
             self._sums.setdefault(entry["run"], set()).add(frozenset(entry["members"]))
             if entry.get("before"):
                 self._before.setdefault(entry["run"], frozenset(entry["members"]))
+        elif kind == "model":
+            self._finished.append(entry["run"])
         else:
             self._charges[entry["number"]] = entry
 
