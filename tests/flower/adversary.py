@@ -343,6 +343,14 @@ class Game:
         forged = replace(sums, fields={**sums.fields, "step": step}, updates=updates)
         self.deliver(dict.fromkeys(self.random.choice([SITES, SITES[:2]]), forged))
 
+    def asked_before(self):
+        """A question once more, after another one was answered."""
+        attempt = self.n + 1
+        self.collect()
+        self.collect()
+        terms, _ = self.collect(attempts=dict.fromkeys(SITES, attempt))
+        self.deliver(dict.fromkeys(SITES, self.add(len(self.chain), terms, header=False)))
+
     def old_sum_after_restart(self):
         """The sum that sites read last is that of the next step too, to sites that started again."""
         for _ in range(8):
@@ -526,7 +534,7 @@ class Game:
             *(self.other_bounds, self.other_attempts, self.old_sum_later, self.mixed_terms, self.forked_sums),
             *(self.old_sums, self.own_facts, self.own_facts, self.run_of_fewer, self.question_first, self.power_loss),
             *(self.replay, self.nonsense, self.changed_numbers),
-            self.old_sum_after_restart,
+            *(self.asked_before, self.old_sum_after_restart),
             *((self.other_advertisements, self.other_reveals, self.other_reveals) if self.is_pairwise else ()),
             *([self.hidden_member] if self.is_pairwise else []),
         ]
