@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.sparse import csc_matrix, csr_matrix
 from tests.flower.conftest import SITES, LocalFederation, job_text, make_cells, parameters, same, trained_in_process
 from tests.flower.evil import Evil, job_of
 
@@ -344,11 +345,16 @@ def test_runs_whose_names_share_a_folder_are_refused(tmp_path):
 
 def test_data_have_the_same_fingerprint_whatever_is_noted_beside_them():
     adata = make_cells()
+    adata.X[adata.X < 0] = 0
     noted = adata.copy()
     noted.obs["more"], noted.uns["more"] = 1, 2
     changed = adata.copy()
     changed.X[3, 4] += 1
     assert fingerprint_of(noted) == fingerprint_of(adata)
+    for stored in (csr_matrix, csc_matrix, np.asfortranarray, np.float64):
+        again = adata.copy()
+        again.X = stored(adata.X)
+        assert fingerprint_of(again) == fingerprint_of(adata)
     assert len({fingerprint_of(own) for own in (adata, changed, adata[1:].copy(), adata[:, 1:].copy())}) == 4
 
 

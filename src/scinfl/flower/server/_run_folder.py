@@ -19,6 +19,7 @@ _RUN = "run.json"
 _MEMBERS = "members.json"
 _HISTORY = "history.csv"
 _SUMS = "sums"
+_MOST_BYTES = 1 << 26  # of sums in a message, at most one of which exceeds it
 _COLUMNS = ["step", "round", "sites", "left_out", "seconds", "bytes"]
 
 
@@ -113,9 +114,16 @@ class RunFolder:
         return set(self._nonces)
 
     def sums_from(self, step: int) -> list[Message]:
-        """Sums from a step on, from their files: all of a run need not fit into memory."""
-        before = [Message.read(self._file(number)) for number in range(step, self.n_sums - (self._latest is not None))]
-        return before if self._latest is None or step >= self.n_sums else [*before, self._latest]
+        """Sums from a step on, from their files, as many as a message should hold; a site asks for the others later."""
+        sums: list[Message] = []
+        n_bytes = 0
+        for number in range(step, self.n_sums):
+            latest = self._latest if number == self.n_sums - 1 else None
+            sums.append(latest or Message.read(self._file(number)))
+            n_bytes += sum(update.n_bytes for update in sums[-1].updates)
+            if n_bytes > _MOST_BYTES:
+                break
+        return sums
 
     def add(self, sums: Message) -> None:
         """Keep the sums of a step."""
