@@ -314,6 +314,20 @@ def test_a_run_that_no_site_can_begin_ends_with_the_reasons(make_federation):
     assert time.monotonic() - started < 20
 
 
+def test_a_run_that_all_sites_left_ends_with_the_reasons(make_federation):
+    """The server was put back to an older copy, say: it would wait for a day."""
+    federation = make_federation()
+
+    def fail(site, answer):
+        late = answer.kind == "step" and answer.fields["step"] > 1
+        return Message("failed", {"message": "no disk"}) if late else answer
+
+    federation.transport.changes.append(fail)
+    federation.start()
+    with pytest.raises(StoppedError, match=r"all stopped in step 2 \('hospital_0': no disk.*go on with `--resume`"):
+        federation.server().run(federation.transport)
+
+
 def test_a_site_that_forgot_the_run_is_greeted_again(make_federation, fresh_key):
     federation, done = make_federation(job_text(n_rounds=2)), []
 

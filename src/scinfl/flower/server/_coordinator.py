@@ -330,12 +330,12 @@ class Coordinator:
         self._journal.log("failed", site=participant.site, reason=reason)
         self._report(f"site '{participant.site}' stopped: {reason}")
         self._failed[str(participant.site)] = reason
-        if not self._kept.n_sums and self._failed.keys() >= self._expected:
+        if self._failed.keys() >= self._expected:
             why = "; ".join(f"'{site}': {own}" for site, own in sorted(self._failed.items()))
-            msg = (
-                f"Expected sites that take part, found that all stopped before the first step ({why}). Mend that first."
-            )
-            raise StoppedError(msg[:2000])
+            when = f"in step {self._kept.n_sums}" if self._kept.n_sums else "before the first step"
+            cure = ", start them again, and go on with `--resume`" if self._kept.n_sums else ""
+            msg = f"Expected sites that take part, found that all stopped {when} ({why[:2000]}). Mend that first{cure}."
+            raise StoppedError(msg)
 
     # ---- steps
 
