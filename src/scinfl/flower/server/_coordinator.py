@@ -263,7 +263,7 @@ class Coordinator:
     def _take_ready(self, participant: Participant, message: Message) -> None:
         site, agreed = str(participant.site), str(message.fields["agreed"])
         self._agreed[site] = agreed
-        ((usual, n), *others) = Counter(self._agreed.values()).most_common()
+        (usual, n), *others = Counter(self._agreed.values()).most_common()
         if not self._kept.agreed and n >= self._job.min_sites:
             self._kept.agreed = usual
             self._kept.write()
