@@ -35,8 +35,8 @@ def fingerprint_of(data: AnnData | MuData) -> str:
     for name, own in sorted(data.mod.items()) if isinstance(data, MuData) else [("", data)]:
         digest.update(joined(name, *map(str, own.obs_names)) + joined(*map(str, own.var_names)))
         for matrix in (own.X, *(own.layers[layer] for layer in sorted(own.layers))):
-            if matrix is None:
-                digest.update(b"none")
+            if matrix is None or matrix.dtype.kind not in "biuf":
+                digest.update(b"none")  # what is no number is refused where a site sets up its data
                 continue
             by_row = csr_matrix(matrix) if issparse(matrix) else matrix
             for start in range(0, own.n_obs, _ROWS):
