@@ -30,6 +30,7 @@ MIN_SITES = 3
 NOISE = '\n[[protections]]\nclass = "UpdateDP"\nmax_norm = 1.0\nnoise_multiplier = 1.0\n'
 _ODD = [-1, 0, 1, 2, 7, 2**70, 0.5, float("nan"), None, True, "x", "../x", [], {}, [[["hospital_0", "00"]]]]
 _PURPOSES = ("means", "training", "evaluation")
+_ALIKE = 5  # steps after which the next one has sums of the same purposes as the last one, a round later
 _MOMENTS = ["before upload", "after upload", "before save", "after save"]
 
 
@@ -342,6 +343,30 @@ class Game:
         forged = replace(sums, fields={**sums.fields, "step": step}, updates=updates)
         self.deliver(dict.fromkeys(self.random.choice([SITES, SITES[:2]]), forged))
 
+    def asked_before(self):
+        """A question once more, after another one was answered."""
+        attempt = self.n + 1
+        self.collect()
+        self.collect()
+        terms, _ = self.collect(attempts=dict.fromkeys(SITES, attempt))
+        self.deliver(dict.fromkeys(SITES, self.add(len(self.chain), terms, header=False)))
+
+    def old_sum_after_restart(self):
+        """The sum that sites read last is that of the next step too, to sites that started again."""
+        for _ in range(8):
+            if len(self.chain) == _ALIKE:
+                break
+            self.honest()
+        else:
+            return
+        for site in SITES:
+            self.restart(site)
+        last = self.chain[-1]
+        updates = tuple(replace(own, round=own.round + 1) for own in last.updates)
+        forged = replace(last, fields={**last.fields, "step": _ALIKE}, updates=updates)
+        self.deliver(dict.fromkeys(SITES, forged))
+        self._recover()
+
     def own_facts(self):
         """Each site is shown other facts; with the key, even other ones in the name of a site."""
         kind, same = self.random.randrange(4 if self.colludes else 3), self.random.random() < 0.5
@@ -468,6 +493,23 @@ class Game:
         terms, _ = self.collect(ads_for=ads_for)
         self.deliver(dict.fromkeys(SITES, self.add(len(self.chain), terms, header=False)))
 
+    def hidden_member(self):
+        """A further run, in which a site is named in an advertisement that no mask is made with."""
+        lost = self.random.choice(SITES)
+        left = [site for site in SITES if site != lost]
+        self.begin()
+
+        def ads_for(site, ads):
+            return {**ads, "hidden": [{**ad, "site": lost, "purpose": "nothing"} for own in ads.values() for ad in own]}
+
+        for _ in range(2):
+            terms, _ = self.collect(sites=left, ads_for=ads_for)
+            sums = self.add(len(self.chain), terms)
+            if sums is None:
+                break
+            self.chain.append(sums)
+        self._recover()
+
     def _second(self, ad):
         """Another advertisement of the site that works with the server."""
         ad, identity = Advertisement.from_json(ad), self.world.sites[SITES[3]]._identity
@@ -492,7 +534,9 @@ class Game:
             *(self.other_bounds, self.other_attempts, self.old_sum_later, self.mixed_terms, self.forked_sums),
             *(self.old_sums, self.own_facts, self.own_facts, self.run_of_fewer, self.question_first, self.power_loss),
             *(self.replay, self.nonsense, self.changed_numbers),
+            *(self.asked_before, self.old_sum_after_restart),
             *((self.other_advertisements, self.other_reveals, self.other_reveals) if self.is_pairwise else ()),
+            *([self.hidden_member] if self.is_pairwise else []),
         ]
         self.moves = []
         try:

@@ -12,7 +12,9 @@ What must hold after every move (the numbers that violations begin with):
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import threading
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -26,9 +28,10 @@ from scinfl.flower.protocol import _preflight
 from scinfl.flower.site import _run
 from scinfl.flower.site._ledger import Ledger
 from scinfl.flower.site._mailbox import Mailbox
-from scinfl.flower.site._masking import Masking
+from scinfl.flower.site._masking import Masking, PairwiseMasking
 from scinfl.flower.site._upload_log import Upload
-from scinfl.privacy.aggregation import RunContext, StepContext
+from scinfl.privacy import KeyedSum
+from scinfl.privacy.aggregation import RunContext, StepContext, _keyed_sum
 from scinfl.privacy.aggregation._context import _digest
 from scinfl.privacy.aggregation._pairwise_participant import PairwiseParticipant
 
@@ -127,7 +130,7 @@ def blocking_mailbox(patch):
 
 def any_step(patch):
     """Fault 5: a sum is taken for any step, and own uploads are not compared."""
-    _without(patch, "step", "attempt", "history", sums=["round"])
+    _without(patch, "step", "attempt", "history", "advertisements", sums=["round"])
 
     def latest(masking, position, sums):
         bounds = {own.purpose: masking.protection.bound_in(own) for own, _ in sums}
@@ -164,6 +167,31 @@ def opened_twice(patch):
     patch.setattr(PairwiseParticipant, "advertise", advertise)
 
 
+def hidden_members(patch):
+    """Members are those of all advertisements, though each mask is made with those of its own sum."""
+    usual = PairwiseMasking._mask
+
+    def mask(masking, asked, places, encode):
+        masking._look(places, sorted({ad["site"] for ad in asked["ads"]}), are_here=False)
+        patch.setattr(masking, "_watch", None)
+        own = [ad for ad in asked["ads"] if (ad["purpose"], ad["round"]) in places]
+        return usual(masking, {**asked, "ads": own}, places, encode)
+
+    patch.setattr(PairwiseMasking, "_mask", mask)
+
+
+def nonce_of_context(patch):
+    """A nonce that follows from what the site believes: the same question, asked again later, gets the same mask."""
+    usual, own = KeyedSum._hide, threading.local()
+
+    def hide(protection, upload, context):
+        own.nonce = hashlib.sha256(context + upload.site.encode() + upload.purpose.encode()).digest()[:16]
+        return usual(protection, upload, context)
+
+    patch.setattr(KeyedSum, "_hide", hide)
+    patch.setattr(_keyed_sum, "os", SimpleNamespace(urandom=lambda n: own.nonce[:n]))
+
+
 FAULTS = [
     (no_bounds, "keyed", "1"),
     (no_bounds, "pairwise", "1"),
@@ -173,6 +201,9 @@ FAULTS = [
     (blocking_mailbox, "keyed", "5"),
     (blocking_mailbox, "pairwise", "5"),
     (any_step, "keyed", "1"),
+    (any_step, "pairwise", "1"),
+    (nonce_of_context, "keyed", "3"),
+    (hidden_members, "pairwise, with a site", "2"),
     (any_facts, "keyed", "4"),
     (any_facts, "pairwise", "4"),
     (few_facts, "keyed", "4"),

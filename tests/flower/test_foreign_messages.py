@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import threading
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,14 +11,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from tests.flower.conftest import SITES, job_text, make_cells, same, trained_in_process
-from tests.flower.evil import Evil
+from tests.flower.evil import KEY, Evil
 
 from scinfl.federation import Update
 from scinfl.flower.protocol._limits import read_array
 from scinfl.flower.protocol._message import Message
+from scinfl.flower.protocol._preflight import open_facts, run_context
+from scinfl.flower.protocol._round_history import RoundHistory
 from scinfl.flower.server._coordinator import Coordinator, StoppedError
 from scinfl.flower.setup._job import Job
-from scinfl.flower.site._mailbox import Mailbox, OtherRunError
+from scinfl.flower.site._mailbox import EndedError, Mailbox, OtherRunError
+from scinfl.privacy import Seal
 from scinfl.privacy.aggregation import MASKED, Aggregator
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -133,6 +138,70 @@ def test_a_round_that_is_no_count_is_refused(number):
         Message.from_parts(text.replace("77", number), {})
 
 
+def test_one_array_under_many_names_is_refused():
+    text, arrays = Message("step", updates=(Update("a", 1, {MASKED: np.zeros(3, np.uint64)}, 0),)).to_parts()
+    many = text.replace(f'["{MASKED}"]', json.dumps([MASKED] * 1000))
+    assert many != text
+    with pytest.raises(ValueError, match="named twice"):
+        Message.from_parts(many, arrays)
+
+
+@pytest.mark.parametrize("entry", ["[]", "{}", '"ab"', "1.5"])
+def test_text_that_takes_far_more_memory_than_it_is_long_is_refused(entry):
+    with pytest.raises(ValueError, match="more than 4194304 entries"):
+        Message.from_parts(f'{{"kind": "step", "fields": [{",".join([entry] * (1 << 22))}]}}', {})
+
+
+def test_sums_of_steps_to_come_do_not_pile_up_at_a_site():
+    kept = []
+
+    class Server:
+        def next(self):
+            if len(kept) == 5:
+                raise EndedError
+            sums = [{"step": 100 + len(kept), "members": [[["a", "00"]]]}]
+            return Message("step", {"step": 1000, "sums": sums}, (Update("a", 1, {MASKED: np.zeros(9, np.uint64)}, 0),))
+
+        def answer(self, message):
+            kept.append(dict(history._came))
+
+    history = RoundHistory(Server(), ready=lambda position: None)
+    with pytest.raises(EndedError):
+        history.sums(lambda asked: Message("step"))
+    assert [len(own) for own in kept] == [1] * 5
+
+
+def test_a_question_is_answered_within_one_bound_however_often_it_waits():
+    box = Mailbox(lambda message: message, patience=1.0)
+    box.handle(Message("hello", {"run": "r0"}))
+    threading.Thread(target=box.handle, args=(Message("agree", {"run": "r0", "facts": {}}),), daemon=True).start()
+    box.wait_for_facts()
+    box.be_ready(Message("ready"))
+    first, second = (Message("step", {"run": "r0", "step": step, "sums": []}) for step in (0, 1))
+    threading.Thread(target=box.handle, args=(first,), daemon=True).start()
+    box.next()
+
+    def train():  # answers the first question shortly before the bound, and works on the second one
+        time.sleep(0.9)
+        box.answer(Message("step"))
+        box.next()
+
+    threading.Thread(target=train, daemon=True).start()
+    started = time.monotonic()
+    assert box.handle(second).kind == "busy"
+    assert time.monotonic() - started < 1.5
+
+
+@pytest.mark.parametrize("facts", [DEEP, "[" * 3, '{"labels": ["\\ud800"]}', "\xff"])
+def test_facts_that_are_no_text_name_the_site_that_sent_them(facts):
+    job = Job.parse(job_text())
+    context = run_context(KEY, job, "r0", "pinned").digest.hex()
+    contents = dict.fromkeys(SITES, b"{}") | {SITES[2]: facts.encode("latin-1")}
+    sealed = {s: Seal(KEY).seal(own, what="facts", site=s, context=context) for s, own in contents.items()}
+    with pytest.raises(ValueError, match=f"Expected facts of site '{SITES[2]}', found something else"):
+        open_facts(sealed, KEY, job, "r0", identities="pinned")
+
+
 def test_an_array_that_claims_more_than_it_brings_is_refused():
     from io import BytesIO
 
@@ -243,6 +312,20 @@ def test_a_run_that_no_site_can_begin_ends_with_the_reasons(make_federation):
     with pytest.raises(StoppedError, match=r"all stopped before the first step.*'hospital_2': ZeroDivisionError"):
         federation.server().run(federation.transport)
     assert time.monotonic() - started < 20
+
+
+def test_a_run_that_all_sites_left_ends_with_the_reasons(make_federation):
+    """The server was put back to an older copy, say: it would wait for a day."""
+    federation = make_federation()
+
+    def fail(site, answer):
+        late = answer.kind == "step" and answer.fields["step"] > 1
+        return Message("failed", {"message": "no disk"}) if late else answer
+
+    federation.transport.changes.append(fail)
+    federation.start()
+    with pytest.raises(StoppedError, match=r"all stopped in step 2 \('hospital_0': no disk.*go on with `--resume`"):
+        federation.server().run(federation.transport)
 
 
 def test_a_site_that_forgot_the_run_is_greeted_again(make_federation, fresh_key):

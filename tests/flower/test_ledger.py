@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.sparse import csc_matrix, csr_matrix
 from tests.flower.conftest import SITES, LocalFederation, job_text, make_cells, parameters, same, trained_in_process
 from tests.flower.evil import Evil, job_of
 
@@ -97,6 +98,22 @@ def test_a_site_that_is_called_lost_in_a_second_run_is_noticed_in_its_first_sums
     assert "hospital_3 took part in one of the two only" in str(error)
 
 
+@pytest.mark.parametrize("named", ["in another sum", "in one sum of three"])
+def test_a_site_that_only_seems_to_exchange_masks_is_noticed_before_anything_leaves(tmp_path, named):
+    """The site that is left out is named in an advertisement that no mask is made with."""
+    evil = four(tmp_path, "pairwise", n_runs=2).start()
+    evil.step(0)
+    begin(evil, "r1")
+    found = [evil.ask(site, 0, phase="advertise", attempt=1) for site in FOUR]
+    ads = [ad for own in found for ad in own.fields["ads"]]
+    of_it = [ad for ad in ads if ad["site"] == "hospital_3"]
+    left = [ad for ad in ads if ad["site"] != "hospital_3"]
+    relayed = [*left, {**of_it[0], "purpose": "nothing"} if named == "in another sum" else of_it[0]]
+    answers = [evil.ask(site, 0, phase="terms", attempt=1, ads=relayed) for site in SITES]
+    assert {answer.kind for answer in answers} == {"failed"}
+    evil.refusals("one advertisement of each of hospital_0, hospital_1, hospital_2, hospital_3", sites=SITES)
+
+
 def test_an_operator_who_starts_again_with_fewer_sites_is_warned(tmp_path, fresh_key):
     def federation(sites, run):
         job = job_text(sites, n_rounds=1)
@@ -139,8 +156,17 @@ def test_a_site_is_not_left_out_between_sums_before_training(tmp_path):
     ledger.check_members("r", "abcd", before_training=True)
     with pytest.raises(TamperedSumError, match="d took part in one of the two only"):
         ledger.check_members("r", "abc", before_training=True)
+    with pytest.raises(TamperedSumError, match="d took part in one of the two only"):  # under pairwise masks: in time
+        ledger.check_members("r", "abc", before_training=True, are_here=False)
     ledger.check_members("r", "abc", before_training=False)  # a round that a site missed
     ledger.check_members("r", "abcd", before_training=True)
+
+
+def test_an_exchange_of_masks_that_opened_no_sum_may_be_repeated_without_a_site(tmp_path):
+    ledger = Ledger(tmp_path, Identity.generate("a"))
+    ledger.add(AgreedRun("r", "job", ("a", "b", "c", "d"), "data"))
+    for members, are_here in (("abcd", False), ("abc", False), ("abc", True)):
+        ledger.check_members("r", members, before_training=True, are_here=are_here)
 
 
 # ---- privacy
@@ -266,13 +292,69 @@ def test_a_run_that_begins_again_without_one_site_is_refused(tmp_path):
     assert {again.ready[site].kind for site in SITES} == {"failed"}
 
 
+@pytest.mark.parametrize("sum_", ["keyed", "pairwise"])
+def test_a_run_does_not_go_on_without_what_the_site_sent_in_it(tmp_path, sum_):
+    """A first sum that was read could be asked for again, without one site."""
+    evil = four(tmp_path, sum_).start()
+    evil.step(1, [evil.step(0)])
+    for site in FOUR:
+        evil.handle(site, Message("end", {"reason": "power"}))
+        shutil.rmtree(evil.federation.kit(site) / "runs")
+    again = four(tmp_path, sum_).start()
+    assert {answer.kind for answer in again.ready.values()} == {"failed"}
+    errors(again, ValueError, "could ask for a sum that was read before again, without a site")
+
+
+def test_a_ledger_that_was_deleted_is_noticed_beside_its_runs(tmp_path):
+    evil = four(tmp_path).start()
+    for site in FOUR:
+        evil.handle(site, Message("end", {"reason": "power"}))
+        shutil.rmtree(evil.federation.kit(site) / "ledger")
+    again = four(tmp_path)
+    again.runs = dict.fromkeys(SITES, "r1")
+    again.start(lambda site, facts: {name: facts[name] for name in SITES})
+    assert {again.ready[site].kind for site in SITES} == {"failed"}
+    assert all("it was deleted" in str(again.federation.errors[site]) for site in SITES)
+    assert not (again.federation.kit(SITES[0]) / "ledger").exists()
+
+
+def test_a_finished_run_that_is_begun_again_does_not_replace_a_later_model(tmp_path, fresh_key):
+    def federation(run):
+        own = LocalFederation(tmp_path, make_cells(), fresh_key, job_text(n_rounds=1), run=run)
+        shutil.rmtree(tmp_path / "kit" / "server" / "run", ignore_errors=True)
+        return own
+
+    for run in ("r0", "r1"):
+        federation(run).run()
+    later = federation("r1").model(SITES[0])
+    old = federation("r0")
+    old.start()
+    hellos = {site: old.mailboxes[site].handle(Message("hello", {"run": "r0", "job": old.job.text})) for site in SITES}
+    agree = Message("agree", {"run": "r0", "facts": {site: own.fields["facts"] for site, own in hellos.items()}})
+    assert {old.mailboxes[site].handle(agree).kind for site in SITES} == {"failed"}
+    assert "would replace a later one" in str(old.errors[SITES[0]])
+    assert same(old.model(SITES[0]), later)
+
+
+def test_runs_whose_names_share_a_folder_are_refused(tmp_path):
+    ledger = Ledger(tmp_path, Identity.generate("a"))
+    ledger.add(AgreedRun("r0", "job", "abc", "data"))
+    with pytest.raises(ValueError, match="Expected a name that no run had, found 'R0' beside r0"):
+        ledger.add(AgreedRun("R0", "job", "abc", "data"))
+
+
 def test_data_have_the_same_fingerprint_whatever_is_noted_beside_them():
     adata = make_cells()
+    adata.X[adata.X < 0] = 0
     noted = adata.copy()
     noted.obs["more"], noted.uns["more"] = 1, 2
     changed = adata.copy()
     changed.X[3, 4] += 1
     assert fingerprint_of(noted) == fingerprint_of(adata)
+    for stored in (csr_matrix, csc_matrix, np.asfortranarray, np.float64):
+        again = adata.copy()
+        again.X = stored(adata.X)
+        assert fingerprint_of(again) == fingerprint_of(adata)
     assert len({fingerprint_of(own) for own in (adata, changed, adata[1:].copy(), adata[:, 1:].copy())}) == 4
 
 

@@ -150,7 +150,7 @@ def test_a_server_that_drops_a_site_from_the_exchange_is_noticed(make_federation
 def test_an_exchange_is_repeated_with_a_site_that_started_again(tmp_path, phase):
     """It no longer knows the keys that its last process advertised."""
     evil = Evil(tmp_path / "evil", job_of("pairwise")).start()
-    blamed: Counter = Counter()
+    lost: Counter = Counter()
     step = PairwiseAggregation(
         *(evil.server, set(), {}),
         min_sites=3,
@@ -159,7 +159,8 @@ def test_an_exchange_is_repeated_with_a_site_that_started_again(tmp_path, phase)
         report=str,
         step=0,
         first_bound=65536.0,
-        blamed=blamed,
+        repeats=Counter(),
+        lost=lost,
         folder=tmp_path,
         first_attempt=1,
     )
@@ -170,4 +171,4 @@ def test_an_exchange_is_repeated_with_a_site_that_started_again(tmp_path, phase)
     step.forget(SITES[0])
     asked = step.asks(SITES[0])
     assert (asked["phase"], asked["attempt"]) == ("advertise", 2 if phase == "terms" else 1)
-    assert not blamed
+    assert lost == ({SITES[0]: 1} if phase == "terms" else {})

@@ -11,6 +11,7 @@ from tests.flower.conftest import SITES, job_text, make_cells, same, trained_in_
 
 from scinfl.federation import Journal
 from scinfl.flower.protocol._message import Message
+from scinfl.flower.server import _run_folder
 from scinfl.privacy import Key
 
 
@@ -71,7 +72,9 @@ def test_labels_that_some_sites_lack_are_agreed_on(make_federation, fresh_key):
     assert same(federation.model("hospital_0"), trained_in_process(adata, fresh_key))
 
 
-def test_a_site_that_was_away_catches_up_from_the_sums(make_federation):
+@pytest.mark.parametrize("most", [1, 1 << 26])
+def test_a_site_that_was_away_catches_up_from_the_sums(make_federation, monkeypatch, most):
+    monkeypatch.setattr(_run_folder, "_MOST_BYTES", most)
     federation = make_federation(
         job_text(sites=[*SITES, "hospital_3"], n_rounds=5), adata=make_cells(n_sites=4), sites=[*SITES, "hospital_3"]
     )
@@ -88,6 +91,8 @@ def test_a_site_that_was_away_catches_up_from_the_sums(make_federation):
     federation.run()
     assert any("without hospital_3" in line for line in federation.lines)
     assert same(federation.model("hospital_3"), federation.model(SITES[0]))
+    n_sums = [len(message.fields.get("sums", ())) for _, message, _ in federation.transport.log]
+    assert (max(n_sums) == 1) == (most == 1)
 
 
 def test_a_run_goes_on_without_a_revoked_site(make_federation):

@@ -13,7 +13,8 @@ from itertools import combinations
 import numpy as np
 
 from scinfl.federation import Journal
-from scinfl.flower.site._run import RUNS, _Site
+from scinfl.flower.site._ledger import Ledger
+from scinfl.flower.site._run import _Site
 from scinfl.flower.site._upload_log import UploadLog
 from scinfl.privacy import KeyedSum
 from scinfl.privacy.aggregation import MASKED, FixedPoint
@@ -75,7 +76,7 @@ class Witness:
         self.terms, self.facts = {}, {}  # terms by site and nonce; names of the facts by site and run
         self._answered, self._masks, self._opened = {}, set(), {}
         self._tried = {}  # groups of terms under pairwise masks
-        self._folders, self._released, self._charged = {}, {}, {}
+        self._sites, self._released, self._charged = {}, {}, {}
         self.has_noise = False
 
     def _patch(self, patch):
@@ -94,7 +95,7 @@ class Witness:
 
         def train(site, mailbox, run, sealed):
             self.facts[site._name, run] = frozenset(sealed)
-            self._folders[site._name] = site._kit
+            self._sites[site._name] = site
             return usual[_Site, "_train"](site, mailbox, run, sealed)
 
         def write(log, content):
@@ -129,16 +130,16 @@ class Witness:
         self.terms[masked.site, masked.header["nonce"]] = term
         before = self._answered.setdefault((*update, term.belief), plain)
         if self.has_noise and masked.purpose == "training":
-            self._check_account(masked.site, run, plain)  # a site that started again draws and pays new noise
+            self._check_account(masked.site, plain)  # a site that started again draws and pays new noise
         else:
             self._check(np.array_equal(before, plain), 3, f"{update} has two plaintexts in one context")
         mask = hashlib.sha256(masked.state[MASKED] - plain).digest()
         self._check(mask not in self._masks, 3, f"{update} has a mask that hid something else")
         self._masks.add(mask)
 
-    def _check_account(self, site, run, plain):
-        events = Journal(self._folders[site] / RUNS / run).events()
-        charges = {event["number"] for event in events if event["event"] == "privacy"}
+    def _check_account(self, site, plain):
+        own = self._sites[site]  # whose runs share one account, in the ledger
+        charges = set(Ledger(own._kit, own._identity).charges_on(own._fingerprint))
         released = self._released.setdefault(site, set())
         released.add(plain.tobytes())
         self._check(len(charges) >= len(released), 6, f"{site} spent {len(charges)} times, released {len(released)}")

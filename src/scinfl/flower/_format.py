@@ -1,4 +1,4 @@
-"""Amounts as people read them."""
+"""Amounts, and text of others, as people read them."""
 
 from __future__ import annotations
 
@@ -18,3 +18,14 @@ def in_bytes(n: float) -> str:
     power = min(int(math.log(n, 1000)), 3)
     amount = n / 1000**power
     return f"{amount:.{0 if amount >= 100 else 1}f} {('', 'kB', 'MB', 'GB')[power]}"
+
+
+def readable(text: object) -> str:
+    """The first 500 characters of what another party sent, without those that a terminal obeys or cannot show.
+
+    Examples
+    --------
+    >>> readable("lost" + chr(10) + "round 3/3")
+    'lost�round 3/3'
+    """
+    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in str(text)[:500])

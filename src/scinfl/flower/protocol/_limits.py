@@ -19,6 +19,7 @@ MOST_ATTEMPTS = 1_000_000_000_000
 """Attempts at a step: a server that starts again goes on a million later."""
 
 _MOST_TEXT = 1 << 28
+_MOST_ENTRIES = 1 << 22  # of all lists and objects: an empty one is two characters, and half a hundred bytes once read
 _MOST_JOB = 1 << 16
 _MOST_LINE = 1 << 12
 _MOST_DEPTH = 32
@@ -69,6 +70,9 @@ def read_json(text: str) -> Any:
     if len(text) > _MOST_TEXT:
         msg = f"a text of {len(text)} characters"
         raise ValueError(msg)
+    if sum(map(text.count, ",[{")) > _MOST_ENTRIES:
+        msg = f"a text of more than {_MOST_ENTRIES} entries"
+        raise ValueError(msg)
     try:
         content = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError:
@@ -89,6 +93,9 @@ def check_updates(heads: object) -> None:
         raise ValueError(msg)
     if any(len(value) > _MOST_HEADER for head in heads for value in head["header"].values()):
         msg = "too long a header"
+        raise ValueError(msg)
+    if any(len(set(head["arrays"])) < len(head["arrays"]) for head in heads):
+        msg = "an array that is named twice"
         raise ValueError(msg)
 
 

@@ -14,6 +14,7 @@ from cryptography.exceptions import InvalidSignature
 from scinfl import __version__
 from scinfl._checks import first_of
 from scinfl._errors import TamperedSumError
+from scinfl.flower.protocol._limits import read_json
 from scinfl.flower.setup._job import Job
 from scinfl.flower.tasks._task import Task
 from scinfl.privacy import Key, PublicIdentity, Seal, agree_version
@@ -115,7 +116,17 @@ def open_facts(
         raise TamperedSumError(msg)
     seal, context = Seal(key), run_context(key, job, run, identities).digest.hex()
     opened = {site: seal.unseal(content, what="facts", site=site, context=context) for site, content in sealed.items()}
-    return {site: json.loads(content) for site, content in opened.items()}
+    return {site: _read_facts(site, content) for site, content in opened.items()}
+
+
+def _read_facts(site: str, content: bytes) -> dict[str, Any]:
+    try:
+        facts = read_json(content.decode())
+        json.dumps(facts, ensure_ascii=False).encode()  # half characters would fail where names are hashed
+    except ValueError as error:
+        msg = f"Expected facts of site '{site}', found something else ({error}). Let the operator leave that site out."
+        raise ValueError(msg) from error
+    return facts
 
 
 def check_facts(facts: Mapping[str, Mapping[str, Any]], own: Mapping[str, Any]) -> None:

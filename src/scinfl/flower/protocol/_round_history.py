@@ -117,7 +117,9 @@ class RoundHistory:
         self._counterpart.answer(answer)
 
     def _take(self, asked: Message) -> None:
+        """Keep the sums of a question from the present step on; those of an earlier question were read by now."""
         start = 0
+        self._came = {}
         for sums in asked.fields["sums"]:
             updates = asked.updates[start : start + len(sums["members"])]
             start += len(updates)

@@ -16,6 +16,8 @@ Summed = list[tuple[Update, list[Update]]]
 """Sums, and the terms in each."""
 
 _MOST_REPEATS = 8  # of one site for one purpose, four times the bound each
+_MOST_NAMES = 8  # purposes in a step
+_MOST_NAME = 200
 MOST_LOST = 2
 """Exchanges of masks in a row that a site may begin and not end."""
 
@@ -35,12 +37,13 @@ class Aggregation:
         report: Callable[[str], None],
         step: int,
         first_bound: float,
-        blamed: Counter[tuple[str, str]],
+        repeats: Counter[tuple[str, str]],
     ) -> None:
         self._server, self._used, self._bounds = server, used, bounds
         self._min_sites, self._deadline = min_sites, deadline
         self._journal, self._report, self._step = journal, report, step
-        self._first_bound, self._blamed = first_bound, blamed  # how often a site asked for a repetition, or was lost
+        self._first_bound, self._repeats = first_bound, repeats  # how often a site asked for a wider bound, by purpose
+        self._asked_again: Counter[str] = Counter()  # how often a site did in this step, whatever it named
         self._attempt = 0
         self._answers: dict[str, list[Update]] = {}
         self._enough: float | None = None  # when enough sites had answered
@@ -136,12 +139,20 @@ class Aggregation:
         """A number exceeds the bound: all sites send the step again, with one that is four times as wide."""
         bounds = {str(purpose): float(bound) for purpose, bound in dict(message.fields["bounds"]).items()}
         wider = {purpose: bound for purpose, bound in bounds.items() if bound > self._bound_of(purpose)}
-        if not wider or not all(0 < bound <= MAX_BOUND and frexp(bound)[0] == 0.5 for bound in bounds.values()):
+        is_sound = len(bounds) <= _MOST_NAMES and all(
+            len(purpose) <= _MOST_NAME and 0 < bound <= MAX_BOUND and frexp(bound)[0] == 0.5
+            for purpose, bound in bounds.items()
+        )
+        if not wider or not is_sound:
             msg = f"Expected powers of two up to {MAX_BOUND:g} as wider bounds, found others. Nothing of it was used."
             raise ValueError(msg)
+        self._asked_again[site] += 1
+        if self._asked_again[site] > 2 * _MOST_REPEATS:
+            msg = f"Expected site '{site}' to need few wider bounds in a step, found no end. Nothing of it was used."
+            raise ValueError(msg)
         for purpose, bound in wider.items():
-            self._blamed[site, purpose] += 1
-            if bound > 4 * self._bound_of(purpose) or self._blamed[site, purpose] > _MOST_REPEATS:
+            self._repeats[site, purpose] += 1
+            if bound > 4 * self._bound_of(purpose) or self._repeats[site, purpose] > _MOST_REPEATS:
                 msg = (
                     f"Expected site '{site}' to ask for four times the bound of '{purpose}' at once, at most "
                     f"{_MOST_REPEATS} times, found {bound:g}: wide bounds leave few digits to all sites. Nothing of it "

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from scinfl._checks import first_of
 from scinfl.federation import Update
-from scinfl.flower._format import in_bytes
+from scinfl.flower._format import in_bytes, readable
 from scinfl.flower.protocol._difference import describe_difference, find_difference
 from scinfl.flower.protocol._limits import checked_count
 from scinfl.flower.protocol._message import Message, sums_message
@@ -103,7 +103,8 @@ class Coordinator:
         self._started = self._reminded = self._answered = time.monotonic()
         self._slow: set[str] = set()
         self._last: set[str] = set(self._expected) if self._kept.n_sums else set()
-        self._blamed: Counter[tuple[str, str]] = Counter()
+        self._repeats: Counter[tuple[str, str]] = Counter()  # of sites that asked for wider bounds, by purpose
+        self._lost: Counter[str] = Counter()  # exchanges of masks in a row that a site did not end
         self._aggregation = self._next_aggregation()
 
     # ---- the loop
@@ -172,13 +173,13 @@ class Coordinator:
             "report": self._report,
             "step": self._kept.n_sums,
             "first_bound": default_bound(self._job.bits),
-            "blamed": self._blamed,
+            "repeats": self._repeats,
         }
         given = (self._server, self._used, self._kept.bounds)
         if self._job.sum == "keyed":
             return Aggregation(*given, **options)
-        first = self._kept.n_starts * _MOST_ATTEMPTS + 1
-        return PairwiseAggregation(*given, folder=self._kept.path, first_attempt=first, **options)
+        options |= {"first_attempt": self._kept.n_starts * _MOST_ATTEMPTS + 1, "lost": self._lost}
+        return PairwiseAggregation(*given, folder=self._kept.path, **options)
 
     def _dismiss(self, transport: Transport, reason: str) -> None:
         """Send sites the reason why the run stopped, and give them time to fetch it."""
@@ -222,7 +223,7 @@ class Coordinator:
             participant.n_refused += 1
             if participant.n_refused >= _MAX_REFUSALS:
                 participant.stage = "refused"
-            reason = f"{error}"[:500] or type(error).__name__
+            reason = readable(error) or type(error).__name__
             participant.reason = reason if participant.stage == "refused" else ""
             self._journal.log("refused", site=participant.site, kind=message.kind[:20], reason=reason)
             self._report(f"refused an answer of {named(participant)}: {reason}")
@@ -263,14 +264,16 @@ class Coordinator:
         site, agreed = str(participant.site), str(message.fields["agreed"])
         self._agreed[site] = agreed
         (usual, n), *others = Counter(self._agreed.values()).most_common()
-        enough = n >= self._job.min_sites or self._kept.n_sums > 0
-        if others and not enough and self._agreed.keys() >= self._kept.facts.keys():
+        if not self._kept.agreed and n >= self._job.min_sites:
+            self._kept.agreed = usual
+            self._kept.write()
+        if others and not self._kept.agreed and self._agreed.keys() >= self._kept.facts.keys():
             msg = (
                 "Expected all sites to agree on labels or perturbations, features and gene ontology, found that they "
                 "do not. Compare the files that the sites read, and start the server again."
             )
             raise StoppedError(msg)
-        if agreed != usual and enough:
+        if self._kept.agreed not in ("", agreed):
             participant.stage = "refused"
             msg = "it knows other labels, perturbations or features than those that the run began with"
             raise ValueError(msg)
@@ -299,7 +302,7 @@ class Coordinator:
 
     def _take_unread(self, participant: Participant, message: Message) -> None:
         del participant
-        msg = f"it could not use a message: {str(message.fields.get('message', ''))[:500]}"
+        msg = f"it could not use a message: {message.fields.get('message', '')}"
         raise ValueError(msg)
 
     def _take_step(self, participant: Participant, message: Message) -> None:
@@ -311,25 +314,28 @@ class Coordinator:
 
     def _take_finished(self, participant: Participant, message: Message) -> None:
         del message
+        if not self._kept.n_sums:
+            msg = "it has a model, though nothing was added yet"
+            raise ValueError(msg)
         participant.stage = "finished"
         self._finished.add(str(participant.site))
-        if not self._kept.is_closing:
-            self._kept.close()
-            self._started = time.monotonic()
         self._report(f"site '{participant.site}' has the model")
+        if not self._kept.is_closing and 2 * len(self._finished & self._last) >= len(self._last):
+            self._kept.close()  # not on the word of one: the others might need further sums
+            self._started = time.monotonic()
 
     def _take_failed(self, participant: Participant, message: Message) -> None:
         participant.stage = "refused"
-        reason = str(message.fields.get("message", "it stopped"))[:500]
+        reason = readable(message.fields.get("message", "it stopped"))
         self._journal.log("failed", site=participant.site, reason=reason)
         self._report(f"site '{participant.site}' stopped: {reason}")
         self._failed[str(participant.site)] = reason
-        if not self._kept.n_sums and self._failed.keys() >= self._expected:
+        if self._failed.keys() >= self._expected:
             why = "; ".join(f"'{site}': {own}" for site, own in sorted(self._failed.items()))
-            msg = (
-                f"Expected sites that take part, found that all stopped before the first step ({why}). Mend that first."
-            )
-            raise StoppedError(msg[:2000])
+            when = f"in step {self._kept.n_sums}" if self._kept.n_sums else "before the first step"
+            cure = ", start them again, and go on with `--resume`" if self._kept.n_sums else ""
+            msg = f"Expected sites that take part, found that all stopped {when} ({why[:2000]}). Mend that first{cure}."
+            raise StoppedError(msg)
 
     # ---- steps
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +12,6 @@ from scinfl._checks import first_of
 from scinfl.flower.protocol._message import Message
 from scinfl.flower.server._aggregation import MOST_LOST, Aggregation, Summed, usual_of
 from scinfl.privacy.aggregation import Advertisement, PairwiseServer
-
-_LOST = ""  # purpose under which lost exchanges are counted
 
 
 class PairwiseAggregation(Aggregation):
@@ -28,15 +27,17 @@ class PairwiseAggregation(Aggregation):
         Where the terms are kept until the sum is open.
     first_attempt
         Number of the first attempt, higher than any of a server that ran before.
+    lost
+        In how many exchanges in a row each site was lost.
     options
         See :class:`Aggregation`.
     """
 
     _server: PairwiseServer
 
-    def __init__(self, *options: Any, folder: Path, first_attempt: int, **others: Any) -> None:
+    def __init__(self, *options: Any, folder: Path, first_attempt: int, lost: Counter[str], **others: Any) -> None:
         super().__init__(*options, **others)
-        self._attempt = first_attempt
+        self._attempt, self._lost = first_attempt, lost
         self._phase: Literal["advertise", "terms", "reveal"] = "advertise"
         self._ads: dict[str, list[Advertisement]] = {}
         self._members: set[str] = set()
@@ -80,13 +81,15 @@ class PairwiseAggregation(Aggregation):
             if not ads or any(ad.site != site or ad.attempt != self._attempt for ad in ads):
                 msg = f"Expected what site '{site}' advertises for attempt {self._attempt}, found something else."
                 raise ValueError(msg)
+            for ad in ads:
+                self._server.check(ad)
             self._ads[site] = ads
         elif message.kind == "reveal" and self._phase == "reveal":
             self._seeds[site] = self._checked_seeds(site, message.fields["seeds"])
         elif message.kind == "step" and any("commitment" not in own.header for own in message.updates):
             msg = f"Expected masked terms of '{site}' with a commitment, found none. Nothing of it was used."
             raise ValueError(msg)
-        elif message.kind == "repeat" or (message.kind == "step" and self._phase == "terms"):
+        elif message.kind in ("step", "repeat") and self._phase == "terms":  # later, seeds are out: no sum opens twice
             super().take(site, message)
         else:
             msg = f"Expected an answer to '{self._phase}', found '{message.kind}'. Nothing of it was used."
@@ -97,8 +100,7 @@ class PairwiseAggregation(Aggregation):
         if self._phase == "advertise":
             self._ads.pop(site, None)
         elif self._phase == "terms" and site in self._members - self._answers.keys():
-            self._journal.log("lost", step=self._step, sites=[site], attempt=self._attempt)
-            self._start_again()
+            self._lose({site})
 
     def add(self, now: float, coming: Collection[str], slow: Collection[str]) -> Summed | None:
         """Sums of the step, once the seeds of all terms are here."""
@@ -114,7 +116,10 @@ class PairwiseAggregation(Aggregation):
 
     def _relay(self, now: float, missing: Collection[str]) -> None:
         """Settle whose masks belong together."""
-        found = {site: sorted((ad.purpose, ad.round, ad.step, ad.run) for ad in own) for site, own in self._ads.items()}
+        found = {
+            site: sorted((ad.purpose, ad.round, ad.step, ad.run, ad.fingerprint) for ad in own)
+            for site, own in self._ads.items()
+        }
         usual = usual_of(found, self._min_sites)
         if usual is None:
             self._enough = None
@@ -132,12 +137,10 @@ class PairwiseAggregation(Aggregation):
         if missing <= set(coming) and self._must_wait(now, missing):  # who left has lost the keys to its masks
             return
         if missing:
-            self._journal.log("lost", step=self._step, sites=sorted(missing), attempt=self._attempt)
-            self._blame(missing)
-            self._start_again()
+            self._lose(missing)
             return
         for site in self._members:
-            self._blamed.pop((site, _LOST), None)
+            self._lost.pop(site, None)
         found = self._forms()
         usual = usual_of(found, 1)
         if odd := {site for site, own in found.items() if own != usual}:
@@ -151,13 +154,15 @@ class PairwiseAggregation(Aggregation):
         Message("pending", {**heads, "step": self._step}, updates).write(self._pending)
         self._phase = "reveal"
 
-    def _blame(self, missing: Collection[str]) -> None:
-        """Go on without sites that were lost in several exchanges, as long as enough others are there."""
-        self._blamed.update((site, _LOST) for site in missing)
-        often = {site for site in missing if self._blamed[site, _LOST] >= MOST_LOST}
+    def _lose(self, missing: Collection[str]) -> None:
+        """Repeat the exchange, without sites that were lost in several as long as enough others are there."""
+        self._journal.log("lost", step=self._step, sites=sorted(missing), attempt=self._attempt)
+        self._lost.update(missing)
+        often = {site for site in missing if self._lost[site] >= MOST_LOST}
         if often and len(self._ads.keys() - often) >= self._min_sites:
             self._odd |= often
             self._report(f"goes on without {first_of(sorted(often))}: it began exchanges of masks and did not end them")
+        self._start_again()
 
     def _take_up(self, kept: Message) -> None:
         """Go on where a server was that is gone."""

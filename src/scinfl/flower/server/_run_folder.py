@@ -19,6 +19,7 @@ _RUN = "run.json"
 _MEMBERS = "members.json"
 _HISTORY = "history.csv"
 _SUMS = "sums"
+_MOST_BYTES = 1 << 26  # of sums in a message, at most one of which exceeds it
 _COLUMNS = ["step", "round", "sites", "left_out", "seconds", "bytes"]
 
 
@@ -36,6 +37,8 @@ class RunFolder:
         self.run = secrets.token_hex(16)
         self.facts: dict[str, str] = {}
         self.checks: dict[str, dict[str, Any]] = {}
+        self.agreed = ""
+        """Keyed hash of what the sites made of all facts, once enough of them sent the same."""
         self.bounds: dict[str, float] = {}
         """Bounds that sites asked for, by purpose."""
         self.n_sums = 0
@@ -43,7 +46,7 @@ class RunFolder:
         self.n_starts = 0
         """How often a server took this run up again."""
         self.is_closing = False
-        """Whether a site has the model, so that no further sum is needed."""
+        """Whether most sites have the model, so that no further sum is needed."""
         self.path, self._job = path, job
         self._nonces: set[str] = set()
         self._latest: Message | None = None  # which every site asks for, one after the other
@@ -69,7 +72,7 @@ class RunFolder:
             raise ValueError(msg)
         self.run, self.facts, self.checks = str(kept["run"]), kept["facts"], kept["checks"]
         self.bounds = {purpose: float(bound) for purpose, bound in kept.get("bounds", {}).items()}
-        self.is_closing = bool(kept["closing"])
+        self.agreed, self.is_closing = str(kept.get("agreed", "")), bool(kept["closing"])
         self.n_starts = int(kept["starts"]) + 1
         for number, file in enumerate(sorted((self.path / _SUMS).glob("step-*.safetensors"))):
             message = Message.read(file)
@@ -86,6 +89,7 @@ class RunFolder:
             "job": self._job.digest,
             "facts": self.facts,
             "checks": self.checks,
+            "agreed": self.agreed,
             "bounds": self.bounds,
             "closing": self.is_closing,
             "starts": self.n_starts,
@@ -100,7 +104,7 @@ class RunFolder:
         return {run: sets for run, sets in earlier.items() if run != self.run}
 
     def close(self) -> None:
-        """Keep that a site has the model."""
+        """Keep that most sites have the model."""
         if not self.is_closing:
             self.is_closing = True
             self.write()
@@ -110,9 +114,16 @@ class RunFolder:
         return set(self._nonces)
 
     def sums_from(self, step: int) -> list[Message]:
-        """Sums from a step on, from their files: all of a run need not fit into memory."""
-        before = [Message.read(self._file(number)) for number in range(step, self.n_sums - (self._latest is not None))]
-        return before if self._latest is None or step >= self.n_sums else [*before, self._latest]
+        """Sums from a step on, from their files, as many as a message should hold; a site asks for the others later."""
+        sums: list[Message] = []
+        n_bytes = 0
+        for number in range(step, self.n_sums):
+            latest = self._latest if number == self.n_sums - 1 else None
+            sums.append(latest or Message.read(self._file(number)))
+            n_bytes += sum(update.n_bytes for update in sums[-1].updates)
+            if n_bytes > _MOST_BYTES:
+                break
+        return sums
 
     def add(self, sums: Message) -> None:
         """Keep the sums of a step."""

@@ -39,6 +39,7 @@ from scinfl.flower._flwr import (
     remove_content_from_message,
     set_message_id,
 )
+from scinfl.flower._format import readable
 from scinfl.flower.protocol._records import fetch
 
 logger = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ class FleetConnection:
                 now = time.monotonic()
                 busy = now if handled else busy
                 wait = 0.0 if handled else min(self._poll, _SOON + (now - busy) / 10)  # messages come in bursts
-            except (httpx.TransportError, httpx.HTTPStatusError) as error:
+            except (httpx.TransportError, httpx.HTTPStatusError, ValueError) as error:  # what is no response of Flower
                 self._refuse_or_note(error)
                 wait = min(max(2 * wait, self._poll), _LONGEST_WAIT)
             self._stop.wait(wait)
@@ -176,7 +177,11 @@ class FleetConnection:
             return True
         started = time.perf_counter()
         context = Context(run_id=run, node_id=node.node_id, node_config={}, state=RecordDict(), run_config={})
-        answer = app(message, context)
+        try:
+            answer = app(message, context)
+        except ValueError as error:  # a type of message that the app has no function for
+            logger.warning("A message of the server was dropped: %s", readable(error))
+            return True
         self._send(answer, node, run, time.perf_counter() - started)
         return True
 
@@ -199,7 +204,7 @@ class FleetConnection:
             )
         self._sent = time.monotonic()
 
-    def _refuse_or_note(self, error: httpx.HTTPError) -> None:
+    def _refuse_or_note(self, error: Exception) -> None:
         """Raise an error that explains why the server refuses this site, or note that it does not answer."""
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):

@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 from anndata import AnnData
 from mudata import MuData
-from scipy.sparse import issparse
+from scipy.sparse import csr_matrix, issparse
 
 from scinfl import _data_files
 from scinfl._checks import layers_of
 from scinfl.privacy.keys import joined
+
+_ROWS = 4096  # that are compared at once
 
 
 def read_data(data: str | os.PathLike[str] | AnnData | MuData) -> AnnData | MuData:
@@ -29,14 +31,21 @@ def read_data(data: str | os.PathLike[str] | AnnData | MuData) -> AnnData | MuDa
 
 
 def fingerprint_of(data: AnnData | MuData) -> str:
-    """Hash of values and names; the same data have the same one, whatever is written beside them."""
+    """Hash of values and names; the same data have the same one, however stored and whatever is written beside them."""
     digest = hashlib.sha256()
     for name, own in sorted(data.mod.items()) if isinstance(data, MuData) else [("", data)]:
         digest.update(joined(name, *map(str, own.obs_names)) + joined(*map(str, own.var_names)))
         for matrix in (own.X, *(own.layers[layer] for layer in sorted(layers_of(own)))):
-            parts = (matrix.data, matrix.indices, matrix.indptr) if issparse(matrix) else (matrix,)
-            for part in parts:
-                digest.update(b"none" if part is None else np.ascontiguousarray(part).data)
+            if matrix is None or matrix.dtype.kind not in "biuf":
+                digest.update(b"none")  # what is no number is refused where a site sets up its data
+                continue
+            by_row = csr_matrix(matrix) if issparse(matrix) else matrix
+            for start in range(0, own.n_obs, _ROWS):
+                rows = csr_matrix(by_row[start : start + _ROWS])
+                rows.sum_duplicates()  # and sorts
+                rows.eliminate_zeros()
+                for part, kind in ((rows.data, "<f8"), (rows.indices, "<i8"), (rows.indptr, "<i8")):
+                    digest.update(np.ascontiguousarray(part, kind).data)
     return digest.hexdigest()
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from scinfl._checks import first_of
 from scinfl._errors import TamperedSumError
 from scinfl.federation import Journal
 from scinfl.flower.protocol._difference import describe_difference, find_difference
@@ -74,6 +75,7 @@ class Ledger:
         self._sums: dict[str, set[frozenset[str]]] = {}  # members of the sums of a run
         self._before: dict[str, frozenset[str]] = {}  # members of its sums before training
         self._charges: dict[str, dict[str, Any]] = {}  # by number, with the run
+        self._finished: list[str] = []  # runs whose models were written, in this order
         self._n = 0
         self._read()
 
@@ -92,8 +94,17 @@ class Ledger:
             If they do.
         ValueError
             If the run was agreed to with other data, another job or other members: a server keeps the facts of a run
-            before it shows them to anyone.
+            before it shows them to anyone. If it was finished before another one, or shares its folder with one.
         """
+        if own.run in self._finished[:-1]:
+            msg = (
+                f"Expected a run that goes on, found '{own.run[:12]}', finished here before another one: its model "
+                "would replace a later one. Let the operator start a new run."
+            )
+            raise ValueError(msg)
+        if twins := [run for run in self._runs if run != own.run and run.casefold() == own.run.casefold()]:
+            msg = f"Expected a name that no run had, found '{own.run}' beside {first_of(twins)}. Start a new run."
+            raise ValueError(msg)
         known = self._runs.get(own.run)
         if known is not None:
             then, now = ({"job": one.job, "data": one.data, "sites": {*one.members}} for one in (known, own))
@@ -108,7 +119,9 @@ class Ledger:
         self._check(own, own.members, "Nothing was sent.")
         self._write("run", asdict(own))
 
-    def check_members(self, run: str, members: Collection[str], *, before_training: bool) -> None:
+    def check_members(
+        self, run: str, members: Collection[str], *, before_training: bool, are_here: bool = True
+    ) -> None:
         """Note the members of a sum over the data themselves, unless they differ from those of an earlier one.
 
         Parameters
@@ -119,6 +132,8 @@ class Ledger:
             Sites in the sum.
         before_training
             Whether the sum is one of those before training, which have the same members in all of a run.
+        are_here
+            Whether the sum is here; otherwise sites are about to mask for one another, perhaps not for the last time.
 
         Raises
         ------
@@ -126,12 +141,12 @@ class Ledger:
             If they do.
         """
         own, found = self._runs[run], frozenset(members)
-        if before_training and (first := self._before.get(run, found)) != found:
-            self._refuse(own, members, (run, sorted(first ^ found)), _STOPPED)
-        known = found in self._sums.get(run, ()) and (not before_training or run in self._before)
-        if not known:
+        if before_training:
+            self._compare(own, members, {run: [self._before.get(run, found)]}, _STOPPED)
+        is_first = before_training and are_here and run not in self._before
+        if is_first or found not in self._sums.get(run, ()):
             self._check(own, members, _STOPPED)
-            self._write("sum", {"run": run, "members": sorted(members), "before": before_training})
+            self._write("sum", {"run": run, "members": sorted(members), "before": is_first})
 
     def _check(self, own: AgreedRun, members: Collection[str], done: str) -> None:
         earlier = {
@@ -139,16 +154,21 @@ class Ledger:
             for run, other in self._runs.items()
             if run != own.run and other.data == own.data
         }
+        self._compare(own, members, earlier, done)
+
+    def _compare(
+        self,
+        own: AgreedRun,
+        members: Collection[str],
+        earlier: Mapping[str, Collection[Collection[str]]],
+        done: str,
+    ) -> None:
+        """Refuse members that differ from earlier ones, unless all sites by which they do were accepted."""
         accepted = set(own.accepted)
         kept = {run: [one for one in sets if not set(one) ^ set(members) <= accepted] for run, sets in earlier.items()}
-        if (found := find_difference(members, kept)) is not None:
-            self._refuse(own, members, found, done)
-
-    def _refuse(self, own: AgreedRun, members: Collection[str], found: tuple[str, list[str]], done: str) -> None:
-        """Refuse members unless all sites by which they differ were accepted."""
-        run, differ = found
-        if set(differ) <= set(own.accepted):
+        if (found := find_difference(members, kept)) is None:
             return
+        run, differ = found
         options = " ".join(f"--accept-difference {site}" for site in differ)
         msg = (
             f"Expected the members of an earlier sum over the same data, found that "
@@ -156,6 +176,17 @@ class Ledger:
             f"`{options}`."
         )
         raise TamperedSumError(msg)
+
+    def finish(self, run: str) -> None:
+        """Note that the model of a run was written.
+
+        Parameters
+        ----------
+        run
+            The run.
+        """
+        if self._finished[-1:] != [run]:
+            self._write("model", {"run": run})
 
     # ---- privacy
 
@@ -196,6 +227,8 @@ class Ledger:
             self._sums.setdefault(entry["run"], set()).add(frozenset(entry["members"]))
             if entry.get("before"):
                 self._before.setdefault(entry["run"], frozenset(entry["members"]))
+        elif kind == "model":
+            self._finished.append(entry["run"])
         else:
             self._charges[entry["number"]] = entry
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 
+from scinfl.flower._format import readable
 from scinfl.flower.protocol._limits import checked_name
 from scinfl.flower.protocol._message import Message, check_step
 
@@ -59,7 +61,7 @@ class Mailbox:
     def handle(self, message: Message) -> Message:
         """Answer one message of the server; what makes no sense is refused with a reason, and changes nothing."""
         if message.kind == "end":
-            self._stop(str(message.fields.get("reason", ""))[:500])
+            self._stop(readable(message.fields.get("reason", "")))
             return Message("bye", {"message": "the server ended the run"})
         if self._failed is not None:
             return self._failed
@@ -98,9 +100,10 @@ class Mailbox:
                 return _HELLO_FIRST
             self._facts = facts if self._facts is None else self._facts
             self._lock.notify_all()
-            return self._first(lambda: self._ready)
+            return self._first(lambda: self._ready, self._patience)
 
     def _step(self, run: str, message: Message) -> Message:
+        until = time.monotonic() + self._patience
         with self._lock:
             if run != self._run or self._ready is None:
                 return _HELLO_FIRST
@@ -110,7 +113,7 @@ class Mailbox:
                     return self._failed or _BUSY
                 self._asked, self._is_taken, self._answer = message, False, None
                 self._lock.notify_all()
-            answer = self._first(lambda: self._finished or self._answer)
+            answer = self._first(lambda: self._finished or self._answer, max(0.0, until - time.monotonic()))
             self._is_delivered = answer is self._finished
             self._lock.notify_all()
             return answer
@@ -122,9 +125,9 @@ class Mailbox:
     def _has_ended(self) -> bool:
         return self._failed is not None or self._end is not None
 
-    def _first(self, find: Callable[[], Message | None]) -> Message:
+    def _first(self, find: Callable[[], Message | None], seconds: float) -> Message:
         """Wait for an answer of training, with the lock held."""
-        self._lock.wait_for(lambda: find() is not None or self._has_ended(), self._patience)
+        self._lock.wait_for(lambda: find() is not None or self._has_ended(), seconds)
         return self._failed or find() or _BUSY
 
     def _stop(self, reason: str) -> None:
@@ -190,5 +193,6 @@ class Mailbox:
 
 
 def _refused(reason: str) -> Message:
+    reason = readable(reason)
     logger.warning("A message of the server was refused: %s", reason)
-    return Message("unread", {"message": reason[:500]})
+    return Message("unread", {"message": reason})

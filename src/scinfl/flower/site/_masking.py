@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from scinfl._checks import first_of
 from scinfl._errors import RepeatRoundError, TamperedSumError
 from scinfl.federation import Update
 from scinfl.federation.rounds import write_atomically
@@ -220,9 +221,17 @@ class PairwiseMasking(Masking):
         self, asked: Mapping[str, Any], places: Sequence[Place], encode: Callable[[], Sequence[Update]]
     ) -> Message:
         ads = [Advertisement.from_json(ad) for ad in asked["ads"]]
-        self._look(places, sorted({ad.site for ad in ads}), are_here=False)
-        for place in places:
-            self.protection.receive([ad for ad in ads if (ad.purpose, ad.round) == place])
+        relayed = {place: [ad for ad in ads if (ad.purpose, ad.round) == place] for place in places}
+        members = sorted({ad.site for ad in ads})
+        if any(sorted(ad.site for ad in own) != members for own in relayed.values()):
+            msg = (
+                f"Expected one advertisement of each of {first_of(members)} for each sum of the step "
+                f"({names_of(places)}), found others. Nothing was sent; do not trust this server."
+            )
+            raise TamperedSumError(msg)
+        self._look(places, members, are_here=False)
+        for own in relayed.values():
+            self.protection.receive(own)
         message = super().answer(asked, self._position or 0, places, encode)
         self._keep(None)
         return message
@@ -260,5 +269,5 @@ def _parts(combined: Update, members: Sequence[Update]) -> list[str | bytes]:
     """What distinguishes a sum from any other one."""
     names = [part for own in members for part in (own.site, own.header.get("nonce", b""))]
     # its numbers, too: whoever has the key makes another sum with the same tag
-    numbers = hashlib.sha256(np.ascontiguousarray(combined.state.get(MASKED, np.empty(0))).tobytes()).digest()
+    numbers = hashlib.sha256(np.ascontiguousarray(combined.state.get(MASKED, np.empty(0))).data).digest()
     return [combined.purpose, str(combined.round), combined.header.get("tag", b""), numbers, str(len(members)), *names]

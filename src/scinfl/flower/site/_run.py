@@ -18,6 +18,8 @@ from scinfl import federation, privacy
 from scinfl._checks import first_of
 from scinfl._errors import TamperedSumError
 from scinfl.federation import Protection, Strategy
+from scinfl.federation.rounds import write_atomically
+from scinfl.flower._format import readable
 from scinfl.flower._require import require_flower
 from scinfl.flower.protocol._limits import is_a_job
 from scinfl.flower.protocol._message import Message
@@ -34,7 +36,7 @@ from scinfl.flower.protocol._round_history import WITH_ROUNDS, RoundHistory
 from scinfl.flower.setup._job import JOB, SITE_SETTINGS, Job, SiteSettings
 from scinfl.flower.setup._kit import ADDRESS, CA, IDENTITIES, IDENTITY, LINK_KEY, pinned_identities
 from scinfl.flower.site._data import alone, copy_folder, fingerprint_of, read_data
-from scinfl.flower.site._ledger import AgreedRun, Ledger
+from scinfl.flower.site._ledger import LEDGER, AgreedRun, Ledger
 from scinfl.flower.site._mailbox import EndedError, Mailbox, OtherRunError
 from scinfl.flower.site._masking import Masking, PairwiseMasking
 from scinfl.flower.site._remote_sum import RemoteSum, rehearsed_sum
@@ -238,7 +240,6 @@ class _Site:
             mailbox.be_ready(Message("ready", {"position": position, "agreed": agreed}))
 
         journal = self._kit / RUNS / run
-        journal.parent.mkdir(mode=0o700, exist_ok=True)
         steps = RoundHistory(mailbox, ready=be_ready, folder=journal / SUMS)
         engine = partial(train_remote, steps=steps, report=self._report_round)
         model = self._make_model(facts, self._start(journal))
@@ -248,13 +249,16 @@ class _Site:
             self._train_model(model, facts, engine, [*self._noise(), summing], journal=journal, run=run)
         path = self._kit / MODEL
         model.save(path, site=self._name if model.is_personal else None, overwrite=True)
+        ledger.finish(run)
         steps.finish()
         self._report(f"wrote the model to '{path}'")
         return path
 
     def _agreed(self, run: str, members: Sequence[str]) -> tuple[Ledger, AgreedRun]:
         """Ledger of this site, and a run in it that was agreed to."""
+        _check_ledger_is_kept(self._kit)
         ledger = Ledger(self._kit, self._identity)
+        _check_run_is_kept(self._kit, run, is_known=ledger.knows(run))
         if not ledger.knows(run) and self._n_left < 1:
             msg = (
                 f"Expected at most {self._n_runs} new run{'s' * (self._n_runs > 1)}, as was agreed to, found that the "
@@ -265,6 +269,11 @@ class _Site:
         self._n_left -= not ledger.knows(run)
         noise = [name for name, _ in self._job.noise]
         own = AgreedRun(run, self._job.digest, members, self._fingerprint, noise, self._accepted)
+        uploads = self._kit / RUNS / run / UPLOADS
+        if not uploads.exists():
+            uploads.parent.parent.mkdir(mode=0o700, exist_ok=True)
+            uploads.parent.mkdir(exist_ok=True)
+            write_atomically(uploads, b"")  # before the ledger knows the run: from then on it must be there
         ledger.add(own)
         return ledger, own
 
@@ -277,11 +286,7 @@ class _Site:
         )
 
     def _greet(self, message: Message) -> Message:
-        text = str(message.fields["job"])
-        theirs = self._job if text == self._job.text else Job.parse(text) if is_a_job(text) else None
-        if theirs is None or theirs.digest != self._job.digest:
-            odd = "it is no job" if theirs is None else ", ".join(self._job.differences(theirs))
-            self._report(f"the job of the server differs from the one agreed to here: {odd}")
+        self._compare_job(str(message.fields["job"]))
         run = str(message.fields["run"])
         hello = {
             "run": run,
@@ -293,6 +298,15 @@ class _Site:
             ).hex(),
         }
         return Message("hello", {**hello, "signature": self._identity.sign(hello_content(hello)).hex()})
+
+    def _compare_job(self, text: str) -> None:
+        """Report what differs in the job of the server, which refuses this site then."""
+        if text == self._job.text:
+            return
+        theirs = Job.parse(text) if is_a_job(text) else None
+        if theirs is None or theirs.digest != self._job.digest:
+            odd = "it is no job" if theirs is None else readable(", ".join(self._job.differences(theirs)))
+            self._report(f"the job of the server differs from the one agreed to here: {odd}")
 
     # ---- what it trains with
 
@@ -361,7 +375,8 @@ class _Site:
             nonlocal trains
             trains |= any(purpose in WITH_ROUNDS for purpose, _ in places)
             if any(number <= 1 or purpose not in WITH_ROUNDS for purpose, number in places):
-                ledger.check_members(run, members, before_training=are_here and not trains)  # later rounds draw numbers
+                # later rounds draw numbers
+                ledger.check_members(run, members, before_training=not trains, are_here=are_here)
 
         protection, uploads = self._sum(run), UploadLog(journal / UPLOADS)
         protection.open_run(run_context(self._key, self._job, run, self._identities(), agreed))
@@ -377,6 +392,27 @@ class _Site:
             return KeyedSum(self._key, **options)
         pinned = {site: own for site, own in pinned_identities(self._kit).items() if site in self._job.sites}
         return PairwiseSum(self._key, pinned=pinned, **options)
+
+
+def _check_ledger_is_kept(kit: Path) -> None:
+    """Refuse a folder with runs and no ledger."""
+    if any((kit / RUNS).glob("*")) and not any((kit / LEDGER).glob("*")):
+        msg = (
+            f"Expected the ledger of this site in '{kit / LEDGER}', found none beside '{kit / RUNS}': it was deleted. "
+            "It holds which runs were agreed to, and the privacy spent: restore it from a copy."
+        )
+        raise ValueError(msg)
+
+
+def _check_run_is_kept(kit: Path, run: str, *, is_known: bool) -> None:
+    """Refuse to go on with a run that left nothing here."""
+    if is_known and not (kit / RUNS / run / UPLOADS).exists():
+        msg = (
+            f"Expected what this site sent in run '{run[:12]}' in '{kit / RUNS / run}', found none: it was deleted. A "
+            "server could ask for a sum that was read before again, without a site. Restore it from a copy, or let the "
+            "operator start a new run."
+        )
+        raise ValueError(msg)
 
 
 def _nobody(*args: Any, **kwargs: Any) -> Any:

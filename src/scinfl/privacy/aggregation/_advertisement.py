@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from scinfl._errors import TamperedSumError
 from scinfl.privacy.keys._derivation import joined
 from scinfl.privacy.keys._identity import PublicIdentity
+
+_ANY = X25519PrivateKey.from_private_bytes(bytes(32))  # a weak public key makes no secret with any private key
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Advertisement:
             raise ValueError(msg) from error
 
     def verify(self, pinned: Mapping[str, PublicIdentity], at: str) -> None:
-        """Refuse an advertisement that the pinned identity of its site did not sign."""
+        """Refuse an advertisement that the pinned identity of its site did not sign, or whose key makes no secret."""
         if self.site not in pinned:
             msg = (
                 f"Expected the pinned identity of site '{self.site}', found none at site '{at}'. Get "
@@ -85,6 +88,11 @@ class Advertisement:
                 "between the sites sends in its name (the shared key is not enough to sign as that site), or it "
                 "has a new identity. Compare fingerprints by telephone before you go on."
             )
+            raise TamperedSumError(msg) from None
+        try:
+            _ANY.exchange(X25519PublicKey.from_public_bytes(self.public))
+        except ValueError:
+            msg = f"Expected a proper public key of site '{self.site}', found a weak one. Do not trust that site."
             raise TamperedSumError(msg) from None
 
     def compare(self, own: Advertisement) -> None:

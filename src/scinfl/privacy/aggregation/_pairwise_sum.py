@@ -32,6 +32,16 @@ class PairwiseServer(Aggregator):
         Public identity of every site. Uploads that their site did not sign are refused.
     """
 
+    def check(self, advertisement: Advertisement) -> None:
+        """Refuse an advertisement that its site did not sign, or that nobody can exchange masks with.
+
+        Raises
+        ------
+        ValueError
+            If it is such; the sites would take it for an attack of the server.
+        """
+        advertisement.verify(self._identities, "of the server")
+
     def require_all(self, encoded: Sequence[Update], advertisements: Sequence[Advertisement]) -> None:
         """Void the round if a site that advertised sent nothing.
 
