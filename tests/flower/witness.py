@@ -37,6 +37,7 @@ class Term:
     round: int
     run: str
     belief: tuple
+    facts: frozenset
     integers: np.ndarray
 
 
@@ -126,7 +127,8 @@ class Witness:
     def _encoded(self, protection, masked, plain, context):
         update = masked.site, masked.purpose, masked.round
         run = protection.run_context.run
-        term = Term(*update, run, _belief(protection, context), plain)
+        facts = self.facts[masked.site, run]
+        term = Term(*update, run, _belief(protection, context), facts, plain)
         self.terms[masked.site, masked.header["nonce"]] = term
         before = self._answered.setdefault((*update, term.belief), plain)
         if self.has_noise and masked.purpose == "training":
@@ -161,7 +163,7 @@ class Witness:
         for term in terms:
             self._check(term.belief[0] == belief[0], 4, f"{what}, though {term.site} believes {term.belief[0]}")
             self._check(term.belief == belief, 1, f"{what}, though {term.site} masked for {term.belief}, not {belief}")
-            self._check(self.facts[term.site, term.run] == facts, 4, f"{what}, though {term.site} has other facts")
+            self._check(term.facts == facts, 4, f"{what}, though {term.site} had other facts")
         self._check(len(facts) >= self.min_sites, 4, f"{what}, under facts of {sorted(facts)}")
         own = _sum_of(context, combined)
         expected = FixedPoint(own.bits, 2.0**own.bound_log2).decode(_total(term.integers for term in terms))
