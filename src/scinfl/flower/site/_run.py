@@ -88,7 +88,7 @@ def run_site(
     report
         Called with one line per event, for example ``print``; the log by default.
     poll
-        Seconds between two looks for messages.
+        Most seconds between two looks for messages, where the server does not hold a look until there is one.
     n_runs
         New runs that are agreed to; a run that goes on is no new one. Should the server begin more, the site stops.
     accept_difference
