@@ -91,10 +91,8 @@ class SiteSums:
             if self._protections:
                 self._check_size(site, means)
             updates.append(Update(site, number, means, n, float(n), purpose=purpose))
-        if number == 1 and self._agreed is not None:
-            for protection in self._protections:
-                protection.reuse_total(purpose, self._agreed)
-        pooled = mean_of(updates, self._protections, payload=self._payload, agree=self._agreed is None)
+        agree = number == 1 and (self._agreed or True)
+        pooled = mean_of(updates, self._protections, payload=self._payload, agree=agree)
         self._agreed = self._agreed or purpose
         self._n_cells = self._n_cells or round(pooled.weight)
         return pooled.state, round(pooled.weight)
