@@ -474,7 +474,7 @@ def _over_owners(
 
 
 def _batch_size(data: Mapping[str, SiteData], options: SpaMosaicOptions) -> int:
-    """Spots per step of the smallest site, as the sites told each other where they are elsewhere."""
+    """Spots per step of the smallest site, as the sites reported it where they are elsewhere."""
     if options.remote is not None:
         return min(own["batch_size"] for own in options.remote.facts.values())
     sizes = [len(own.train) + len(own.validation) for own in data.values()]
