@@ -30,13 +30,13 @@ class SpatialTask(Task):
             raise ValueError(msg)
         self._class_setup()(self.data, **self._options)
         model = self._class(self.data, **self._job.model_options)
-        from scinfl.model.spamosaic import SpaMosaicView, batch_size_of
+        from scinfl.model.spamosaic import SpaMosaicOptions, SpaMosaicView, batch_size_of
 
         measured = SpaMosaicView(model).measured(self.data, train=True)
         self._normalise = {name: own.normalise for name, own in measured.items()}
         together = pd.DataFrame({name: np.isin(np.arange(self.data.n_obs), own.rows) for name, own in measured.items()})
         self._links = sorted("+".join(together.columns[row]) for row in together.drop_duplicates().to_numpy(bool))
-        share = float(self._job.train_options.get("validation_size", 0.1))
+        share = self._job.train_options.get("validation_size", SpaMosaicOptions.validation_size)
         self._batch_size = batch_size_of(self.data.n_obs, share)
 
     def _class_setup(self) -> Any:
