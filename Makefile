@@ -24,7 +24,8 @@ demo: $(BIN)/.scinfl
 	$(BIN)/scinfl demo --out demo --overwrite
 
 demo-federation: $(BIN)/.scinfl-flower
-	$(BIN)/python benchmarks/flower.py --out demo_federation
+	$(BIN)/python benchmarks/flower_mosaic.py --out demo_federation/mosaic
+	$(BIN)/python benchmarks/flower.py --out demo_federation/classifier
 
 test: $(BIN)/.scinfl-test
 	$(BIN)/python -m pytest

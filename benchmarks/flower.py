@@ -109,6 +109,12 @@ def search(server: subprocess.Popen, kit: Path, secrets: dict[str, bytes]) -> li
     return found
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def overhead(out: Path, sites: list[str], n_rounds: int) -> str:
     """Seconds per round that no site spent training."""
     local = {}
@@ -161,10 +167,7 @@ def main() -> int:  # noqa: PLR0915 (a story from the first command to the last)
     (out / "job.toml").write_text(
         JOB.format(sites=json.dumps(sites), n_hidden=options.hidden, label=label, n_rounds=options.rounds)
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    initial = ("init", "--sites", ",".join(sites), "--address", f"127.0.0.1:{port}", "--job", out / "job.toml")
+    initial = ("init", "--sites", ",".join(sites), "--address", f"127.0.0.1:{free_port()}", "--job", out / "job.toml")
     print("$ scinfl federation", *initial, "--out", out / "kit")
     subprocess.run(command(*initial, "--out", out / "kit"), check=True)  # noqa: S603
     kit = out / "kit" / "server"

@@ -12,9 +12,9 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from scinfl.federation import FedAvg, Journal, Protection, Update, mean_of, simulate
+from scinfl.federation import FedAvg, Journal, Payload, Protection, Update, mean_of, simulate
 from scinfl.federation.rounds import write_atomically
-from scinfl.privacy import KeyedSum
+from scinfl.privacy import KeyedSum, PairwiseSum
 
 START = {"w": np.array([0.0])}
 
@@ -305,6 +305,23 @@ def test_the_mean_of_what_sites_know_is_weighted(key, protect):
     assert mean.metrics["n_genes"] == pytest.approx((100 + 900 + 400) / 60)
     assert mean.site == ""
     assert mean.weight == pytest.approx(60)
+
+
+@pytest.mark.parametrize("kind", [KeyedSum, PairwiseSum])
+def test_a_total_serves_other_purposes_with_the_same_weights(key, kind):
+    guard, payload = kind(key), Payload()
+    first = mean_of(known(), [guard], payload=payload)
+    for _ in range(2):  # its rounds start again
+        again = [replace(update, purpose="more") for update in known()]
+        other = mean_of(again, [guard], payload=payload, agree=known()[0].purpose)
+        assert other.weight == first.weight
+        for name, array in first.state.items():
+            np.testing.assert_array_equal(other.state[name], array)
+    assert [purpose for purpose in payload.table["purpose"].unique() if purpose.startswith("total of")] == [
+        f"total of {known()[0].purpose}"
+    ]
+    with pytest.raises(RuntimeError, match="agreed"):
+        mean_of([replace(update, purpose="else") for update in known()], [guard], agree="never agreed on")
 
 
 def test_what_travels_to_the_mean_does_not_hold_the_numbers(key, monkeypatch):

@@ -80,10 +80,10 @@ def job_text(sites=SITES, *, min_sites=3, deadline=10, n_hidden=16, n_rounds=4, 
     )
 
 
-def trained_in_process(adata, key, *, n_hidden=16, n_rounds=4, run=RUN, **options):
+def trained_in_process(adata, key, *, n_hidden=16, n_rounds=4, run=RUN, setup=None, **options):
     """The same training without a network, to the last bit that of the run of this name."""
     adata = adata.copy()
-    Classifier.setup_anndata(adata, "label", site_key="site")
+    Classifier.setup_anndata(adata, "label", site_key="site", **(setup or {}))
     model = Classifier(adata, n_hidden=n_hidden)
     model.train(n_rounds, key=key, run=run, progress=False, **options)
     return model

@@ -14,7 +14,6 @@ from tests.flower.conftest import SITES, job_text, make_cells, same, trained_in_
 from tests.flower.evil import KEY, Evil
 
 from scinfl.federation import Update
-from scinfl.flower.protocol._limits import read_array
 from scinfl.flower.protocol._message import Message
 from scinfl.flower.protocol._preflight import open_facts, run_context
 from scinfl.flower.protocol._round_history import RoundHistory
@@ -203,19 +202,19 @@ def test_facts_that_are_no_text_name_the_site_that_sent_them(facts):
 
 
 def test_an_array_that_claims_more_than_it_brings_is_refused():
-    from io import BytesIO
-
-    file = BytesIO()
-    np.save(file, np.arange(10, dtype=np.uint64))
-    content = file.getvalue()
-    assert np.array_equal(read_array(content), np.arange(10))
-    for old, new in ((b"(10,), }", b"(10000000000000,)}"), (b"'<u8'", b"'|O8'"), (b"(10,)", b"(11,)")):
+    message = Message("step", updates=(Update("a", 1, {"masked": np.arange(10, dtype=np.uint64)}, 0),))
+    content = message.to_bytes()
+    (found,) = Message.from_bytes(content).updates
+    assert np.array_equal(found.state["masked"], np.arange(10))
+    for old, new in ((b'"shape":[10]', b'"shape":[99]'), (b'"U64"', b'"I64"'), (b"[0,80]", b"[0,99]")):
         changed = content.replace(old, new)
         assert changed != content
-        with pytest.raises(ValueError, match=r"array|header|format|parse"):
-            read_array(changed)
-    with pytest.raises(ValueError, match="magic"):
-        read_array(b"nothing")
+        with pytest.raises(ValueError, match="Expected a message of this federation"):
+            Message.from_bytes(changed)
+    deep = b'{"__metadata__": ' + DEEP.encode() + b"}"
+    for odd in (b"nothing", b"", (1 << 60).to_bytes(8, "little") + content, len(deep).to_bytes(8, "little") + deep):
+        with pytest.raises(ValueError, match="Expected a message of this federation"):
+            Message.from_bytes(odd)
 
 
 def test_deep_jobs_and_names_that_share_a_file_are_refused():
@@ -230,10 +229,30 @@ def test_what_comes_over_flower_is_read_under_the_same_limits():
     pytest.importorskip("flwr")
     from scinfl.flower.protocol._records import from_flower
 
-    records = {"message": {"text": DEEP}}
-    carrier = SimpleNamespace(content=SimpleNamespace(config_records=records, array_records={"arrays": {}}))
-    with pytest.raises(ValueError, match="Expected a message"):
-        from_flower(carrier)
+    for records in (
+        {"0": {"bytes": DEEP.encode()}},
+        {"1": {"bytes": b""}},
+        {"0": {"text": "x"}},
+        {"0": {"bytes": 3}},
+        {},
+    ):
+        carrier = SimpleNamespace(content=SimpleNamespace(config_records=records))
+        with pytest.raises(ValueError, match="Expected a message"):
+            from_flower(carrier)
+
+
+def test_a_message_travels_in_pieces_of_a_size_that_the_server_reads():
+    pytest.importorskip("flwr")
+    from scinfl.flower.protocol._records import from_flower, to_records
+
+    masked = np.arange(1_500_000, dtype=np.uint64)
+    message = Message("step", {"position": 3}, (Update("a", 1, {"masked": masked}, 0),))
+    records = to_records(message)
+    assert [len(record["bytes"]) <= 5_000_000 for record in records.config_records.values()] == [True] * 3
+    found = from_flower(SimpleNamespace(content=records))
+    assert (found.kind, found.fields) == (message.kind, message.fields)
+    assert np.array_equal(found.updates[0].state["masked"], masked)
+    assert len(to_records(Message("hello first")).config_records) == 1
 
 
 # ---- at the server

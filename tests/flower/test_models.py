@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import anndata as ad
@@ -242,12 +243,90 @@ def test_mosaics_within_sites_train_the_model_that_one_process_would(make_federa
                 np.testing.assert_array_equal(trained._judged[modality][name], array)
 
 
-def test_a_site_that_lacks_a_modality_is_named(make_federation):
+LACKS = {SITES[1]: "protein", SITES[2]: "rna"}
+
+
+def make_hospitals():
+    """RNA and protein at one site, RNA at another, protein at a third: what each has, and all of it in one process."""
+    mdata = make_mosaic()
+    mdata = mdata[mdata.obs["section"].str.endswith("_a")].copy()  # sections of both modalities
+    data = {site: mdata[mdata.obs["site"] == site].copy() for site in SITES}
+    for site, lacks in LACKS.items():
+        (kept,) = data[site].mod.keys() - {lacks}
+        columns = data[site].obs[["section", "site"]]
+        data[site] = mu.MuData({kept: data[site][kept].copy()})
+        data[site].obs[["section", "site"]] = columns
+    kept = {
+        name: [mdata[name].obs["site"] != site for site, lacks in LACKS.items() if lacks == name] for name in mdata.mod
+    }
+    whole = mu.MuData({name: mdata[name][np.logical_and.reduce(rows)].copy() for name, rows in kept.items()})
+    for column in ("section", "site"):
+        whole.obs[column] = mdata.obs[column].reindex(whole.obs_names)
+    return data, whole
+
+
+@pytest.mark.filterwarnings("ignore:Two sites:UserWarning")
+@pytest.mark.parametrize("has_batch_size", [True, False])
+def test_sites_with_other_modalities_train_the_model_that_one_process_would(make_federation, fresh_key, has_batch_size):
+    data, whole = make_hospitals()
+    job = SPATIAL_JOB.format(setup="")
+    batch_size = {"batch_size": 64} if has_batch_size else {}
+    job = job if has_batch_size else job.replace("batch_size = 64\n", "")
+    federation = make_federation(job, data=data, accepted=SITES)
+    federation.run()
+    assert not federation.errors
+    model.SpaMosaic.setup_mudata(whole, section_key="section", site_key="site")
+    expected = model.SpaMosaic(whole, n_components=8, n_latent=4)
+    expected.train(2, key=fresh_key, run=RUN, progress=False, **batch_size)
+    assert any("'protein' is missing at hospital_1" in line for line in federation.lines)
+    assert any("'rna' is measured at hospital_0, hospital_1 alone" in line for line in federation.lines)
+    for site in SITES:
+        trained = load(model.SpaMosaic, federation.kit(site) / "model", fresh_key)
+        assert same(trained, expected)
+        own = data[site]
+        np.testing.assert_array_equal(*(one.get_latent_representation(own) for one in (trained, expected)))
+        for lacked in ("rna", "protein"):
+            if lacked not in own.mod:
+                np.testing.assert_array_equal(*(one.impute(lacked, own) for one in (trained, expected)))
+
+
+def test_a_site_refuses_sums_that_few_sites_hide_unless_it_agreed_to_them(make_federation):
+    data, _ = make_hospitals()
+    federation = make_federation(SPATIAL_JOB.format(setup=""), data=data)
+    with pytest.raises((ValueError, RuntimeError), match=r"hospital_0.*hospital_1"):
+        federation.run()
+    message = str(federation.errors[SITES[1]])
+    assert re.search("'rna' is measured at hospital_0, hospital_1 alone.*--accept-difference hospital_1", message)
+    assert "Nothing was sent" in message
+
+
+def test_modalities_that_no_section_links_are_refused(make_federation):
+    data, _ = make_hospitals()
+    data[SITES[0]] = mu.MuData({"rna": data[SITES[0]]["rna"].copy()})
+    data[SITES[0]].obs = data[SITES[0]]["rna"].obs[["section", "site"]]
+    federation = make_federation(SPATIAL_JOB.format(setup=""), data=data, accepted=SITES)
+    with pytest.raises((ValueError, RuntimeError)):
+        federation.run()
+    assert "Expected sections that link all modalities" in str(federation.errors[SITES[0]])
+
+
+def test_a_site_with_other_features_of_a_modality_is_named(make_federation):
+    data, _ = make_hospitals()
+    data[SITES[2]]["protein"].var_names = [f"other_{i}" for i in range(4)]
+    data[SITES[2]].update()
+    federation = make_federation(SPATIAL_JOB.format(setup=""), data=data, accepted=SITES)
+    with pytest.raises((ValueError, RuntimeError)):
+        federation.run()
+    assert "Expected the same features of 'protein'" in str(federation.errors[SITES[0]])
+    assert "hospital_2" in str(federation.errors[SITES[0]])
+
+
+def test_a_site_with_a_file_of_another_kind_is_named(make_federation):
     mdata = make_mosaic()
     data = {site: mdata[mdata.obs["site"] == site].copy() for site in SITES}
     data[SITES[1]] = data[SITES[1]]["rna"].copy()
     federation = make_federation(SPATIAL_JOB.format(setup=""), data=data)
-    with pytest.raises(ValueError, match="hospital_1"):
+    with pytest.raises((ValueError, RuntimeError), match="hospital_1"):
         federation.run()
 
 

@@ -72,6 +72,20 @@ def test_labels_that_some_sites_lack_are_agreed_on(make_federation, fresh_key):
     assert same(federation.model("hospital_0"), trained_in_process(adata, fresh_key))
 
 
+@pytest.mark.parametrize("unlabeled", [None, "type_1"])
+def test_the_order_of_categories_in_a_file_means_nothing(make_federation, fresh_key, unlabeled):
+    adata = make_cells()
+    adata.obs["label"] = adata.obs["label"].cat.reorder_categories(["type_1", "type_3", "type_0", "type_2"])
+    setup = {} if unlabeled is None else {"unlabeled_category": unlabeled}
+    more = "".join(f'\n{name} = "{value}"' for name, value in setup.items())
+    job = job_text().replace('labels_key = "label"', f'labels_key = "label"{more}')
+    federation = make_federation(job, adata=adata)
+    federation.run()
+    expected = trained_in_process(adata, fresh_key, setup=setup)
+    assert same(federation.model(SITES[0]), expected)
+    assert federation.model(SITES[0]).labels == expected.labels == sorted(expected.labels)
+
+
 @pytest.mark.parametrize("most", [1, 1 << 26])
 def test_a_site_that_was_away_catches_up_from_the_sums(make_federation, monkeypatch, most):
     monkeypatch.setattr(_run_folder, "_MOST_BYTES", most)

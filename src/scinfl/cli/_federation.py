@@ -81,7 +81,8 @@ def add_federation(commands: Commands, report: Report) -> None:
         action="append",
         default=[],
         metavar="SITE",
-        help="take part though this site is in one of two runs over the same data only, so that it can be read",
+        help="take part though what this site contributes can be computed: it is in one of two runs over the same data "
+        "only, or one of few that measured a modality",
     )
     site.add_argument("--dry-run", action="store_true", help="list what would leave the site, and stop")
     site.add_argument("--poll", type=float, default=0.5, help="seconds between looks for messages (default 0.5)")

@@ -146,7 +146,7 @@ def mean_of(
     protections: Sequence[Protection] = (),
     *,
     payload: Payload | None = None,
-    agree: bool = True,
+    agree: bool | str = True,
 ) -> Update:
     """Mean of what sites know before training (moments, counts), under the same protections as their updates.
 
@@ -160,7 +160,8 @@ def mean_of(
         Records what leaves each site; a planned one also keeps it from leaving, and the mean is that of the plain
         updates at hand.
     agree
-        Agree on the total weight first. Not needed again for a purpose whose weights did not change.
+        Agree on the total weight first; or take that of another purpose, named here, with the same weights. Not needed
+        again for a purpose whose weights did not change.
 
     Examples
     --------
@@ -174,7 +175,10 @@ def mean_of(
     purpose = updates[0].purpose
     check_order(protections)
     payload = payload or Payload()
-    if agree:
+    if isinstance(agree, str):
+        for protection in protections:
+            protection.reuse_total(purpose, agree)
+    elif agree:
         _agree_on_totals(protections, purpose, {update.site: update.weight for update in updates}, payload)
     return replace(_sum(protections, FedAvg(), updates, payload)[0], purpose=purpose)
 

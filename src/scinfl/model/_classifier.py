@@ -14,7 +14,7 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 from scvi.data import AnnDataManager
-from scvi.data.fields import CategoricalObsField, LabelsWithUnlabeledObsField, LayerField
+from scvi.data.fields import LayerField
 from sklearn.model_selection import GroupShuffleSplit
 from torch import nn
 
@@ -33,7 +33,7 @@ from scinfl._checks import (
 )
 from scinfl.federation import State
 from scinfl.model.base._cells import Cells, Matrix, is_mostly_zero, owned, rows_per_step, sites_of
-from scinfl.model.base._labels import check_known_labels, check_labels
+from scinfl.model.base._labels import check_known_labels, check_labels, label_field
 from scinfl.model.base._model import FederatedModel
 from scinfl.model.base._options import TrainOptions, takes
 from scinfl.model.base._registry import categories_of, state_of
@@ -213,12 +213,8 @@ class Classifier(FederatedModel):
         if not kwargs.get("extend_categories"):
             known = categories_of(kwargs.get("source_registry"), "labels")
             check_known_labels(labels, known, labels_key)
-        label_field = (
-            CategoricalObsField("labels", labels_key)
-            if unlabeled_category is None
-            else LabelsWithUnlabeledObsField("labels", labels_key, unlabeled_category)
-        )
-        fields = [LayerField("X", layer, is_count_data=False, correct_data_format=False), label_field]
+        values = LayerField("X", layer, is_count_data=False, correct_data_format=False)
+        fields = [values, label_field(labels_key, unlabeled_category)]
         manager = AnnDataManager(fields=fields, setup_method_args=setup_args)
         with warnings.catch_warnings():
             warnings.filterwarnings(

@@ -98,7 +98,8 @@ def test_what_leaves_a_site_is_masked_sums(sections, monkeypatch):
     monkeypatch.setattr(si.privacy.aggregation.Aggregator, "combine", spy)
     model = make_model(sections)
     model.train(key=Key.generate(), **QUICK)
-    purposes = {"scaling", "PCA", "directions of the tissue", "scale of neighbourhoods", "coordinates of members"}
+    purposes = {"moments of features", "PCA, around the mean", "directions of the tissue", "scale of neighbourhoods"}
+    purposes.add("members of prototypes")
     assert purposes | {"training", "evaluation"} <= {purpose for purpose, _ in seen}
     for purpose, masked in seen:
         if len(masked) > 200:

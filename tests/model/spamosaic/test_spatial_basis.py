@@ -93,7 +93,13 @@ def test_every_sum_is_listed_and_none_is_as_large_as_the_spots(spots, key):
     table = payload.table
     assert table["masked"].all()
     assert table["purpose"].str.startswith("rna: ").all()
-    for what in ("scaling", "PCA", "directions of the tissue", "width of neighbourhoods", "scale of neighbourhoods"):
+    for what in (
+        "moments of features",
+        "PCA, around the mean",
+        "directions of the tissue",
+        "width of neighbourhoods",
+        "scale of neighbourhoods",
+    ):
         assert f"rna: {what}" in set(table["purpose"])
     n = len(spots["rna"].rows)
     shapes = [int(np.prod([int(size) for size in shape.split("×")])) for shape in table["shape"]]

@@ -88,8 +88,8 @@ def test_the_pooled_mean_solves_harmonys_ridge_regression():
         own = cells[site] = SiteCells(points[sites == site] + site, np.zeros(30, np.int64), generator)
         own.shares = generator.dirichlet([1, 1], 30)
     known = np.array([True, True])
-    sums = [own.regression_sums(known, penalty) for own in cells.values()]
-    pooled = sum(s["coordinates"] for s in sums) / sum(s["members"] for s in sums)[:, None]
+    sums = [own.sums(Rule(0, 1, penalty, 1)) for own in cells.values()]
+    pooled = sum(s["regressed"] for s in sums) / sum(s["regressed members"] for s in sums)[:, None]
     shares = np.concatenate([own.shares for own in cells.values()])
     stacked = np.concatenate([own.points for own in cells.values()])
     expected = stacked.copy()
@@ -136,25 +136,36 @@ def test_prototypes_have_enough_members_and_find_the_types(shifted):
     assert find_prototypes(sites, directions, 1, 10).shape == (1, 30)
 
 
-def test_coordinates_are_summed_only_where_enough_cells_belong(shifted, monkeypatch):
+def test_a_site_adds_coordinates_only_where_enough_of_its_cells_belong(shifted, monkeypatch):
     sums = []
     mean = SiteSums.mean
 
     def spy(self, purpose, contributions):
-        pooled = mean(self, purpose, contributions)
-        sums.append((purpose, contributions, pooled))
-        return pooled
+        sums.append((purpose, contributions))
+        return mean(self, purpose, contributions)
 
     monkeypatch.setattr(SiteSums, "mean", spy)
     federated_offsets(shifted, site_key="site", n_prototypes=30, min_cells=25)
-    known = {"prototypes, coordinates": "prototypes, members", "coordinates of members": "members"}
-    last = {}
-    for purpose, _, (pooled, n) in sums:
-        if purpose in known:
-            members = last[known[purpose]]
-            assert len(pooled["coordinates"]) == (members >= 25 - 1e-6).sum()
-        if purpose in known.values():
-            last[purpose] = pooled["members"] * n
+    n_zero = 0
+    for purpose, contributions in sums:
+        assert purpose in ("prototypes", "members of prototypes", "cells")
+        for own in contributions.values() if purpose != "cells" else ():
+            adds = (own["coordinates"] != 0).any(1)
+            assert (own["members"][adds] >= 25 - 1e-6).all()
+            others = [own[name][~adds] for name in ("squares", "regressed", "regressed members") if name in own]
+            assert not any(array.any() for array in others)
+            n_zero += (~adds).sum()
+    assert n_zero > 20
+
+
+def test_an_assignment_takes_one_exchange_and_the_number_of_cells_is_agreed_on_once(shifted, key):
+    federated_offsets(shifted, site_key="site", key=key, n_prototypes=8, n_assignments=1, max_rounds=3, diversity=0)
+    table = shifted.uns["infl"]["payload"]["federated_offsets"]
+    sent = table[table["site"] == "hospital_0"].groupby("purpose")["rounds"].max()
+    assert sent["total of prototypes"] == 1
+    assert sent["prototypes"] <= 1 + 5
+    assert sent["members of prototypes"] <= 3
+    assert len(sent) == 3
 
 
 def test_batches_within_sites_get_offsets_of_their_own(shifted):

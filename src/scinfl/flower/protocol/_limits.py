@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from io import BytesIO
 from math import isfinite
 from typing import Any, NoReturn
 
@@ -105,28 +104,6 @@ def own_array(array: np.ndarray) -> np.ndarray:
         msg = f"an array of {array.dtype}"
         raise ValueError(msg)
     return np.array(array)
-
-
-def read_array(content: bytes) -> np.ndarray:
-    """Array in the form of :func:`numpy.save`, whose header cannot ask for more memory than has come.
-
-    Raises
-    ------
-    ValueError
-        If it is anything else.
-    """
-    file = BytesIO(content)
-    if np.lib.format.read_magic(file) != (1, 0):
-        msg = "an array in an unknown form"
-        raise ValueError(msg)
-    shape, in_columns, kind = np.lib.format.read_array_header_1_0(file, max_header_size=_MOST_HEADER)
-    n_bytes, values = kind.itemsize, file.read()
-    for length in shape:
-        n_bytes *= length
-    if str(kind) not in _KINDS or in_columns or n_bytes != len(values):
-        msg = f"an array of {kind} and shape {_short(shape)} in {len(values)} bytes"
-        raise ValueError(msg)
-    return np.frombuffer(values, kind).reshape(shape)
 
 
 def _check_depth(content: object) -> None:

@@ -97,18 +97,38 @@ class Message:
             msg = f"Expected a message of this federation, found something else ({error}). Install the same scinfl."
             raise ValueError(msg) from error
 
+    def to_bytes(self) -> bytes:
+        """The parts in one, as safetensors."""
+        text, arrays = self.to_parts()
+        return save_tensors(arrays, {"message": text})
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Message:
+        """Read what :meth:`to_bytes` gave.
+
+        Raises
+        ------
+        ValueError
+            If it is something else, or exceeds a limit.
+        """
+        try:
+            arrays = load_tensors(content)  # checks the header, too
+            text = metadata_of(content)["message"]
+        except (SafetensorError, KeyError) as error:
+            msg = f"Expected a message of this federation, found something else ({error}). Install the same scinfl."
+            raise ValueError(msg) from error
+        return cls.from_parts(text, arrays)
+
     def write(self, path: Path) -> None:
         """Write to a file that appears whole or not at all."""
-        text, arrays = self.to_parts()
-        write_atomically(path, save_tensors(arrays, {"message": text}))
+        write_atomically(path, self.to_bytes())
 
     @classmethod
     def read(cls, path: Path) -> Message:
         """Read what :meth:`write` wrote."""
-        content = path.read_bytes()
         try:
-            return cls.from_parts(metadata_of(content)["message"], load_tensors(content))
-        except (SafetensorError, KeyError, ValueError) as error:
+            return cls.from_bytes(path.read_bytes())
+        except ValueError as error:
             msg = f"Expected a stored sum in '{path}', found a damaged file ({error}). Restore it from a copy."
             raise ValueError(msg) from error
 

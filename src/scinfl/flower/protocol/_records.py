@@ -1,10 +1,10 @@
-"""Messages as those of Flower: a ConfigRecord of text and an ArrayRecord of arrays."""
+"""Messages as those of Flower: their bytes, in as few pieces as can be, since each takes calls of its own."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, MessageType, RecordDict
+from flwr.app import ConfigRecord, MessageType, RecordDict
 from flwr.app import Message as FlowerMessage
 
 from scinfl.flower._flwr import (
@@ -13,21 +13,18 @@ from scinfl.flower._flwr import (
     pull_and_inflate_object_from_tree,
     set_message_id,
 )
-from scinfl.flower.protocol._limits import read_array
 from scinfl.flower.protocol._message import Message
 
 _TYPES = {"step": MessageType.TRAIN}
+_BYTES = "bytes"
+_PIECE = 5_000_000
 
 
 def to_records(message: Message) -> RecordDict:
     """Content of a message."""
-    text, arrays = message.to_parts()
-    return RecordDict(
-        {
-            "message": ConfigRecord({"text": text}),
-            "arrays": ArrayRecord({name: Array(array) for name, array in arrays.items()}),
-        }
-    )
+    content = message.to_bytes()
+    starts = range(0, len(content), _PIECE)
+    return RecordDict({str(n): ConfigRecord({_BYTES: content[at : at + _PIECE]}) for n, at in enumerate(starts)})
 
 
 def from_flower(carrier: FlowerMessage) -> Message:
@@ -39,12 +36,12 @@ def from_flower(carrier: FlowerMessage) -> Message:
         If the message holds something else.
     """
     try:
-        text = carrier.content.config_records["message"]["text"]
-        arrays = {name: read_array(array.data) for name, array in carrier.content.array_records["arrays"].items()}
+        records = carrier.content.config_records
+        content = b"".join(cast("bytes", records[str(n)][_BYTES]) for n in range(len(records)))
     except Exception as error:  # whatever the sender made fail
         msg = f"Expected a message of this federation, found something else ({error}). Install the same scinfl."
         raise ValueError(msg) from error
-    return Message.from_parts(str(text), arrays)
+    return Message.from_bytes(content)
 
 
 def message_type(message: Message) -> str:

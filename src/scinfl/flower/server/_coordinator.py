@@ -79,7 +79,7 @@ class Coordinator:
         *,
         resume: bool = False,
         expected: Collection[str] | None = None,
-        poll: float = 0.1,
+        poll: float = 0.02,
         progress: bool = False,
     ) -> None:
         self._expected = set(job.sites if expected is None else expected)

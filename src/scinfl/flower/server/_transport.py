@@ -6,7 +6,8 @@ import logging
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
-from queue import Queue
+from contextlib import suppress
+from queue import Empty, Queue
 from typing import Any
 
 from flwr.app import Message as FlowerMessage
@@ -18,6 +19,7 @@ from scinfl.flower.protocol._records import fetch, from_flower, message_type, to
 logger = logging.getLogger(__name__)
 
 _SECONDS_TO_FETCH = 3600.0
+_SECONDS_TO_ARRIVE = 0.1
 
 
 class FlowerTransport:
@@ -47,6 +49,8 @@ class FlowerTransport:
 
     def receive(self, tickets: Collection[str]) -> Sequence[tuple[str, Message | None]]:
         """Answers that are whole by now; others go on coming in, each by itself, so that a slow site delays nobody."""
+        if answers := self._arrived(_SECONDS_TO_ARRIVE if self._coming else 0.0):
+            return answers
         client = client_of(self._grid)
         waiting = [ticket for ticket in tickets if ticket not in self._coming]
         found = client.PullMessages(PullAppMessagesRequest(message_ids=waiting)) if waiting else None
@@ -54,11 +58,16 @@ class FlowerTransport:
             for head, tree in zip(found.messages_list, found.message_object_trees, strict=True):
                 self._coming.add(head.metadata.reply_to_message_id)
                 threading.Thread(target=self._fetch, args=(client, head, tree), daemon=True).start()
+        return self._arrived(0.0)
+
+    def _arrived(self, seconds: float) -> list[tuple[str, Message | None]]:
+        """Answers that are here, or come so soon."""
         answers = []
-        while not self._came.empty():
-            ticket, message = self._came.get()
-            self._coming.discard(ticket)
-            answers.append((ticket, message))
+        with suppress(Empty):
+            answers.append(self._came.get(timeout=seconds) if seconds else self._came.get_nowait())
+            while True:
+                answers.append(self._came.get_nowait())
+        self._coming -= {ticket for ticket, _ in answers}
         return answers
 
     def _fetch(self, client: Any, head: Any, tree: Any) -> None:

@@ -50,7 +50,8 @@ _LONGEST_WAIT = 10.0
 _SECONDS_TO_FETCH = 600.0
 _SECONDS_TO_LINGER = 3.0
 _SECONDS_TO_DOUBT = _PATIENCE + 4.0
-_SOON = 0.05
+_SOON = 0.02
+_HELD = 1.0
 _SECONDS_BETWEEN_NOTES = 60.0
 
 
@@ -75,7 +76,7 @@ class FleetConnection:
     site
         Name of the site, for messages.
     poll
-        Seconds between two looks for messages.
+        Most seconds between two looks for messages, where the server does not hold a look until there is one.
     """
 
     def __init__(self, address: str, authority: Path, key: Path, *, site: str, poll: float = 0.5) -> None:
@@ -120,10 +121,11 @@ class FleetConnection:
         wait, busy = self._poll, 0.0
         while not self._stop.is_set():
             try:
-                handled = self._handle_one(app, self._node or self._activate())
+                started, handled = time.monotonic(), self._handle_one(app, self._node or self._activate())
                 now = time.monotonic()
                 busy = now if handled else busy
-                wait = 0.0 if handled else min(self._poll, _SOON + (now - busy) / 10)  # messages come in bursts
+                was_held = now - started > _HELD  # the server waited for a message, so this need not
+                wait = 0.0 if handled or was_held else min(self._poll, _SOON + (now - busy) / 10)
             except (httpx.TransportError, httpx.HTTPStatusError, ValueError) as error:  # what is no response of Flower
                 self._refuse_or_note(error)
                 wait = min(max(2 * wait, self._poll), _LONGEST_WAIT)

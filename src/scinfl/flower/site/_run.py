@@ -90,12 +90,12 @@ def run_site(
     report
         Called with one line per event, for example ``print``; the log by default.
     poll
-        Seconds between two looks for messages.
+        Most seconds between two looks for messages, where the server does not hold a look until there is one.
     n_runs
         New runs that are agreed to; a run that goes on is no new one. Should the server begin more, the site stops.
     accept_difference
-        Sites by which the members of a run may differ from those of an earlier run over the same data, though what
-        they contributed can then be computed.
+        Sites of which can be computed what they contribute: by which the members of a run may differ from those of an
+        earlier run over the same data, or this one where fewer than ``min_sites`` measured a modality.
 
     Returns
     -------
@@ -234,6 +234,7 @@ class _Site:
         check_facts(facts, self._task.facts())
         ledger, own = self._agreed(run, sorted(facts))
         self._task.join(facts)
+        self._check_shown(facts)
         self._report(f"{len(facts)} sites agree on {self._task.describe(facts)}")
 
         def be_ready(position: int) -> None:
@@ -276,6 +277,23 @@ class _Site:
             write_atomically(uploads, b"")  # before the ledger knows the run: from then on it must be there
         ledger.add(own)
         return ledger, own
+
+    def _check_shown(self, facts: Facts) -> None:
+        """Refuse, unless it was agreed to, sums of so few sites that they show what this one contributes."""
+        for part, sites in self._task.shown(facts).items():
+            who = "each of them" if len(sites) > 1 else "every site"
+            what = (
+                f"'{part}' is measured at {first_of(sites)} alone, fewer than the {self._job.min_sites} sites that "
+                f"`min_sites` asks for: {who} can compute what is summed of it at {'the other' * (len(sites) > 1)}"
+                f"{'this site' * (len(sites) == 1)}"
+            )
+            if self._name in sites and self._name not in self._accepted:
+                msg = (
+                    f"Expected parts of the model that enough sites have, found that {what}. Nothing was sent. Agree "
+                    f"to it with `--accept-difference {self._name}`, or let another site measure it."
+                )
+                raise ValueError(msg)
+            self._report(what)
 
     def _report_round(self, record: Mapping[str, Any]) -> None:
         shown = [f"loss {record['train_loss']:.3f}"] if "train_loss" in record else []

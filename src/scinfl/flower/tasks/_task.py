@@ -86,6 +86,11 @@ class Task(ABC):
             start = hashlib.sha256(b"".join(arrays)).hexdigest()
         return json.dumps([facts, list(map(str, model.var_names)), start], sort_keys=True)
 
+    def shown(self, facts: Facts) -> dict[str, list[str]]:
+        """What sums show of few sites: parts of the model that fewer than ``min_sites`` have, with these sites."""
+        del facts
+        return {}
+
     @abstractmethod
     def make_model(self, facts: Facts) -> Any:
         """The model of all sites, with the data of this one."""

@@ -1,8 +1,12 @@
-"""Which labels a classifier can be trained on."""
+"""Which labels a classifier can be trained on, and in what order its network gives them."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
+from anndata import AnnData
+from scvi.data.fields import CategoricalObsField, LabelsWithUnlabeledObsField
 
 from scinfl._checks import first_of, missing, warn
 from scinfl._spelling import argument
@@ -54,3 +58,28 @@ def check_known_labels(labels: pd.Series, known: list[str] | None, labels_key: s
             "rename these rows, or train a new model with all labels."
         )
         raise ValueError(msg)
+
+
+def label_field(labels_key: str, unlabeled_category: str | None) -> CategoricalObsField:
+    """Field of labels in the order of their text, those of unlabelled rows last.
+
+    The order of the categories of one file is not that of another: without an order of its own, the network of sites
+    on several machines would not be that of one process.
+    """
+    if unlabeled_category is None:
+        return _Labels("labels", labels_key)
+    return _PartialLabels("labels", labels_key, unlabeled_category)
+
+
+class _Labels(CategoricalObsField):
+    _unlabeled_category: Any = None
+
+    def register_field(self, adata: AnnData) -> dict[str, Any]:
+        """Register as with a registry that lists the labels in order."""
+        found = adata.obs[self._original_attr_key].astype("category").cat.categories
+        order = sorted(range(len(found)), key=lambda i: (found[i] == self._unlabeled_category, str(found[i])))
+        return self.transfer_field({self.CATEGORICAL_MAPPING_KEY: found[order].to_numpy(copy=True)}, adata)
+
+
+class _PartialLabels(_Labels, LabelsWithUnlabeledObsField):
+    pass

@@ -69,8 +69,9 @@ class PriorPredictor(PerturbationPredictor):
         self._agree_on_graphs(matrix, sites, protections, local=local, looks_at_cells=looks_at_cells)
         self._agree_on_priors(known, drawn, agreed, protections, local=local)
         summing = None if local else protections
-        shares = shares_of(sites, summing, "training cells", self._payload, conditions=agreed.train)
-        held_shares = shares_of(held_out, summing, "validation cells", self._payload, conditions=validated)
+        what = "training cells"
+        shares = shares_of(sites, summing, what, self._payload, conditions=agreed.train)
+        held_shares = shares_of(held_out, summing, "validation cells", self._payload, conditions=validated, agree=what)
         batches = partial(self._batches, device=resolve_device(options.device), local=local)
         return {
             name: SiteData(

@@ -49,13 +49,15 @@ def pooled_counts(
     protections: Sequence[Protection],
     purpose: str,
     payload: Payload | None = None,
+    *,
+    agree: bool | str = True,
 ) -> dict[Condition, float]:
     """Cells of each condition over all sites."""
     updates = [
         Update(name, 0, {"counts": np.array([counts.get(c, 0) for c in conditions], np.float64)}, 1, purpose=purpose)
         for name, counts in sites.items()
     ]
-    mean = mean_of(updates, protections, payload=payload)
+    mean = mean_of(updates, protections, payload=payload, agree=agree)
     totals = mean.state["counts"] * mean.weight  # every site weighs 1
     return dict(zip(conditions, totals.tolist(), strict=True))
 
@@ -97,6 +99,7 @@ def shares_of(
     payload: Payload | None = None,
     *,
     conditions: Sequence[Condition] | None = None,
+    agree: bool | str = True,
 ) -> dict[str, np.ndarray]:
     """Share of the cells of each condition that a site has; all of them where sites do not count together.
 
@@ -107,7 +110,7 @@ def shares_of(
     if protections is None or not conditions:
         return {name: np.ones(len(cells.conditions)) for name, cells in sites.items()}
     counts = {name: cells.counts() for name, cells in sites.items()}
-    totals = pooled_counts(conditions, counts, protections, purpose, payload)
+    totals = pooled_counts(conditions, counts, protections, purpose, payload, agree=agree)
     return {
         name: np.array([counts[name][condition] / totals[condition] for condition in cells.conditions], np.float64)
         for name, cells in sites.items()

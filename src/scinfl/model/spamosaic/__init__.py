@@ -3,7 +3,8 @@
 from scinfl.model.spamosaic._batches import MosaicBatches, SpotTensors
 from scinfl.model.spamosaic._measured import Measured
 from scinfl.model.spamosaic._model import SpaMosaic
-from scinfl.model.spamosaic._options import SpaMosaicOptions
+from scinfl.model.spamosaic._options import SpaMosaicOptions, batch_size_of
+from scinfl.model.spamosaic._spot_checks import linked
 from scinfl.model.spamosaic._spots import Data, column_of
 from scinfl.model.spamosaic._view import SpaMosaicView
 
@@ -15,5 +16,7 @@ __all__ = [
     "SpaMosaicOptions",
     "SpaMosaicView",
     "SpotTensors",
+    "batch_size_of",
     "column_of",
+    "linked",
 ]

@@ -16,6 +16,8 @@ from scinfl.module import SpotBatch
 
 def hop_matrix(graph: sparse.csr_matrix, *, compat: bool = False) -> sparse.csr_matrix:
     """Means over the neighbours of each spot, or the published weights of a hop."""
+    if not graph.shape[0]:
+        return graph
     if compat:
         return original_propagation(graph)
     return (sparse.diags(1 / np.asarray(graph.sum(1)).ravel()) @ graph).tocsr().astype(np.float32)

@@ -13,15 +13,16 @@ from scvi.data import AnnDataManager
 from scvi.data.fields import LayerField, MuDataLayerField
 
 from scinfl._checks import first_of, number_between, one_of, warn, whole_number
-from scinfl.federation import OwnedParts, Payload, Protection, State
+from scinfl.federation import OwnedParts, Payload, Protection, State, Strategy
 from scinfl.model.base._noise_checks import check_noise_of_spots, sums_alone
 from scinfl.model.base._options import takes
 from scinfl.model.base._registry import UNPAIRED
 from scinfl.model.base._training import SiteData, resolve_device
 from scinfl.model.spamosaic._batches import MosaicBatches, SpotTensors
 from scinfl.model.spamosaic._imputation import judge_imputation
+from scinfl.model.spamosaic._measured import owners_of
 from scinfl.model.spamosaic._normalise import NORMALISATIONS
-from scinfl.model.spamosaic._options import SpaMosaicOptions
+from scinfl.model.spamosaic._options import SpaMosaicOptions, batch_size_of
 from scinfl.model.spamosaic._prediction import SpotPredictor, X, place_of
 from scinfl.model.spamosaic._spatial_basis import BasisFit, BasisOptions, SpatialBasis, width_of
 from scinfl.model.spamosaic._spots import Data, Measured, read_spots
@@ -330,30 +331,32 @@ class SpaMosaic(SpotPredictor):
             )
             raise ValueError(msg)
         measured = self._measured(self._adata, train=True, remote=options.remote)
-        owners = {modality: sorted(set(own.site)) for modality, own in measured.items()}
-        names = sorted(set().union(*owners.values()))
+        owners = owners_of(measured, options.remote)
+        everyone = sorted(set().union(*owners.values()))
+        site = None if options.remote is None else options.remote.site
+        names = everyone if site is None else [site]
         protections = self._protections(options, len(names))
         guards = None
         if options.protections != "default":
-            check_noise_of_spots(protections, everywhere=all(len(sites) == len(names) for sites in owners.values()))
+            check_noise_of_spots(protections, everywhere=all(own == everyone for own in owners.values()))
             guards = sums_alone(protections)
         self._check_share(options)
         sum_key = options.key if protections else None
-        _warn_of_pairs(owners, len(names), sum_key)
+        _warn_of_pairs(owners, len(everyone), sum_key)
         tensors = {}
         for modality, own in measured.items():
             payload = self._payload or Payload()
-            fit = BasisFit(own, self._options, key=sum_key, protections=guards, payload=payload, rng=options.seed)
+            fit = BasisFit(
+                own, self._options, key=sum_key, protections=guards, payload=payload, rng=options.seed, site=site
+            )
             self._bases[modality] = fit.basis
             place = place_of(own, self._adata.n_obs)
             tensors[modality] = fit.tensors(place, values=len(measured) > 1, graph=bool(options.graph_weight))
         self._normalise = {modality: own.normalise for modality, own in measured.items()}
-        strategy, metadata = options.averaging, {}
-        if any(len(sites) < len(names) for sites in owners.values()):
-            strategy = OwnedParts(strategy, {modality: _parts(modality) for modality in measured})
-            metadata = {site: strategy.shares([m for m, own in owners.items() if site in own]) for site in names}
+        strategy, metadata = _over_owners(options.averaging, owners, everyone)
         data = self._data(measured, tensors, names, options, metadata)
-        local = options.local_training(_batch_size(data, options), optimizer="adam", decay_rounds=options.n_rounds)
+        batch_size = options.batch_size or _batch_size(data, options)
+        local = options.local_training(batch_size, optimizer="adam", decay_rounds=options.n_rounds)
         (run,) = self._federate(self._training_of(data, local, options, protections, strategy=strategy))
         self._finish(run, options)
         if len(measured) > 1 and run is not None and not self.is_personal:
@@ -460,17 +463,22 @@ def _parts(modality: str) -> list[str]:
     return [f"{part}.{modality}." for part in ("encoders", "decoders", "readouts")]
 
 
+def _over_owners(
+    strategy: Strategy, owners: Mapping[str, Sequence[str]], sites: Sequence[str]
+) -> tuple[Strategy, dict[str, dict[str, float]]]:
+    """Strategy that averages parts over the sites that have them, and by site what it reports for that."""
+    if all(len(own) == len(sites) for own in owners.values()):
+        return strategy, {}
+    parts = OwnedParts(strategy, {modality: _parts(modality) for modality in owners})
+    return parts, {site: parts.shares([m for m, own in owners.items() if site in own]) for site in sites}
+
+
 def _batch_size(data: Mapping[str, SiteData], options: SpaMosaicOptions) -> int:
-    """Spots per step: as asked for, else so that the smallest site takes about 16 steps per epoch."""
-    if options.batch_size is not None:
-        return options.batch_size
+    """Spots per step of the smallest site, as the sites reported it where they are elsewhere."""
     if options.remote is not None:
-        msg = (
-            "Expected `batch_size` where sites are on machines of their own, found none: by default it follows "
-            "from the smallest site, which nobody knows. Write for example `batch_size = 64` in [train]."
-        )
-        raise ValueError(msg)
-    return int(np.clip(min(len(own.train) for own in data.values()) // 16, 32, 1024))
+        return min(own["batch_size"] for own in options.remote.facts.values())
+    sizes = [len(own.train) + len(own.validation) for own in data.values()]
+    return batch_size_of(min(sizes), options.validation_size)
 
 
 def _warn_of_pairs(owners: Mapping[str, Sequence[str]], n_sites: int, key: Key | None) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from scinfl._checks import number_between
 from scinfl.model.base._options import TrainOptions
 
@@ -34,3 +36,8 @@ class SpaMosaicOptions(TrainOptions):
         number_between("graph_weight", self.graph_weight, 0, 1)
         number_between("contrast_weight", self.contrast_weight, 0, 100)
         number_between("temperature", self.temperature, 0, 100, open_low=True)
+
+
+def batch_size_of(n_spots: int, validation_size: float) -> int:
+    """Spots per step with which a site takes about 16 steps per epoch."""
+    return int(np.clip(n_spots * (1 - validation_size) // 16, 32, 1024))

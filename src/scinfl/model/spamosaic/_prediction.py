@@ -69,6 +69,7 @@ class SpotPredictor(FederatedModel):
             layers=layers,
             normalise=normalise,
             train=train,
+            elsewhere=remote is not None,
         )
         if remote is not None:
             measured = {name: replace(own, site=np.full(len(own.rows), remote.site)) for name, own in measured.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from scipy import sparse
 from scipy.linalg import eigh
 from torch import Tensor
 
-from scinfl import _names, pp
+from scinfl import _names
 from scinfl._checks import number_between, whole_number
 from scinfl._errors import TwoSitesWarning
 from scinfl.federation import Payload, Protection, State
@@ -26,10 +26,19 @@ from scinfl.model.spamosaic._measured import Measured
 from scinfl.model.spamosaic._mutual_neighbours import section_pairs
 from scinfl.model.spamosaic._normalise import normalised
 from scinfl.model.spamosaic._spatial_graph import merged_graph, spatial_graph
-from scinfl.pp.federated import SiteSums
+from scinfl.pp.federated import (
+    Rule,
+    SiteSums,
+    aligned,
+    at_features,
+    dispersions,
+    latent_semantics,
+    moments_of,
+    principal_components,
+    unlogged,
+)
 from scinfl.privacy import Key
 
-_SITE, _SECTION, _ALIGNED = "site", "section", "X_aligned"
 _NEAREST = 12  # neighbours that show whether a direction follows the tissue
 _WIDTHS = (6, 8, 12, 20, 30)
 _TOLERANCE = 0.03
@@ -38,6 +47,8 @@ _MOST_STRENGTH = 0.98
 _DAMPING = 0.4
 _LEAST_INPUTS = 10
 _SPOTS_A_PROTOTYPE = 80
+_ALIGNMENT = Rule(diversity=0.0, width=0.05, shrinkage=1.0, min_members=3)
+_ROUNDS = 12  # of alignment, an exchange each
 
 
 _SCALES: dict[str, tuple[int | None, int]] = {"domain": (None, 2), "niche": (6, 1), "cell": (None, 0)}
@@ -96,6 +107,8 @@ class BasisOptions:
 
     def graph(self, measured: Measured, n_neighbours: int | None = None) -> sparse.csr_matrix:
         """Spatial graph of a modality's spots."""
+        if not len(measured.rows):  # another site measured it
+            return sparse.csr_matrix((0, 0), dtype=np.float32)
         return spatial_graph(
             measured.coordinates,
             measured.section,
@@ -182,7 +195,10 @@ class SpatialBasis:
 
 
 class BasisFit:
-    """What sites agree on for one modality before training, and what their spots are on it."""
+    """What sites agree on for one modality before training, and what their spots are on it.
+
+    Where the other sites are elsewhere, ``site`` names the one that is here, which may lack the modality.
+    """
 
     def __init__(
         self,
@@ -193,14 +209,22 @@ class BasisFit:
         protections: Sequence[Protection] | None,
         payload: Payload,
         rng: int,
+        site: str | None = None,
     ) -> None:
-        self._measured, self._options, self._payload, self._rng = measured, options, payload, rng
-        self._sum: dict[str, Any] = {"site_key": _SITE, "key": key, "protections": protections}
+        self._measured, self._options, self._rng = measured, options, rng
         self._elsewhere = are_elsewhere(protections or ())
         self._graphs: dict[int | None, sparse.csr_matrix] = {}
+        work = AnnData(obs=pd.DataFrame(index=[f"spot_{number}" for number in range(len(measured.rows))]))
+        names = np.unique(measured.site).tolist() if site is None else [site]
+        rows = {name: np.flatnonzero(measured.site == name) for name in names}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TwoSitesWarning)  # the model warns once for all sums
+            self._sums = SiteSums(work, "spatial_basis", rows=rows, key=key, protections=protections)
             self._fit()
+        self._sums.keep()
+        prefix = "" if measured.modality is None else f"{measured.modality}: "
+        table = work.uns[_names.UNS]["payload"]["spatial_basis"]
+        payload.extend(table.assign(purpose=prefix + table["purpose"]))
 
     def _fit(self) -> None:
         measured, options = self._measured, self._options
@@ -208,8 +232,7 @@ class BasisFit:
         empty = np.zeros(0)
         basis = SpatialBasis(weights, deviation, mean, components, empty, empty, empty, empty, empty)
         scores = basis.scores(measured)
-        work = self._work(scores)
-        sums = SiteSums(work, "spatial_directions", min_cells=1, **self._sum)
+        sums = self._sums
         covariance, rotation, strength, n_spots = self._directions(sums, scores)
         _, kept, _ = options.sizes(measured.matrix.shape[1])
         rotation, strength = rotation[:, :kept], strength[:kept]
@@ -223,8 +246,6 @@ class BasisFit:
         inputs = unscaled.inputs(scores, measured.section, self.hop, options.n_hops)
         squares = {site: {"square": np.square(inputs[own], dtype=np.float64).sum(0)} for site, own in sums.rows.items()}
         scale = np.sqrt(np.maximum(sums.mean("scale of neighbourhoods", squares)[0]["square"], 1e-12))
-        sums.keep()
-        self._list(work)
         self.basis = SpatialBasis(*parts, scale, np.array([width]))
         self.graph = graph
         self.inputs = (inputs / scale).astype(np.float32)
@@ -241,47 +262,51 @@ class BasisFit:
         """Weights, deviation and mean of features, and their principal components, from sums over sites."""
         measured, n_vars = self._measured, self._measured.matrix.shape[1]
         latent = measured.normalise == "tfidf"
-        work = self._work(measured.matrix if latent else normalised(measured.matrix, measured.normalise))
-        chosen = None
-        if n_vars > self._options.n_features:
-            scaled = self._work(normalised(measured.matrix, "log1p")) if latent else work
-            pp.federated_highly_variable_genes(scaled, self._options.n_features, min_cells=1, **self._sum)
-            self._list(scaled)
-            chosen = scaled.var["highly_variable"].to_numpy()
-        n_features = n_vars if chosen is None else int(chosen.sum())
+        matrix = measured.matrix if latent else normalised(measured.matrix, measured.normalise)
+        are_few = n_vars <= self._options.n_features
+        logarithms = normalised(matrix, "log1p") if latent and not are_few else matrix
+        parts = [*([] if latent else [(matrix, None)]), *([] if are_few else [(logarithms, unlogged())])]
+        moments = moments_of(self._sums, parts, "moments of features")[0] if parts else []
+        columns = np.arange(n_vars)
+        if not are_few:
+            chosen = dispersions(*moments[-1], self._options.n_features, "seurat")["highly_variable"]
+            columns = np.flatnonzero(chosen)
         n_kept = self._options.sizes(n_vars)[0]
-        n_components = min(n_kept, n_features - latent)
-        if self._elsewhere and work.n_obs - 1 - latent < n_components:
+        n_components = self._n_components(min(n_kept, len(columns) - latent), latent=latent)
+        if latent:
+            weights, _, found, _ = latent_semantics(self._sums, matrix, columns, n_components + 1)
+            weights, found = (at_features(columns, own, n_vars) for own in (weights, found))
+            mean = self._mean(normalised(matrix, "tfidf", weights))
+            return weights, np.ones(n_vars), mean, _widened(found[:, 1:], n_kept)  # the first follows the depth
+        mean, variance = moments[0]
+        deviation = np.where(variance > 0, np.sqrt(variance), 1)
+        scaled = matrix[:, columns]
+        scaled = (
+            scaled @ sparse.diags(1 / deviation[columns]) if sparse.issparse(scaled) else scaled / deviation[columns]
+        )
+        centre, every = (mean / deviation)[columns], np.arange(len(columns))
+        _, found, _ = principal_components(self._sums, scaled, every, n_components, centre)
+        mean, found = (at_features(columns, own, n_vars) for own in (centre, found))
+        return np.zeros(0), deviation, mean, _widened(found, n_kept)
+
+    def _n_components(self, n: int, *, latent: bool) -> int:
+        """Principal components that there are."""
+        n_spots = len(self._measured.rows)
+        if not self._elsewhere:
+            return min(n, n_spots - 1 - latent)
+        if 0 < n_spots < n + 1 + latent:
             msg = (
-                f"Expected at least {n_components + 1 + latent} spots at every site of its own machine, as many as "
-                f"principal components need, found {work.n_obs}. Lower `n_components`, or leave this site out."
+                f"Expected at least {n + 1 + latent} spots at every site of its own machine, as many as principal "
+                f"components need, found {n_spots}. Lower `n_components`, or leave this site out."
             )
             raise ValueError(msg)
-        n_components = min(n_components, work.n_obs - 1 - latent)
-        if latent:
-            pp.federated_lsi(work, n_components, mask_var=chosen, min_cells=1, **self._sum)
-            self._list(work)
-            found = np.asarray(work.varm["LSI"], np.float64)[:, 1:]  # the first follows the depth of a spot
-            weights = np.asarray(work.uns["lsi"]["weights"])
-            mean = self._mean(normalised(measured.matrix, "tfidf", weights))
-            return weights, np.ones(n_vars), mean, _widened(found, n_kept)
-        pp.federated_scale(work, zero_mean=False, min_cells=1, **self._sum)
-        pp.federated_pca(work, n_components, mask_var=chosen, min_cells=1, **self._sum)
-        self._list(work)
-        deviation = np.asarray(work.var["std"], np.float64)
-        mean = np.asarray(work.uns["pca"]["mean"], np.float64)
-        found = np.asarray(work.varm["PCs"], np.float64)
-        return np.zeros(0), np.where(deviation > 0, deviation, 1), mean, _widened(found, n_kept)
+        return n
 
     def _mean(self, matrix: Matrix) -> np.ndarray:
         """Mean of features over all sites."""
-        work = self._work(matrix)
-        sums = SiteSums(work, "mean", min_cells=1, **self._sum)
-        totals = {site: {"sum": np.asarray(matrix[own].sum(0), np.float64).ravel()} for site, own in sums.rows.items()}
-        mean = sums.mean("mean of features", totals)[0]["sum"]
-        sums.keep()
-        self._list(work)
-        return mean
+        rows = self._sums.rows.items()
+        totals = {site: {"sum": np.asarray(matrix[own].sum(0), np.float64).ravel()} for site, own in rows}
+        return self._sums.mean("mean of features", totals)[0]["sum"]
 
     def _directions(self, sums: SiteSums, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
         """Covariance of the components, directions of unit variance by how well spots follow neighbours, and spots."""
@@ -354,32 +379,18 @@ class BasisFit:
         target = inputs[:, last : last + n_target] * (size / deviation)
         if len(np.unique(self._measured.section)) == 1 and not self._elsewhere:
             return _widened(target, n_outputs).astype(np.float32)
-        work = self._work(np.zeros((len(target), 0), np.float32))
-        work.obs[_SECTION] = self._measured.section
-        work.obsm["X_target"] = target.astype(np.float32)
-        pp.federated_offsets(
-            work,
-            **self._sum,
-            batch_key=_SECTION,
-            use_rep="X_target",
-            n_prototypes=int(np.clip(n_spots // _SPOTS_A_PROTOTYPE, 4, 40)),
-            diversity=0.0,
-            width=0.05,
-            key_added=_ALIGNED,
+        found, _, _ = aligned(
+            self._sums,
+            target,
+            np.unique(self._measured.section, return_inverse=True)[1],
+            int(np.clip(n_spots // _SPOTS_A_PROTOTYPE, 4, 40)),
+            _ALIGNMENT,
+            max_rounds=_ROUNDS,
+            n_assignments=1,
+            n_dims=2,
             rng=self._rng,
         )
-        self._list(work)
-        return _widened(np.asarray(work.obsm[_ALIGNED]), n_outputs).astype(np.float32)
-
-    def _work(self, matrix: Matrix) -> AnnData:
-        names = [f"spot_{number}" for number in range(len(self._measured.rows))]
-        return AnnData(matrix, pd.DataFrame({_SITE: self._measured.site}, index=names))
-
-    def _list(self, work: AnnData) -> None:
-        """Add to the payload what functions of ``pp`` noted of their sums."""
-        prefix = "" if self._measured.modality is None else f"{self._measured.modality}: "
-        for table in work.uns[_names.UNS]["payload"].values():
-            self._payload.extend(table.assign(purpose=prefix + table["purpose"]))
+        return _widened(found, n_outputs).astype(np.float32)
 
 
 def _widened(x: np.ndarray, n_columns: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import pandas as pd
@@ -117,12 +117,11 @@ def paired(mdata: MuData, found: Mapping[str, Measured]) -> None:
             raise ValueError(msg)
 
 
-def linked(found: Mapping[str, Measured]) -> None:
-    """Refuse modalities that no section links."""
-    sections = {modality: set(own.section) for modality, own in found.items()}
+def linked(sections: Mapping[str, Collection[str]]) -> None:
+    """Refuse modalities that no section links, given the sections that measured each."""
     groups: list[set[str]] = []
-    for modality in found:
-        near = [group for group in groups if any(sections[modality] & sections[other] for other in group)]
+    for modality in sections:
+        near = [group for group in groups if any(set(sections[modality]) & set(sections[own]) for own in group)]
         groups = [group for group in groups if group not in near] + [set().union({modality}, *near)]
     if len(groups) < 2:
         return

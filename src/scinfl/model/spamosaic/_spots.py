@@ -73,8 +73,12 @@ def read_spots(
     layers: Mapping[str, str | None],
     normalise: Mapping[str, str] | None = None,
     train: bool = True,
+    elsewhere: bool = False,
 ) -> dict[str, Measured]:
-    """What each modality measured, once it is known that it can be joined."""
+    """What each modality measured, once it is known that it can be joined.
+
+    Where other sites are ``elsewhere``, some modalities may have been measured there alone: they have no spots here.
+    """
     section = column_of(data, section_key, "section_key")
     site = np.full(len(section), "all") if site_key is None else column_of(data, site_key, "site_key")
     if train and site_key is not None:
@@ -85,7 +89,7 @@ def read_spots(
         modality, of = (None, "") if isinstance(data, AnnData) else (name, f" of '{name}'")
         if not train and modality and not adata.n_obs:
             continue  # left over in a part of a MuData
-        if train:
+        if train and (adata.n_obs or not elsewhere):
             owned(adata, "AnnData" if isinstance(data, AnnData) else "MuData")
         rows = _rows(data, name, adata)
         matrix = _values(data, name, adata, layers.get(name))
@@ -98,8 +102,9 @@ def read_spots(
     if isinstance(data, MuData):
         check.paired(data, found)
     if train:
-        check.enough_spots(found)
-        check.linked(found)
+        check.enough_spots({name: own for name, own in found.items() if len(own.rows) or not elsewhere})
+    if train and not elsewhere:
+        check.linked({name: set(own.section) for name, own in found.items()})
     return found
 
 

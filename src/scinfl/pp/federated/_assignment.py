@@ -19,7 +19,7 @@ class Rule:
     diversity: float  # strength of the preference for prototypes that are short of a batch
     width: float  # of the assignment
     shrinkage: float  # ridge penalty, in cells
-    min_members: int  # least number of cells of a prototype over all sites
+    min_members: int  # least number of cells of a site whose coordinates are summed
 
 
 class SiteCells:
@@ -55,27 +55,39 @@ class SiteCells:
             self.shares[block] = _shares(fit[block] + preference[self._batches[block]])
             members += self._in_batch[block].T @ self.shares[block]
 
-    def regression_sums(self, known: np.ndarray, shrinkage: float) -> State:
-        """What this site adds to the pooled mean of each known prototype."""
-        members = self.members[:, known]
-        weights = 1 / (members + shrinkage)
-        sums = np.einsum("bk,bkd->kd", weights, self._batch_sums(known))
-        return {"coordinates": sums, "members": (weights * members).sum(0)}
+    def sums(self, rule: Rule) -> State:
+        """What this site adds to members and coordinates of prototypes, and to the mean of each around its batches.
+
+        Coordinates are those of prototypes that enough of its cells belong to.
+        """
+        members = self.members
+        total = members.sum(0)
+        enough = (total >= rule.min_members).astype(np.float64)
+        weights = enough / (members + rule.shrinkage)
+        return {
+            "members": total,
+            "coordinates": enough[:, None] * (self.shares.T @ unit(self.corrected)),
+            "regressed": np.einsum("bk,bkd->kd", weights, self._batch_sums()),
+            "regressed members": (weights * members).sum(0),
+        }
 
     def subtract_offsets(self, pooled: np.ndarray, known: np.ndarray, shrinkage: float) -> float:
         """Correct the own cells; returns the sum of squares that they moved by since the last time."""
-        members = self.members[:, known, None]
-        offsets = (self._batch_sums(known) - members * pooled) / (members + shrinkage)
+        members = self.members[:, :, None]
+        offsets = np.where(known[:, None], (self._batch_sums() - members * pooled) / (members + shrinkage), 0)
         before, self.corrected = self.corrected, self.points.copy()
         for batch, own in enumerate(offsets):
             rows = self._batches == batch
-            self.corrected[rows] -= self.shares[np.ix_(rows, known)] @ own
+            self.corrected[rows] -= self.shares[rows] @ own
         return float(((self.corrected - before) ** 2).sum())
 
-    def _batch_sums(self, known: np.ndarray) -> np.ndarray:
+    def _batch_sums(self) -> np.ndarray:
         """Sum of coordinates by shares (batches × prototypes × dimensions)."""
-        rows_of = [self._batches == batch for batch in range(len(self._sizes))]
-        return np.stack([self.shares[np.ix_(rows, known)].T @ self.points[rows] for rows in rows_of])
+        sums = np.zeros((len(self._sizes), self.shares.shape[1], self.points.shape[1]))
+        for batch, own in enumerate(sums):
+            rows = self._batches == batch
+            own[:] = self.shares[rows].T @ self.points[rows]
+        return sums
 
 
 def _shares(logits: np.ndarray) -> np.ndarray:

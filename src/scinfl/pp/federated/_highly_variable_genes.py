@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -11,9 +11,9 @@ from anndata import AnnData
 
 from scinfl._checks import one_of, whole_number
 from scinfl.federation import Protection
-from scinfl.pp.federated._moments import pooled_moments
+from scinfl.pp.federated._moments import Change, pooled_moments
 from scinfl.pp.federated._seurat_v3 import normalised_variances
-from scinfl.pp.federated._site_sums import Matrix, SiteSums, matrix_of
+from scinfl.pp.federated._site_sums import SiteSums, matrix_of
 from scinfl.privacy import Key
 
 _N_BINS = 20
@@ -111,8 +111,9 @@ def federated_highly_variable_genes(
     if flavor == "seurat_v3":
         table = normalised_variances(sites, matrix, n_top_genes)
     else:
-        table = _normalised_dispersions(sites, matrix, flavor, _log_base(adata))
-        table["highly_variable"] = _highest(table["dispersions_norm"].to_numpy(), n_top_genes)
+        change = unlogged(_log_base(adata)) if flavor == "seurat" else None
+        mean, variance, _ = pooled_moments(sites, matrix, f"highly variable genes ({flavor})", change)
+        table = dispersions(mean, variance, n_top_genes, flavor)
     for name in table:
         adata.var[name] = table[name].to_numpy()
     adata.uns["hvg"] = {"flavor": flavor}
@@ -125,15 +126,14 @@ def _log_base(adata: AnnData) -> float:
     return 1.0 if base is None else float(np.log(base))
 
 
-def _normalised_dispersions(sites: SiteSums, matrix: Matrix, flavor: str, log_base: float) -> pd.DataFrame:
-    change: Callable[[np.ndarray], np.ndarray] | None = None
-    if flavor == "seurat":
+def unlogged(log_base: float = 1.0) -> Change:
+    """Function that takes logarithms back to counts."""
+    return lambda values: np.expm1(values * log_base)
 
-        def change(values: np.ndarray) -> np.ndarray:
-            return np.expm1(values * log_base)
 
-    mean, variance, _ = pooled_moments(sites, matrix, f"highly variable genes ({flavor})", change)
-    mean[mean == 0] = 1e-12
+def dispersions(mean: np.ndarray, variance: np.ndarray, n_top: int, flavor: str) -> pd.DataFrame:
+    """Dispersions of features among those of a similar mean, from their moments over all sites, and the highest."""
+    mean = np.where(mean == 0, 1e-12, mean)
     dispersion = variance / mean
     if flavor == "seurat":
         with np.errstate(invalid="ignore"):
@@ -152,6 +152,7 @@ def _normalised_dispersions(sites: SiteSums, matrix: Matrix, flavor: str, log_ba
         deviations = (table["dispersions"] - level).abs()
         spread = deviations.groupby(bins, observed=True).transform("median") / _NORMAL_QUARTILE
     table["dispersions_norm"] = ((table["dispersions"] - level) / spread).astype(np.float32)
+    table["highly_variable"] = _highest(table["dispersions_norm"].to_numpy(), n_top)
     return table
 
 

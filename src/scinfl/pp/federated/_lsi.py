@@ -100,16 +100,9 @@ def federated_lsi(
     sites = SiteSums(adata, "federated_lsi", site_key=site_key, key=key, min_cells=min_cells, protections=protections)
     matrix = matrix_of(adata, layer, sites.rows)
     columns, mask_name = chosen_features(adata, mask_var)
-    _check_features(len(columns))
     check_n_comps(n_comps, min(adata.n_obs, len(columns)) - drop_first, "what cells and features allow", least=2)
     n_found = n_comps + drop_first
-    weights = _weights(sites, matrix, columns)
-    sums = {}
-    for site, rows in sites.rows.items():
-        parts = (weighted_logarithms(block, weights) for _, block in blocks(matrix, rows, columns))
-        sums[site] = {"products": Gram(len(columns), parts).products()}
-    pooled, n = sites.mean("LSI", sums)
-    values, loadings = leading_eigenvectors(full(pooled["products"], len(columns)), n_found)
+    weights, values, loadings, n = latent_semantics(sites, matrix, columns, n_found)
     coordinates = np.empty((adata.n_obs, n_comps), np.float32)
     for rows in sites.rows.values():
         for own, block in blocks(matrix, rows, columns):
@@ -123,6 +116,21 @@ def federated_lsi(
         "params": params_of(site_key, mask_name, layer, drop_first=drop_first),
     }
     sites.keep()
+
+
+def latent_semantics(
+    sites: SiteSums, matrix: Matrix, columns: np.ndarray, n_found: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Weights of features, the largest eigenvalues of products of weighted logarithms, loadings, and cells."""
+    _check_features(len(columns))
+    weights = _weights(sites, matrix, columns)
+    sums = {}
+    for site, rows in sites.rows.items():
+        parts = (weighted_logarithms(block, weights) for _, block in blocks(matrix, rows, columns))
+        sums[site] = {"products": Gram(len(columns), parts).products()}
+    pooled, n = sites.mean("LSI", sums)
+    values, loadings = leading_eigenvectors(full(pooled["products"], len(columns)), n_found)
+    return weights, values, loadings, n
 
 
 def _check_features(n_features: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import sparse
@@ -18,25 +18,37 @@ Change = Callable[[np.ndarray], np.ndarray]
 def pooled_moments(
     sites: SiteSums, matrix: Matrix, purpose: str, change: Change | None = None
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Mean and unbiased variance of each feature over all sites, and the number of cells.
+    """Mean and unbiased variance of each feature over all sites, and the number of cells."""
+    (found,), n = moments_of(sites, [(matrix, change)], purpose)
+    return *found, n
 
-    The mean comes first and squares are taken around it: a difference of two large sums would lose digits.
+
+def moments_of(
+    sites: SiteSums, parts: Sequence[tuple[Matrix, Change | None]], purpose: str
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:
+    """Means and unbiased variances of several matrices at once, and the number of cells.
+
+    Means come first and squares are taken around them: a difference of two large sums would lose digits.
     """
-    zero = np.zeros(matrix.shape[1])
-    rows = sites.rows.items()
-    pooled, n = sites.mean(purpose, {site: {"sum": sum_around(matrix, own, zero, change)} for site, own in rows})
-    mean = pooled["sum"]
+    zero, rows = np.zeros(1), sites.rows.items()
+    numbered = [(f" {number}" * (number > 0), *part) for number, part in enumerate(parts)]
+    sums = {site: {f"sum{n}": sum_around(x, own, zero, change) for n, x, change in numbered} for site, own in rows}
+    pooled, n_cells = sites.mean(purpose, sums)
+    means = {n: pooled[f"sum{n}"] for n, _, _ in numbered}
     sums = {
         site: {
-            "sum_around_mean": sum_around(matrix, own, mean, change),
-            "squares_around_mean": squares_around(matrix, own, mean, change),
+            **{f"sum_around_mean{n}": sum_around(x, own, means[n], change) for n, x, change in numbered},
+            **{f"squares_around_mean{n}": squares_around(x, own, means[n], change) for n, x, change in numbered},
         }
         for site, own in rows
     }
     around, _ = sites.mean(f"{purpose}, around the mean", sums)
-    variance = around["squares_around_mean"] - around["sum_around_mean"] ** 2
-    variance[variance <= _ROUNDING * (variance + mean**2)] = 0
-    return mean, variance * (n / max(n - 1, 1)), n
+    found = []
+    for n, mean in means.items():
+        variance = around[f"squares_around_mean{n}"] - around[f"sum_around_mean{n}"] ** 2
+        variance[variance <= _ROUNDING * (variance + mean**2)] = 0
+        found.append((mean, variance * (n_cells / max(n_cells - 1, 1))))
+    return found, n_cells
 
 
 def sum_around(matrix: Matrix, rows: np.ndarray, point: np.ndarray, change: Change | None = None) -> np.ndarray:

@@ -9,13 +9,12 @@ from anndata import AnnData
 
 from scinfl import _names
 from scinfl._checks import complete_column, number_between, unmasked, whole_number
-from scinfl.federation import Protection
+from scinfl.federation import Protection, State
 from scinfl.pp.federated._assignment import Rule, SiteCells
 from scinfl.pp.federated._prototypes import find_prototypes, unit
 from scinfl.pp.federated._site_sums import SiteSums, check_finite
 from scinfl.privacy import Key
 
-_N_ASSIGNMENTS = 4
 _STILL = 1e-4  # share of the variance that coordinates still move by when the rounds end
 
 
@@ -33,6 +32,7 @@ def federated_offsets(
     shrinkage: float = 1.0,
     width: float = 0.1,
     max_rounds: int = 10,
+    n_assignments: int = 4,
     min_cells: int = 10,
     rng: int = 0,
 ) -> None:
@@ -58,10 +58,10 @@ def federated_offsets(
     Harmony on pooled cells.
 
     **Who learns what.** With ``key`` the server adds numbers that it cannot read. All sites learn, round by round, how
-    many cells belong to each prototype and their mean coordinates over all sites; coordinates are summed only where
-    ``min_cells`` belong in all. A prototype of one site alone shows the mean of that site's cells there, and the
-    difference of two rounds reveals how few cells went from one prototype to another. Assignments and offsets stay at
-    their site. Without ``key`` the server sees the sums of every site.
+    many cells belong to each prototype and their mean coordinates over all sites; a site adds coordinates only where
+    ``min_cells`` of its own cells belong. A prototype of one site alone shows the mean of that site's cells there, and
+    the difference of two rounds reveals how few cells went from one prototype to another. Assignments and offsets stay
+    at their site. Without ``key`` the server sees the sums of every site.
 
     Sets the following fields:
 
@@ -100,8 +100,11 @@ def federated_offsets(
         Width :math:`\sigma` of the assignment; small ones give whole cells to one prototype.
     max_rounds
         Most rounds of assignment and correction.
+    n_assignments
+        Assignments a round, each of which takes one exchange with the other sites; also how often prototypes move after
+        each split, at most 3.
     min_cells
-        Least number of cells of a site, and of a prototype over all sites.
+        Least number of cells of a site, and of its cells that belong to a prototype whose coordinates it adds to.
     rng
         Seed of the order in which a site assigns its cells.
 
@@ -127,6 +130,7 @@ def federated_offsets(
     number_between("shrinkage", shrinkage, 0, 1e9, open_low=True)
     number_between("width", width, 0, 100, open_low=True)
     whole_number("max_rounds", max_rounds, 1)
+    whole_number("n_assignments", n_assignments, 1)
     sites = SiteSums(
         adata, "federated_offsets", site_key=site_key, key=key, min_cells=min_cells, protections=protections
     )
@@ -134,20 +138,14 @@ def federated_offsets(
     if n_prototypes is None:
         n_prototypes = min(max(round(sites.n_cells / 30), 1), 100)
     whole_number("n_prototypes", n_prototypes, 1)
-    cells = _site_cells(adata, points, sites, batch_key, rng)
     rule = Rule(diversity, width, shrinkage, min_cells)
-    directions = {site: unit(own.corrected) for site, own in cells.items()}
-    prototypes = find_prototypes(sites, directions, n_prototypes, min_cells)
-    members: np.ndarray = np.zeros(0)
-    n_rounds, moved = 0, np.inf
-    while n_rounds < max_rounds and moved > _STILL:
-        for _ in range(_N_ASSIGNMENTS):
-            prototypes, members = _assign(sites, cells, prototypes, members, rule)
-        moved = _correct(sites, cells, members, rule)
-        n_rounds += 1
-    corrected = np.empty(points.shape, np.float32)
-    for site, rows in sites.rows.items():
-        corrected[rows] = cells[site].corrected
+    batches = np.zeros(adata.n_obs, np.int64)
+    if batch_key is not None:
+        column = complete_column(adata, batch_key, "batch_key", "a batch for every row")
+        batches = column.astype("category").cat.codes.to_numpy()
+    corrected, prototypes, n_rounds = aligned(
+        sites, points, batches, n_prototypes, rule, max_rounds=max_rounds, n_assignments=n_assignments, rng=rng
+    )
     adata.obsm[key_added] = corrected
     settings = {"use_rep": use_rep, "site_key": site_key, "diversity": diversity, "shrinkage": shrinkage}
     settings |= {"width": width, "n_rounds": n_rounds, "prototypes": prototypes}
@@ -167,52 +165,63 @@ def _points(adata: AnnData, use_rep: str, rows: Mapping[str, np.ndarray]) -> np.
     return points
 
 
-def _site_cells(
-    adata: AnnData, points: np.ndarray, sites: SiteSums, batch_key: str | None, rng: int
-) -> dict[str, SiteCells]:
-    batches = np.zeros(adata.n_obs, np.int64)
-    if batch_key is not None:
-        column = complete_column(adata, batch_key, "batch_key", "a batch for every row")
-        batches = column.astype("category").cat.codes.to_numpy()
-    return {
+def aligned(
+    sites: SiteSums,
+    points: np.ndarray,
+    batches: np.ndarray,
+    n_prototypes: int,
+    rule: Rule,
+    *,
+    max_rounds: int,
+    n_assignments: int,
+    n_dims: int = 1,
+    rng: int,
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Coordinates without the offsets of their batches (cells × dimensions, float32), prototypes, and rounds."""
+    cells = {
         site: SiteCells(
             points[rows], np.unique(batches[rows], return_inverse=True)[1], np.random.default_rng([rng, number])
         )
         for number, (site, rows) in enumerate(sites.rows.items())
     }
+    directions = {site: unit(own.corrected) for site, own in cells.items()}
+    prototypes = find_prototypes(sites, directions, n_prototypes, rule.min_members, min(n_assignments, 3), n_dims)
+    prototypes, n_rounds = _align(sites, cells, prototypes, rule, max_rounds, n_assignments)
+    corrected = np.empty(points.shape, np.float32)
+    for site, rows in sites.rows.items():
+        corrected[rows] = cells[site].corrected
+    return corrected, prototypes, n_rounds
 
 
-def _assign(
+def _align(
     sites: SiteSums,
     cells: Mapping[str, SiteCells],
     prototypes: np.ndarray,
-    members: np.ndarray,
     rule: Rule,
-) -> tuple[np.ndarray, np.ndarray]:
-    """One round of assignment: where prototypes go, and their members over all sites."""
-    for own in cells.values():
-        own.assign(prototypes, None if not len(members) else members - own.members.sum(0), sites.n_cells, rule)
-    pooled, n = sites.mean("members", {site: {"members": own.members.sum(0)} for site, own in cells.items()})
-    members = pooled["members"] * n
-    known = members >= rule.min_members
-    sums = {site: {"coordinates": own.shares[:, known].T @ unit(own.corrected)} for site, own in cells.items()}
-    moved = prototypes.copy()
-    moved[known] = unit(sites.mean("coordinates of members", sums)[0]["coordinates"])
-    return moved, members
+    max_rounds: int,
+    n_assignments: int,
+) -> tuple[np.ndarray, int]:
+    """Assign cells to prototypes, which move to them, and correct cells; returns prototypes and number of rounds.
 
-
-def _correct(sites: SiteSums, cells: Mapping[str, SiteCells], members: np.ndarray, rule: Rule) -> float:
-    """Subtract offsets at every site; the share of the variance that coordinates moved by."""
-    known = members >= rule.min_members
-    sums = {site: own.regression_sums(known, rule.shrinkage) for site, own in cells.items()}
-    pooled, _ = sites.mean("regression on batches", sums)
-    mean = pooled["coordinates"] / pooled["members"][:, None]
-    moved = {site: own.subtract_offsets(mean, known, rule.shrinkage) for site, own in cells.items()}
-    change, _ = sites.mean(
-        "movement",
-        {
-            site: {"moved": np.array(moved[site]), "squares": np.array((own.points**2).sum())}
-            for site, own in cells.items()
-        },
-    )
-    return float(change["moved"] / max(change["squares"], np.finfo(float).tiny))
+    One exchange an assignment: it also brings how far cells moved before, and what the correction after the last one
+    takes.
+    """
+    members: np.ndarray = np.zeros(0)
+    moved: dict[str, State] = {}
+    for number in range(max_rounds):
+        for turn in range(n_assignments):
+            for own in cells.values():
+                own.assign(prototypes, None if not len(members) else members - own.members.sum(0), sites.n_cells, rule)
+            first = turn == 0 and number > 0
+            sums = {site: own.sums(rule) | (moved[site] if first else {}) for site, own in cells.items()}
+            pooled, n = sites.mean("members of prototypes", sums)
+            if first and pooled["moved"] <= _STILL * pooled["size"]:
+                return prototypes, number
+            members, known = pooled["members"] * n, pooled["regressed members"] > 0
+            prototypes = np.where(known[:, None], unit(pooled["coordinates"]), prototypes)
+        weights = np.where(known, pooled["regressed members"], 1)
+        mean = pooled["regressed"] / weights[:, None]
+        for site, own in cells.items():
+            change = own.subtract_offsets(mean, known, rule.shrinkage)
+            moved[site] = {"moved": np.array(change), "size": np.array((own.points**2).sum())}
+    return prototypes, max_rounds

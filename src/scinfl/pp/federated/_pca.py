@@ -10,7 +10,7 @@ from anndata import AnnData
 from scinfl.federation import Protection
 from scinfl.pp.federated._features import at_features, check_n_comps, chosen_features, params_of
 from scinfl.pp.federated._gram import Gram, full, leading_eigenvectors
-from scinfl.pp.federated._site_sums import SiteSums, blocks, column_sums, matrix_of
+from scinfl.pp.federated._site_sums import Matrix, SiteSums, blocks, column_sums, matrix_of
 from scinfl.privacy import Key
 
 
@@ -94,27 +94,19 @@ def federated_pca(
     matrix = matrix_of(adata, layer, sites.rows)
     columns, mask_name = chosen_features(adata, mask_var)
     check_n_comps(n_comps, min(adata.n_obs - 1, len(columns)), "what cells and features allow")
-    mean, sums = np.zeros(len(columns)), {}
+    mean = np.zeros(len(columns))
     if zero_mean:
+        sums = {}
         for site, rows in sites.rows.items():
             totals = (column_sums(block) for _, block in blocks(matrix, rows, columns))
             sums[site] = {"sum": sum(totals, np.zeros(len(columns)))}
         mean = sites.mean("PCA", sums)[0]["sum"]
-    for site, rows in sites.rows.items():
-        gram = Gram(len(columns), (block for _, block in blocks(matrix, rows, columns)))
-        sums[site] = gram.around(mean, len(rows))
-    pooled, n = sites.mean("PCA, around the mean", sums)
-    covariance = full(pooled["products_around_mean"], len(columns))
-    if zero_mean:
-        covariance -= np.outer(pooled["sum_around_mean"], pooled["sum_around_mean"])
-    covariance *= n / (n - 1)
-    values, loadings = leading_eigenvectors(covariance, n_comps)
-    values = np.maximum(values, 0)
+    values, loadings, total = principal_components(sites, matrix, columns, n_comps, mean, zero_mean=zero_mean)
     coordinates = np.empty((adata.n_obs, n_comps), np.float32)
     for rows in sites.rows.values():
         for own, block in blocks(matrix, rows, columns):
             coordinates[own] = block @ loadings - mean @ loadings
-    total, chosen = float(np.trace(covariance)), mask_name == "highly_variable"
+    chosen = mask_name == "highly_variable"
     adata.obsm["X_pca"] = coordinates
     adata.varm["PCs"] = at_features(columns, loadings, adata.n_vars)
     adata.uns["pca"] = {
@@ -124,3 +116,20 @@ def federated_pca(
         "params": params_of(site_key, mask_name, layer, zero_center=zero_mean, use_highly_variable=chosen),
     }
     sites.keep()
+
+
+def principal_components(
+    sites: SiteSums, matrix: Matrix, columns: np.ndarray, n_comps: int, mean: np.ndarray, *, zero_mean: bool = True
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Variances and loadings of components of the chosen columns around their mean, and the variance of all."""
+    sums = {}
+    for site, rows in sites.rows.items():
+        gram = Gram(len(columns), (block for _, block in blocks(matrix, rows, columns)))
+        sums[site] = gram.around(mean, len(rows))
+    pooled, n = sites.mean("PCA, around the mean", sums)
+    covariance = full(pooled["products_around_mean"], len(columns))
+    if zero_mean:
+        covariance -= np.outer(pooled["sum_around_mean"], pooled["sum_around_mean"])
+    covariance *= n / (n - 1)
+    values, loadings = leading_eigenvectors(covariance, n_comps)
+    return np.maximum(values, 0), loadings, float(np.trace(covariance))

@@ -3,35 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 
 import numpy as np
 
 from scinfl.pp.federated._site_sums import SiteSums
 
-_ROUNDS = 3  # rounds of k-means after each doubling
+_ROUNDS = 3  # of k-means after each split
 _MORE_SPLITS = 2  # doublings beyond the least that would do, where some are dropped
 _STEP = 0.5  # how far halves of a prototype are moved apart, in deviations
 
 
 def find_prototypes(
-    sites: SiteSums, directions: Mapping[str, np.ndarray], n_prototypes: int, min_members: int
+    sites: SiteSums,
+    directions: Mapping[str, np.ndarray],
+    n_prototypes: int,
+    min_members: int,
+    n_rounds: int = _ROUNDS,
+    n_dims: int = 1,
 ) -> np.ndarray:
     """Find directions that the cells of all sites gather around (prototypes × dimensions).
 
-    Starts from one and splits those of widest scatter in two until there are enough (Linde, Buzo & Gray 1980), so that
-    no cell of a site ever serves as a start. Coordinates are summed only over prototypes with ``min_members`` cells in
-    all; others are dropped.
+    Starts from one and splits those of widest scatter until there are enough (Linde, Buzo & Gray 1980), so that no cell
+    of a site ever serves as a start: in two along their widest dimension, or in four along two. A site adds its members
+    of a prototype where it has ``min_members`` of them; prototypes that no site adds to are dropped.
     """
     alone = np.zeros((1, next(iter(directions.values())).shape[1]))  # all cells are nearest to the only one
     prototypes, counts, variances = _move(sites, directions, alone, min_members)
-    for _ in range(int(np.ceil(np.log2(n_prototypes))) + _MORE_SPLITS):
-        scatter = np.where(counts >= 2 * min_members, counts * variances.sum(1), 0)
-        widest = np.argsort(-scatter, kind="stable")[: n_prototypes - len(prototypes)]
+    n_parts = 2**n_dims
+    for _ in range(int(np.ceil((np.log2(n_prototypes) + _MORE_SPLITS) / n_dims))):
+        scatter = np.where(counts >= n_parts * min_members, counts * variances.sum(1), 0)
+        n_more = n_prototypes - len(prototypes)
+        widest = np.argsort(-scatter, kind="stable")[: int(np.ceil(n_more / (n_parts - 1)))]
         widest = widest[scatter[widest] > 0]
         if not len(widest):
             break
-        prototypes = _split(prototypes, variances, widest)
-        for _ in range(_ROUNDS):
+        prototypes = _split(prototypes, variances, widest, n_dims)[:n_prototypes]
+        for _ in range(n_rounds):
             prototypes, counts, variances = _move(sites, directions, prototypes, min_members)
     return prototypes
 
@@ -46,28 +54,27 @@ def _move(
     sites: SiteSums, directions: Mapping[str, np.ndarray], prototypes: np.ndarray, min_members: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One round of k-means: new prototypes, their members, and the variance of each dimension among members."""
-    k = len(prototypes)
-    nearest = {site: (own @ prototypes.T).argmax(1) for site, own in directions.items()}
-    sums = {site: {"members": np.bincount(own, minlength=k).astype(float)} for site, own in nearest.items()}
-    pooled, n = sites.mean("prototypes, members", sums)
-    counts = np.rint(pooled["members"] * n)
-    kept = np.flatnonzero(counts >= min_members)
     sums = {}
     for site, own in directions.items():
-        member = (nearest[site][:, None] == kept).astype(np.float64)
-        sums[site] = {"coordinates": member.T @ own, "squares": member.T @ own**2}
-    pooled, n = sites.mean("prototypes, coordinates", sums)
-    counts = counts[kept]
-    mean = pooled["coordinates"] * n / counts[:, None]
-    variances = np.maximum(pooled["squares"] * n / counts[:, None] - mean**2, 0)
-    return unit(mean), counts, variances
+        member = ((own @ prototypes.T).argmax(1)[:, None] == np.arange(len(prototypes))).astype(np.float64)
+        counts = member.sum(0)
+        member *= counts >= min_members
+        sums[site] = {"members": member.sum(0), "coordinates": member.T @ own, "squares": member.T @ own**2}
+    pooled, n = sites.mean("prototypes", sums)
+    counts = np.rint(pooled["members"] * n)
+    kept = counts > 0
+    mean, squares = ((pooled[name] * n)[kept] / counts[kept, None] for name in ("coordinates", "squares"))
+    return unit(mean), counts[kept], np.maximum(squares - mean**2, 0)
 
 
-def _split(prototypes: np.ndarray, variances: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Move two copies of the chosen apart along their widest dimension."""
-    step = np.zeros((len(chosen), prototypes.shape[1]))
-    widest = variances[chosen].argmax(1)
-    step[np.arange(len(chosen)), widest] = _STEP * np.sqrt(variances[chosen, widest])
-    moved = prototypes.copy()
-    moved[chosen] = prototypes[chosen] + step
-    return unit(np.concatenate([moved, prototypes[chosen] - step]))
+def _split(prototypes: np.ndarray, variances: np.ndarray, chosen: np.ndarray, n_dims: int) -> np.ndarray:
+    """Move copies of the chosen apart along their widest dimensions."""
+    rows, others = np.arange(len(chosen)), np.delete(prototypes, chosen, axis=0)
+    widest = np.argsort(-variances[chosen], axis=1, kind="stable")[:, :n_dims]
+    copies = []
+    for signs in product((1, -1), repeat=widest.shape[1]):
+        moved = prototypes[chosen].copy()
+        for sign, dimension in zip(signs, widest.T, strict=True):
+            moved[rows, dimension] += sign * _STEP * np.sqrt(variances[chosen, dimension])
+        copies.append(moved)
+    return unit(np.concatenate([others, *copies]))

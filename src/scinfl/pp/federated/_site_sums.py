@@ -39,6 +39,8 @@ class SiteSums:
         Name of the function that asks, for the record.
     site_key
         Column of ``adata.obs`` with the site of each row.
+    rows
+        Rows of each site, in place of such a column; a site without rows adds zeros.
     key
         Secret key of the sites; ``None`` sends plain sums.
     min_cells
@@ -59,25 +61,25 @@ class SiteSums:
         adata: AnnData,
         function: str,
         *,
-        site_key: str,
+        site_key: str = "",
+        rows: Mapping[str, np.ndarray] | None = None,
         key: Key | None,
-        min_cells: int,
+        min_cells: int = 1,
         protections: Sequence[Protection] | None = None,
     ) -> None:
         _check_own(adata, function)
-        self.rows = rows_by_site(adata, site_key, min_cells)
+        self.rows = rows_by_site(adata, site_key, min_cells) if rows is None else dict(rows)
         self._protections = _guards(protections, key, len(self.rows))
         self._adata, self._function = adata, function
         self._n_cells: int | None = None
+        self._agreed: str | None = None  # purpose that the total number of cells was agreed on for
         self._n_rounds: dict[str, int] = {}
         self._payload = Payload(_LINTER.check)
 
     @property
     def n_cells(self) -> int:
-        """Cells of all sites, which they agree on at the first call."""
-        if self._n_cells is None:
-            self._n_cells = self.mean("cells", {site: {} for site in self.rows})[1]
-        return self._n_cells
+        """Cells of all sites, which they agree on with the first sum."""
+        return self._n_cells or self.mean("cells", {site: {} for site in self.rows})[1]
 
     def mean(self, purpose: str, sums: Mapping[str, State]) -> tuple[State, int]:
         """Mean over the cells of all sites of what each site summed over its own, and the number of cells."""
@@ -85,11 +87,14 @@ class SiteSums:
         updates = []
         for site, state in sums.items():
             n = len(self.rows[site])
-            means = {name: np.asarray(array, np.float64) / n for name, array in state.items()}
+            means = {name: np.asarray(array, np.float64) / max(n, 1) for name, array in state.items()}
             if self._protections:
                 self._check_size(site, means)
             updates.append(Update(site, number, means, n, float(n), purpose=purpose))
-        pooled = mean_of(updates, self._protections, payload=self._payload, agree=number == 1)
+        agree = number == 1 and (self._agreed or True)
+        pooled = mean_of(updates, self._protections, payload=self._payload, agree=agree)
+        self._agreed = self._agreed or purpose
+        self._n_cells = self._n_cells or round(pooled.weight)
         return pooled.state, round(pooled.weight)
 
     def keep(self) -> None:

@@ -228,6 +228,17 @@ class PairwiseSum(MaskedSum):
         self.exchange(total_of(purpose), 0, list(weights))
         return super().agree(purpose, weights)
 
+    def reuse_total(self, purpose: str, agreed: str) -> None:
+        """Take the total weight of a purpose from another one; its rounds start again from 1.
+
+        Parameters
+        ----------
+        purpose, agreed
+            See :meth:`KeyedSum.reuse_total`.
+        """
+        self.begin(purpose)
+        super().reuse_total(purpose, agreed)
+
     def begin(self, purpose: str) -> None:
         """Restart a purpose: its rounds count from 1 again, and its weights are agreed on again.
 

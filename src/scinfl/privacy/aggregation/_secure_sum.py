@@ -55,6 +55,19 @@ class SecureSum(Protection, ABC):
         sent = [self.encode_weight(purpose, site, weight) for site, weight in weights.items()]
         return self.decode_weights(purpose, self._add(sent), [replace(upload, state={}) for upload in sent])
 
+    def reuse_total(self, purpose: str, agreed: str) -> None:
+        """Take the total weight of a purpose from another one, which saves an exchange.
+
+        Parameters
+        ----------
+        purpose
+            What the weights are for.
+        agreed
+            Purpose that was agreed on with the same weights.
+        """
+        if agreed in self._totals:
+            self._totals[purpose] = self._totals[agreed]
+
     def encode_weight(self, purpose: str, site: str, weight: float) -> Update:
         """Hide the weight of one site, at that site.
 
