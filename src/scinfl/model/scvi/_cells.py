@@ -11,6 +11,7 @@ from scipy import sparse
 from torch import Tensor
 
 from scinfl._checks import finite, values_of
+from scinfl._spelling import argument
 from scinfl.model.base._cells import Cells, Matrix
 
 
@@ -63,7 +64,7 @@ def counts_of(adata: AnnData, layer: str | None) -> Matrix:
             where = "adata.X" if layer is None else f"adata.layers['{layer}']"
             msg = (
                 f"Expected counts in {where}, found values that are negative or no whole numbers. Models of scvi-tools "
-                "read raw counts: name their layer with `layer=`."
+                f"read raw counts: name their layer with {argument('layer')}."
             )
             raise ValueError(msg)
     return matrix

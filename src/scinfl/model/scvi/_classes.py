@@ -6,7 +6,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from inspect import signature
 from typing import Any
+
+from scinfl._checks import first_of
 
 _BATCHNORM = (
     "batch normalisation keeps means and variances of a site's hidden units, which no key folds; layer normalisation "
@@ -28,12 +31,15 @@ class Supported:
         Where it is imported from.
     forced
         Arguments that are set, with the reason.
+    network
+        Its network, whose arguments it takes too.
     labels
         Whether it is trained on labels.
     """
 
     module: str = "scvi.model"
     forced: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+    network: str = "VAE"
     labels: bool = False
 
 
@@ -49,15 +55,16 @@ _COUNTS = {
 }
 SUPPORTED = {
     "SCVI": Supported(forced=_COUNTS),
-    "SCANVI": Supported(forced=_COUNTS, labels=True),
+    "SCANVI": Supported(forced=_COUNTS, network="SCANVAE", labels=True),
     "LinearSCVI": Supported(
         forced={
             "use_batch_norm": (False, _BATCHNORM),
             "use_observed_lib_size": (True, _LIBRARY),
             "latent_distribution": ("normal", _LATENT),
-        }
+        },
+        network="LDVAE",
     ),
-    "PEAKVI": Supported(forced={**_PLAIN, "latent_distribution": ("normal", _LATENT)}),
+    "PEAKVI": Supported(forced={**_PLAIN, "latent_distribution": ("normal", _LATENT)}, network="PEAKVAE"),
     "POISSONVI": Supported("scvi.external", {"latent_distribution": ("normal", _LATENT)}),
 }
 """Classes by name."""
@@ -102,15 +109,34 @@ def class_of(name: str) -> type:
     return getattr(import_module(SUPPORTED[name].module), name)
 
 
+def check_labels_named(name: str, *, labels_key: str | None, unlabeled_category: str | None) -> None:
+    """Refuse a class that is trained on labels without them.
+
+    Raises
+    ------
+    ValueError
+        If they are not named, or the class cannot be trained over sites.
+    """
+    class_of(name)
+    if SUPPORTED[name].labels and (labels_key is None or unlabeled_category is None):
+        msg = f"Expected `labels_key` and `unlabeled_category` for {name}, found none. Name both."
+        raise ValueError(msg)
+
+
 def checked_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a class, with those that a federation needs.
 
     Raises
     ------
     ValueError
-        If an argument contradicts them, or cannot be saved.
+        If the class cannot be trained over sites, or an argument is unknown, contradicts them, or cannot be saved.
     """
-    forced = SUPPORTED[name].forced
+    kind, forced = class_of(name), SUPPORTED[name].forced
+    makers = [kind, getattr(import_module("scvi.module"), SUPPORTED[name].network)]
+    known = {parameter for maker in makers for parameter in signature(maker).parameters}
+    if unknown := sorted(set(arguments) - known):
+        msg = f"Expected arguments of {name} of scvi-tools, found {first_of(unknown)}. Correct the name."
+        raise ValueError(msg)
     for argument, (value, reason) in forced.items():
         if arguments.get(argument, value) != value:
             msg = f"Expected `{argument}={value!r}` in a federation, found {arguments[argument]!r}: {reason}."

@@ -26,7 +26,7 @@ from scinfl.model.base._options import takes
 from scinfl.model.base._registry import categories_of
 from scinfl.model.base._training import SiteData, resolve_device
 from scinfl.model.scvi._cells import CountCells, counts_of
-from scinfl.model.scvi._classes import SUPPORTED, checked_arguments, class_of
+from scinfl.model.scvi._classes import SUPPORTED, check_labels_named, checked_arguments
 from scinfl.model.scvi._network import ScviNetwork
 from scinfl.model.scvi._options import ScviOptions, ScviTraining
 from scinfl.model.scvi._template import Agreed
@@ -77,7 +77,6 @@ class ScviModel(FederatedModel):
         rng: int = 0,
         registry: dict | None = None,
     ) -> None:
-        class_of(class_name)
         if key_scheme not in ("coordinate", None):
             msg = f"Expected `key_scheme` of 'coordinate' or None, found {key_scheme!r}: {_SCHEMES}."
             raise ValueError(msg)
@@ -152,6 +151,11 @@ class ScviModel(FederatedModel):
         agreed = self._agreed
         native = agreed.native().module
         return ScviNetwork(native, agreed.weights_by_site(native), agreed.sites, agreed.features)
+
+    @property
+    def class_name(self) -> str:
+        """Class of scvi-tools."""
+        return self._class_name
 
     @property
     def sites(self) -> list[str]:
@@ -456,10 +460,7 @@ def from_scvi(
     'SCVI'
     """
     name = kind if isinstance(kind, str) else kind.__name__
-    class_of(name)
-    if SUPPORTED[name].labels and (labels_key is None or unlabeled_category is None):
-        msg = f"Expected `labels_key` and `unlabeled_category` for {name}, found none. Name both."
-        raise ValueError(msg)
+    check_labels_named(name, labels_key=labels_key, unlabeled_category=unlabeled_category)
     ScviModel.setup_anndata(
         adata, site_key=site_key, labels_key=labels_key, unlabeled_category=unlabeled_category, layer=layer
     )
