@@ -41,7 +41,10 @@ PRIVATE_OF_OTHERS = {  # `x._name` of something that the file does not define it
         {"_lock_as", "_plain_network", "_setup_args", "_training_cells"},
         "`map_query` completes the model that it makes",
     ),
-    "model/scvi/_model.py": ({"_set_indices_and_labels"}, "scvi-tools has no public way to give a SCANVI its labels"),
+    "model/scvi/_template.py": (
+        {"_set_indices_and_labels"},
+        "scvi-tools gives labels in no public way",
+    ),
     "privacy/aggregation/_keyed_sum.py": ({"_derive"}, "masks are derived from the bytes of the key"),
     "privacy/keys/_rotation.py": ({"_secret"}, "a key is wrapped and unwrapped as bytes"),
     "flower/_flwr.py": (None, "the one file that knows private names of Flower"),
