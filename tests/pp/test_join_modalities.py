@@ -10,6 +10,8 @@ import pytest
 
 from scinfl.pp import join_modalities
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*var_names are")
+
 
 def make_mdata():
     values = np.arange(12, dtype=np.float32).reshape(4, 3)

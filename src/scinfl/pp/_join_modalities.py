@@ -53,10 +53,10 @@ def join_modalities(
     --------
     >>> import anndata as ad, mudata as mu, numpy as np, scinfl as si
     >>> rna, protein = (ad.AnnData(np.ones((2, n), np.float32)) for n in (3, 2))
-    >>> rna.var_names, protein.var_names = ["CD3D", "CD4", "ACTB"], ["CD3", "CD4"]
+    >>> rna.var_names, protein.var_names = ["CD3D", "CD4", "ACTB"], ["CD3", "CD14"]
     >>> adata = si.pp.join_modalities(mu.MuData({"rna": rna, "protein": protein}))
     >>> list(adata.var_names)
-    ['CD3D', 'rna:CD4', 'ACTB', 'CD3', 'protein:CD4']
+    ['CD3D', 'CD4', 'ACTB', 'CD3', 'CD14']
     """
     types = {**_USUAL, **(feature_types or {})}
     if strange := sorted(set(mdata.mod) - set(types)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 from typing import Any
 
@@ -17,9 +16,8 @@ from scinfl.federation import OwnedParts
 from scinfl.federation.rounds import SpendsPrivacy
 from scinfl.model.base._options import takes
 from scinfl.model.base._training import SiteData, resolve_device
-from scinfl.model.scvi._cells import CountCells, counts_of
 from scinfl.model.scvi._classes import supported
-from scinfl.model.scvi._network import ScviNetwork
+from scinfl.model.scvi._network import ScviNetwork, without_key
 from scinfl.model.scvi._options import ScviOptions, ScviTraining
 from scinfl.model.scvi._registered import RegisteredScvi
 from scinfl.privacy import Key
@@ -141,12 +139,7 @@ class ScviModel(RegisteredScvi):
     def _plain_network(self) -> ScviNetwork:
         """A copy of the network without its key, which computes what the unlocked model does."""
         self._check_ready()
-        network: Any = copy.deepcopy(self.module)
-        if keyed_nn.keyed_layers(network):
-            plain = keyed_nn.unlock(self.module, self.module.state_dict())
-            network = keyed_nn.unkeyed(network)
-            network.load_state_dict({name: plain[name] for name in network.state_dict()})
-        return network.eval()
+        return without_key(self.module)
 
     def get_latent_representation(self, adata: AnnData | None = None, *, batch_size: int = 4096) -> np.ndarray:
         """Mean of the latent code of every cell (cells × dimensions, float32).
@@ -206,10 +199,8 @@ class ScviModel(RegisteredScvi):
         self._check_ready()
         whole_number("batch_size", batch_size, 1)
         adata = self._validate_anndata(adata)
-        matrix, n = counts_of(adata, self._setup_args()["layer"]), adata.n_obs
         compute = getattr(self._plain_network(), what)
-        codes = self._label_codes(adata), self._site_codes(adata)
-        cells = CountCells(matrix, np.arange(n), codes[0], self.device, codes[1])
+        cells = self._cells_of(adata)
         with torch.random.fork_rng(devices=[]):
             return torch.cat([compute(batch) for batch in cells.batches(batch_size)]).cpu().numpy()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scinfl import nn as keyed_nn
 from scinfl._checks import first_of
 from scinfl._names import GENES, PEAKS, PROTEINS
 from scinfl.model.scvi._features import slices_of
@@ -154,11 +156,17 @@ class ScviNetwork(nn.Module):
             torch.manual_seed(0)
             for batch in batches:
                 found = self._outputs(batch, 1.0)
-                own = (found.reconstruction_loss_sum + found.kl_local_sum).item()
+                own = _of_cells(found).sum().item()
                 if found.classification_loss is not None:
                     own += _CLASSIFICATION_RATIO * found.classification_loss.item() * len(batch[0])
                 total, n = total + own, n + len(batch[0])
         return {"loss": total / n}
+
+    def losses(self, batch: Batch) -> Tensor:
+        """Negative evidence lower bound of each cell, with latent samples that are always the same."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return _of_cells(self._outputs(batch, 1.0))
 
     def _outputs(self, batch: Batch, kl_weight: float) -> Any:
         options: dict[str, Any] = {"kl_weight": kl_weight}
@@ -185,6 +193,16 @@ class ScviNetwork(nn.Module):
         with self._assembled(None):
             found = self.native(self._tensors(batch), compute_loss=False)[0]
         return found["qz"].loc if "qz" in found else found["qz_m"]
+
+    def expected(self, batch: Batch) -> Tensor:
+        """Expected counts (cells × features, of several modalities the genes alone), or probabilities of peaks."""
+        with self._assembled(None):
+            found = self.native(self._tensors(batch), compute_loss=False)[1]
+        if "px_rate" in found:
+            return found["px_rate"]
+        if "px_" in found:
+            return found["px_"]["rate"]
+        return found["px"] if isinstance(found["px"], Tensor) else found["px"].mean
 
     def probabilities(self, batch: Batch) -> Tensor:
         """Probabilities of labels (cells × labels)."""
@@ -225,6 +243,23 @@ class ScviNetwork(nn.Module):
         """State of the module of scvi-tools as it was before it was taken apart."""
         state = {**self.native.state_dict(), **dict(self._arrays(None))}
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+
+def without_key(network: nn.Module) -> ScviNetwork:
+    """A copy of a network without keyed layers, which computes what it does with the key that it has, or with none."""
+    found: Any = copy.deepcopy(network)
+    if layers := keyed_nn.keyed_layers(network):
+        is_set = all(layer.is_set for layer in layers.values())
+        plain = keyed_nn.unlock(network, network.state_dict()) if is_set else network.state_dict()
+        found = keyed_nn.unkeyed(found)
+        found.load_state_dict({name: plain[name] for name in found.state_dict()})
+    return found.eval()
+
+
+def _of_cells(found: Any) -> Tensor:
+    """Negative evidence lower bound of each cell, of what scvi-tools computed."""
+    parts = [*found.reconstruction_loss.values(), *found.kl_local.values()]
+    return torch.stack([part for part in parts if isinstance(part, Tensor) and part.ndim]).sum(0)
 
 
 class _Lookup(nn.Module):

@@ -178,6 +178,11 @@ class RegisteredScvi(FederatedModel):
         matrix = counts_of(self._adata, self._setup_args()["layer"])
         return CountCells(matrix, np.arange(len(codes)), labels, device, codes)
 
+    def _cells_of(self, adata: AnnData) -> CountCells:
+        """Any cells, with the codes that the encoder reads."""
+        matrix, codes = counts_of(adata, self._setup_args()["layer"]), self._label_codes(adata)
+        return CountCells(matrix, np.arange(adata.n_obs), codes, self.device, self._site_codes(adata))
+
     def _site_codes(self, adata: AnnData) -> np.ndarray:
         """Codes of sites, which matter only where the encoder reads them."""
         if self.site_key is None or not self._arguments.get("encode_covariates"):
