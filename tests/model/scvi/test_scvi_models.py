@@ -253,6 +253,15 @@ def test_a_mosaic_of_modalities_trains_and_embeds_cells_of_all_sites():
     assert np.isfinite(model.get_latent_representation()).all()
 
 
+def test_a_multivi_of_genes_and_peaks_alone_is_that_of_scvi_tools():
+    cells = make_modalities("MULTIVI")
+    cells = cells[:, cells.var["feature_types"] != "Antibody Capture"].copy()
+    model = make("MULTIVI", cells)
+    np.testing.assert_allclose(
+        model.to_scvi().get_latent_representation(), model.get_latent_representation(), atol=1e-6
+    )
+
+
 def test_modalities_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="found none at 'hospital_1'"):
         make("TOTALVI", without(make_modalities("TOTALVI"), "hospital_1", "Antibody Capture"))

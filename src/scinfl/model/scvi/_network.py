@@ -15,6 +15,7 @@ from scinfl import nn as keyed_nn
 from scinfl._checks import first_of
 from scinfl._names import GENES, PEAKS, PROTEINS
 from scinfl.model.scvi._features import slices_of
+from scinfl.model.scvi._native_layers import prepared, vacate
 from scinfl.model.scvi._site_columns import Layout, SiteColumns, SiteSlices
 
 _CLASSIFICATION_RATIO = 50  # of scvi-tools
@@ -58,8 +59,7 @@ class ScviNetwork(nn.Module):
         is_mosaic: bool,
     ) -> None:
         super().__init__()
-        self.native, self.classifies = native, classifies
-        _with_lookups(native)
+        self.native, self.classifies = prepared(native), classifies
         self.epochs_done = 0.0
         self.modalities = slices_of(modalities)
         known = [*(list(features)[own] for own in self.modalities.values()), list(features), list(map(str, labels))]
@@ -69,16 +69,16 @@ class ScviNetwork(nn.Module):
             module, what = self._place(name)
             if isinstance(module, nn.Linear):
                 self.site_columns.append(SiteColumns(module, sites))
-                _vacate(module, "weight", "bias")
+                vacate(module, "weight", "bias")
             else:
                 self.site_columns.append(SiteSlices(getattr(module, what), axis, sites, known))
-                _vacate(module, what)
+                vacate(module, what)
         self.rows, self.layouts = nn.ModuleDict(), {}
         for name in self._raw_names():
             module, what = self._place(name)
             self.layouts[name] = layout = Layout.of(tuple(getattr(module, what).shape), known, name)
             self.rows[name.replace(".", "/")] = layout.table(getattr(module, what))
-            _vacate(module, what)
+            vacate(module, what)
         used = self._used(len(sites), len(features))
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in used)  # what no loss depends on does not leave a site
@@ -260,32 +260,3 @@ def _of_cells(found: Any) -> Tensor:
     """Negative evidence lower bound of each cell, of what scvi-tools computed."""
     parts = [*found.reconstruction_loss.values(), *found.kl_local.values()]
     return torch.stack([part for part in parts if isinstance(part, Tensor) and part.ndim]).sum(0)
-
-
-class _Lookup(nn.Module):
-    """An embedding whose rows are put in for each pass; that of scvi-tools loads no state without them."""
-
-    def __init__(self, embedding: nn.Embedding) -> None:
-        super().__init__()
-        self.weight: Any = embedding.weight
-        self.embedding_dim = embedding.embedding_dim
-
-    def forward(self, codes: Tensor) -> Tensor:
-        """Rows of these codes."""
-        return nn.functional.embedding(codes, self.weight)
-
-
-def _with_lookups(native: nn.Module) -> None:
-    """Swap the embeddings of a module, in place."""
-    for parent in list(native.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Embedding):
-                parent.register_module(name, _Lookup(child))
-
-
-def _vacate(module: nn.Module, *names: str) -> None:
-    """Make parameters plain attributes, to be filled for each pass."""
-    for what in names:
-        if getattr(module, what) is not None:
-            delattr(module, what)
-            module.__dict__[what] = torch.empty(0)

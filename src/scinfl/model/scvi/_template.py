@@ -120,7 +120,8 @@ class Agreed:
         if len(self.sites) == 1:
             return {}
         further = _shapes(replace(self, sites=[*self.sites, _FURTHER_SITE]).native().module)
-        return {name: self._axis(native, name, further.get(name)) for name in _differing(shapes, further)}
+        names = [name for name in _differing(shapes, further) if 0 not in shapes.get(name, ())]  # of no features
+        return {name: self._axis(native, name, further.get(name)) for name in names}
 
     def _axis(self, native: nn.Module, name: str, further: Sequence[int] | None) -> int:
         """Axis that another site made longer: the last one of a linear layer, or one that counts sites."""
