@@ -583,7 +583,7 @@ def test_data_and_protections_that_do_not_fit_are_refused_before_training():
         model.train(key=KEY, share=["native.z_encoder"])
     for noise in (SampleDP, UpdateDP):
         guard = noise(max_norm=1.0, noise_multiplier=1.0, delta=1e-4)
-        with pytest.raises(ValueError, match=f"found {noise.__name__}.*which columns"):
+        with pytest.raises(ValueError, match=f"found {noise.__name__}.*noise of all sites"):
             model.train(key=KEY, protections=(guard,), validation_size=0)
     with pytest.raises(ValueError, match="features"):
         trained().get_latent_representation(make_counts(n_genes=10))

@@ -78,9 +78,9 @@ class ScviModel(RegisteredScvi):
         protections = self._protections(options, len(data))
         if noise := [type(p).__name__ for p in protections if isinstance(p, SpendsPrivacy)]:
             msg = (
-                f"Expected protections that sum for models of scvi-tools, found {noise[0]}: a site reports which "
-                "columns it owns, which noise does not cover, and the loss draws latent codes for a batch, not for "
-                "each cell. Use `KeyedSum` or `PairwiseSum`."
+                f"Expected protections that sum for models of scvi-tools, found {noise[0]}: columns that "
+                "one site owns would have the noise of all sites, divided by its share of the cells, and the loss "
+                "draws latent codes for a batch, not for each cell. Use `KeyedSum` or `PairwiseSum`."
             )
             raise ValueError(msg)
         size = (options.local_epochs, options.batch_size, options.lr, options.weight_decay, options.seed)
