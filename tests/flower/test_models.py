@@ -394,6 +394,23 @@ def test_models_of_scvi_tools_over_sites_are_those_of_one_process(make_federatio
         pd.testing.assert_frame_equal(left, right, rtol=1e-9)
 
 
+def test_a_multivi_over_sites_of_which_one_lacks_the_peaks_is_that_of_one_process(make_federation, fresh_key):
+    adata = make_counts()
+    types = np.repeat(["Gene Expression", "Peaks"], [12, 8])
+    adata.var["feature_types"] = types
+    adata.X[np.ix_(adata.obs["site"] == SITES[1], types == "Peaks")] = 0
+    data = {site: adata[adata.obs["site"] == site].copy() for site in SITES}
+    parts = {"rna": "Gene Expression", "atac": "Peaks"}
+    own = data[SITES[2]]  # one site brings its modalities apart
+    data[SITES[2]] = mu.MuData({name: own[:, types == kind].copy() for name, kind in parts.items()})
+    federation = make_federation(SCVI_JOB.format(kind="MULTIVI", setup="", n_rounds=2), data=data)
+    federation.run()
+    assert not federation.errors
+    expected = scvi_in_process(adata, fresh_key, "MULTIVI")
+    for site in SITES:
+        assert same(load(model.ScviModel, federation.kit(site) / "model", fresh_key), expected)
+
+
 @pytest.mark.parametrize(
     ("kind", "setup", "more", "found"),
     [

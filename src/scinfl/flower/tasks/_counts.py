@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from mudata import MuData
 
 from scinfl._checks import first_of
+from scinfl._names import FEATURE_TYPES
 from scinfl._spelling import spelling
 from scinfl.flower.tasks._labelled import LabelledTask, labels_of
 from scinfl.flower.tasks._task import Facts
@@ -32,7 +34,16 @@ class ScviTask(LabelledTask):
 
     def _check(self) -> None:
         from scinfl.model.scvi import check_labels_named, counts_of
+        from scinfl.pp import join_modalities
 
+        if isinstance(self.data, MuData):
+            self.data = join_modalities(self.data, layer=self._options.pop("layer", None))
+        if FEATURE_TYPES in self.data.var and self._job.features == "union":
+            msg = (
+                'Expected `features = "same"` or "intersection" for several modalities, found "union": which modality '
+                "a feature of another site belongs to is not known here."
+            )
+            raise ValueError(msg)
         check_labels_named(self._class_name, **{name: self._options.get(name) for name in _LABELS})
         with spelling({"`layer`": "`layer` in site.toml"}):
             counts_of(self.data, self._options.get("layer"))
@@ -82,7 +93,7 @@ class ScviTask(LabelledTask):
     def _name_site(self, column: str) -> None:
         self.data.obs[column] = pd.Categorical([self._settings.site] * self.data.n_obs)
 
-    def _agreed(self, sites: Sequence[str], labels: Sequence[str], options: dict[str, Any]) -> AnnData:
+    def _agreed(self, sites: Sequence[str], labels: Sequence[str], options: Mapping[str, Any]) -> AnnData:
         """Data of the same features in which every site and label occurs, and no value of anybody."""
         unlabeled = options.get("unlabeled_category")
         every = [*labels, *([] if unlabeled is None else [str(unlabeled)])] or ["none"]
