@@ -35,6 +35,7 @@ PRIVATE_OF_OTHERS = {  # `x._name` of something that the file does not define it
     "model/base/_view.py": (None, "the view that audits, tools and engines have of any model"),
     "model/gears/_view.py": (None, "the view of a GEARS"),
     "model/spamosaic/_view.py": (None, "the view of a SpaMosaic"),
+    "model/scvi/_view.py": (None, "the view of a model of scvi-tools"),
     "model/base/_locked_model.py": ({"_adata"}, "`load` completes the model that it makes"),
     "model/gears/_model.py": ({"_put_graphs"}, "`from_cell_gears` completes the model that it makes"),
     "model/scvi/_map_query.py": (
