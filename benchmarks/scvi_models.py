@@ -1,13 +1,14 @@
-"""Models of scvi-tools trained over five real batches of cell lines as sites, with and without a key.
+"""Models of scvi-tools trained over real sites, with and without a key: five batches of cell lines, or three embryos.
 
 Prints, with one row a seed and then the worst of each arm, how well cells of a site are labelled by their nearest cells
-of the other sites, how k-means clusters agree with the lines, and how sites mix; of SCANVI how it labels the site whose
-labels it was not given. Arms: federated keyed, the same read with wrong keys and with the keyed modules removed,
-federated without a key, scvi-tools itself on pooled cells with batch and layer normalisation, one site alone, principal
-components, and untrained networks. Then processor seconds an epoch with and without key, and of scvi-tools' own
-trainer, in alternating blocks.
+of the other sites, how k-means clusters agree with the labels, how sites mix, and how the differences between labels
+that the decoder expects correlate with those of the counts; of SCANVI how it labels the site whose labels it was not
+given. Arms: federated keyed, the same read with wrong keys and with the keyed modules removed, federated without a key,
+scvi-tools itself on pooled cells with batch and layer normalisation, one site alone, principal components, Harmony on
+them (``pip install harmonypy``), and untrained networks. Then processor seconds an epoch with and without key, and of
+scvi-tools' own trainer, in alternating blocks.
 
-    python benchmarks/scvi_models.py [--quick] [--seeds 3] [--data PATH]
+    python benchmarks/scvi_models.py [--data cell_lines embryos] [--parts atlas scanvi times] [--seeds 3] [--quick]
 """
 
 from __future__ import annotations
@@ -32,23 +33,28 @@ from sklearn.neighbors import KNeighborsClassifier
 import scinfl as si
 
 SHARED = Path(os.environ.get("SCINFL_SHARED", Path(__file__).parents[2] / "shared"))
-SITE, LABEL = "batch", "cell_line"
+DATA = {  # file, site, label
+    "cell_lines": ("singlecell/sc_mixology_5batches.h5ad", "batch", "cell_line"),
+    "embryos": ("spatial/seqfish_mouse_embryo_3embryos.h5ad", "section", "celltype"),
+}
+PARTS = ["atlas", "scanvi", "times"]
+SITE, LABEL = "site", "label"
 LAYER_NORM = {"use_batch_norm": "none", "use_layer_norm": "both"}
 
 
-def read(path, n_genes=800):
+def read(name, n_genes=800):
     """Counts of the genes that vary most on a log scale."""
-    cells = ad.read_h5ad(path)
+    path, *columns = DATA[name]
+    cells = ad.read_h5ad(SHARED / "data" / path)
+    cells.obs = cells.obs[columns].astype(str).astype("category").set_axis([SITE, LABEL], axis=1)
     logged = cells.copy()
     sc.pp.normalize_total(logged)
     sc.pp.log1p(logged)
-    values = logged.X.toarray()
-    genes = np.sort(np.argsort(-values.var(0))[:n_genes])
+    dense = [x.toarray() if hasattr(x, "toarray") else np.asarray(x) for x in (logged.X, cells.X)]
+    genes = np.sort(np.argsort(-dense[0].var(0))[:n_genes])
     cells = cells[:, genes].copy()
-    cells.X = np.asarray(cells.X.toarray(), np.float32)
-    cells.obsm["logged"] = values[:, genes]
-    for column in (SITE, LABEL):
-        cells.obs[column] = cells.obs[column].astype(str).astype("category")
+    cells.X = dense[1][:, genes].astype(np.float32)
+    cells.obsm["logged"] = dense[0][:, genes]
     return cells
 
 
@@ -70,13 +76,23 @@ def scores(embedding, cells):
     }
 
 
+def contrasts(model, cells):
+    """Correlation of the log differences between labels that a decoder expects with those of the counts."""
+    scvi.settings.seed = 0
+    expected = np.log(1e-6 + model.get_normalized_expression(n_samples=1, return_numpy=True))
+    observed = np.log(1e-6 + cells.X / cells.X.sum(1, keepdims=True).clip(1))
+    labels, means = cells.obs[LABEL].to_numpy(), []
+    for values, average in ((expected, np.mean), (observed, lambda x, axis: np.log(1e-6 + np.exp(x).mean(axis)))):
+        own = np.stack([average(values[labels == label], 0) for label in np.unique(labels)])
+        means.append((own - own.mean(0)).ravel())
+    return np.corrcoef(*means)[0, 1]
+
+
 def untrained(cells, seed):
-    """Latent codes of a network with initial weights."""
-    network = si.model.from_scvi("SCVI", cells.copy(), site_key=SITE, key_scheme=None, rng=seed).module.eval()
-    n = cells.n_obs
-    zeros = torch.zeros(n, dtype=torch.long)
-    with torch.no_grad():
-        return network.latent((torch.from_numpy(cells.X), zeros, zeros)).numpy()
+    """A model with initial weights."""
+    model = si.model.from_scvi("SCVI", cells.copy(), site_key=SITE, key_scheme=None, rng=seed)
+    model.is_trained_ = True
+    return model
 
 
 def native(cells, epochs, seed, **options):
@@ -102,25 +118,42 @@ def federated(cells, key, rounds, seed, **options):
     return model
 
 
-def embeddings(cells, seed, rounds):
-    """Arms by name."""
+def arms(cells, seed, rounds):
+    """Names of arms with their models, or for those without a decoder their embeddings."""
     key = si.privacy.Key.generate("benchmark")
     keyed = federated(cells, key, rounds, seed)
-    yield "federated, keyed", keyed.get_latent_representation()
-    yield "keyed modules removed", keyed.stripped().get_latent_representation()
-    for number in range(3):
+    yield "federated, keyed", keyed
+    yield "keyed modules removed", keyed.stripped()
+    for number in range(5):
         keyed.unlock(si.privacy.Key.generate("other"), force=True)
-        yield f"wrong key {number}", keyed.get_latent_representation()
-    yield "federated, no key", federated(cells, None, rounds, seed).get_latent_representation()
-    yield "pooled scvi-tools, batch norm", native(cells, 2 * rounds, seed)[0].get_latent_representation()
-    yield "pooled scvi-tools, layer norm", native(cells, 2 * rounds, seed, **LAYER_NORM)[0].get_latent_representation()
+        yield f"wrong key {number}", keyed
+    yield "federated, no key", federated(cells, None, rounds, seed)
+    yield "pooled scvi-tools, batch norm", native(cells, 2 * rounds, seed)[0]
+    yield "pooled scvi-tools, layer norm", native(cells, 2 * rounds, seed, **LAYER_NORM)[0]
     alone = cells[cells.obs[SITE] == cells.obs[SITE].cat.categories[0]].copy()
     model = si.model.from_scvi("SCVI", alone, site_key=None, key_scheme=None, rng=seed)
     model.train(rounds, rng=seed, progress=False)
     yield "one site alone", model.get_latent_representation(cells)
-    yield "principal components", sc.pp.pca(cells.obsm["logged"], n_comps=10, random_state=seed)
-    for number in range(5):
+    components = sc.pp.pca(cells.obsm["logged"], n_comps=10, random_state=seed)
+    yield "principal components", components
+    try:
+        from harmonypy import run_harmony
+    except ImportError:
+        print("no row of Harmony: pip install harmonypy")
+    else:
+        found = np.asarray(run_harmony(components, cells.obs, SITE, random_state=seed, verbose=False).Z_corr)
+        yield "Harmony", found if len(found) == cells.n_obs else found.T
+    for number in range(20):
         yield f"untrained {number}", untrained(cells, 100 * seed + number)
+
+
+def score(arm, found, cells, seed):
+    """One row of the table."""
+    row = {"arm": arm.rstrip("0123456789 "), "seed": seed, "contrasts": np.nan}
+    if not isinstance(found, np.ndarray):
+        plain = found.to_scvi() if isinstance(found, si.model.ScviModel) else found
+        row["contrasts"], found = contrasts(plain, cells), found.get_latent_representation()
+    return {**row, **scores(found, cells)}
 
 
 def scanvi(cells, seed, rounds):
@@ -172,9 +205,23 @@ def times(cells, blocks):
     return table.median(), ratios.quantile([0.25, 0.5, 0.75])
 
 
+def atlas(cells, seeds, rounds):
+    """Print the table of all arms."""
+    rows = []
+    for seed in range(seeds):
+        for arm, found in arms(cells, seed, rounds):
+            rows.append(score(arm, found, cells, seed))
+            print(pd.Series(rows[-1]).to_dict(), flush=True)
+    table = pd.DataFrame(rows).drop(columns="seed").groupby("arm", sort=False)
+    print(table.agg(["mean", "min", "max"]).round(3).to_string(), flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path, default=SHARED / "data" / "singlecell" / "sc_mixology_5batches.h5ad")
+    parser.add_argument("--data", nargs="+", choices=DATA, default=["cell_lines"])
+    parser.add_argument(
+        "--parts", nargs="+", choices=["atlas", "scanvi", "times"], default=["atlas", "scanvi", "times"]
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--blocks", type=int, default=5)
@@ -182,23 +229,23 @@ def main():
     given = parser.parse_args()
     if given.quick:
         given.seeds, given.rounds, given.blocks = 1, 4, 1
+        given.parts = [part for part in given.parts if part != "scanvi"]
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     pd.set_option("display.width", 150)
-    cells, rows = read(given.data), []
-    for seed in range(given.seeds):
-        for arm, embedding in embeddings(cells, seed, given.rounds):
-            rows.append({"arm": arm.rstrip("0123456789 "), "seed": seed, **scores(embedding, cells)})
-            print(pd.Series(rows[-1]).to_dict(), flush=True)
-    median, ratios = times(cells, given.blocks)
-    print(median.round(3).to_string(), ratios.round(3).to_string(), sep="\n", flush=True)
-    table = pd.DataFrame(rows).drop(columns="seed").groupby("arm", sort=False)
-    print(table.agg(["mean", "min", "max"]).round(3).to_string(), flush=True)
-    if not given.quick:
-        found = pd.DataFrame([row for seed in range(given.seeds) for row in scanvi(cells, seed, given.rounds)])
-        print(found.round(3).to_string())
-        print(found.drop(columns=["seed", "hidden"]).agg(["mean", "min"]).round(3).to_string())
+    for name in given.data:
+        cells = read(name)
+        print(f"{name}: {cells.n_obs} cells, {cells.n_vars} genes, {cells.obs[SITE].nunique()} sites", flush=True)
+        if "atlas" in given.parts:
+            atlas(cells, given.seeds, given.rounds)
+        if "times" in given.parts:
+            median, ratios = times(cells, given.blocks)
+            print(median.round(3).to_string(), ratios.round(3).to_string(), sep="\n", flush=True)
+        if "scanvi" in given.parts:
+            found = pd.DataFrame([row for seed in range(given.seeds) for row in scanvi(cells, seed, given.rounds)])
+            print(found.round(3).to_string())
+            print(found.drop(columns=["seed", "hidden"]).agg(["mean", "min"]).round(3).to_string())
 
 
 if __name__ == "__main__":

@@ -35,13 +35,17 @@ PRIVATE_OF_OTHERS = {  # `x._name` of something that the file does not define it
     "model/base/_view.py": (None, "the view that audits, tools and engines have of any model"),
     "model/gears/_view.py": (None, "the view of a GEARS"),
     "model/spamosaic/_view.py": (None, "the view of a SpaMosaic"),
+    "model/scvi/_view.py": (None, "the view of a model of scvi-tools"),
     "model/base/_locked_model.py": ({"_adata"}, "`load` completes the model that it makes"),
     "model/gears/_model.py": ({"_put_graphs"}, "`from_cell_gears` completes the model that it makes"),
     "model/scvi/_map_query.py": (
         {"_lock_as", "_plain_network", "_setup_args", "_training_cells"},
         "`map_query` completes the model that it makes",
     ),
-    "model/scvi/_model.py": ({"_set_indices_and_labels"}, "scvi-tools has no public way to give a SCANVI its labels"),
+    "model/scvi/_template.py": (
+        {"_set_indices_and_labels"},
+        "scvi-tools gives labels in no public way",
+    ),
     "privacy/aggregation/_keyed_sum.py": ({"_derive"}, "masks are derived from the bytes of the key"),
     "privacy/keys/_rotation.py": ({"_secret"}, "a key is wrapped and unwrapped as bytes"),
     "flower/_flwr.py": (None, "the one file that knows private names of Flower"),

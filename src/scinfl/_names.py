@@ -38,3 +38,9 @@ CLASS_MEANS = "infl_class_means"
 
 SHAP = "infl_shap"
 """``obsm``: SHAP values (cells × features × labels); ``varm``: their mean size (features × labels)."""
+
+FEATURE_TYPES = "feature_types"
+"""``var``: modality of each feature, in the words of 10x Genomics."""
+
+GENES, PEAKS, PROTEINS = "Gene Expression", "Peaks", "Antibody Capture"
+"""Modalities, in the order that models of several read them in."""

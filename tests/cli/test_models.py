@@ -142,3 +142,35 @@ def test_errors_come_before_training_and_name_the_option(folder, cells, capsys, 
     assert message in err
     assert err.count("\n") == 1
     assert not (folder / "r").exists()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:scvi")
+def test_a_model_of_scvi_tools_is_trained_mapped_onto_and_labels_cells(folder, capsys):
+    generator = np.random.default_rng(0)
+    types = generator.integers(2, size=120)
+    obs = pd.DataFrame({"site": [f"s{i % 4}" for i in range(120)], "label": [f"t{i}" for i in types]})
+    obs.index = [f"cell_{i}" for i in range(120)]
+    rates = np.exp(generator.normal(0, 1, (2, 15)))[types]
+    var = pd.DataFrame(index=[f"g{i}" for i in range(15)])
+    cells = ad.AnnData(generator.poisson(rates).astype(np.float32), obs, var)
+    new = cells[cells.obs["site"] == "s3"].copy()
+    cells[cells.obs["site"] != "s3"].copy().write_h5ad("cells.h5ad")
+    new.write_h5ad("new.h5ad")
+    train = "train cells.h5ad --model scvi.SCANVI --labels label --unlabeled unknown --site site --rounds 2 --hidden 8"
+    code, out, _ = run(capsys, f"{train} --key a.key --out run")
+    assert code == 0
+    assert "SCANVI of scvi-tools, 3 sites" in out
+    code, out, _ = run(capsys, "map run new.h5ad --key a.key --epochs 2 --out mapped")
+    assert code == 0
+    assert "Nothing was sent" in out
+    assert run(capsys, "predict mapped new.h5ad --key a.key --out labels.csv")[0] == 0
+    model = si.model.ScviModel.load("mapped")
+    model.unlock(Key.load("a.key"))
+    assert model.sites == ["s0", "s1", "s2", "s3"]
+    assert pd.read_csv("labels.csv", index_col=0)["infl_label"].tolist() == model.predict(new).tolist()
+    code, _, err = run(capsys, "train cells.h5ad --model scvi.SysVI --site site --out other")
+    assert code == 1
+    assert "prior is made of cells" in err
+    code, _, err = run(capsys, "train cells.h5ad --model scvi.SCVI --site site --group label --out other")
+    assert code == 1
+    assert "--group" in err

@@ -46,6 +46,27 @@ labels_key = "label"
 n_rounds = {n_rounds}
 """
 
+FEDERATION = f"""
+[federation]
+sites = {SITES}
+min_sites = 3
+deadline = 10
+"""
+SCVI_JOB = (
+    FEDERATION
+    + """
+[model]
+class = "scvi.{kind}"
+n_hidden = 16
+n_latent = 4
+[setup]
+{setup}
+[train]
+n_rounds = {n_rounds}
+lr = 0.01
+"""
+)
+
 
 def load_benchmark(name):
     """A file of the benchmarks, which are no package."""
@@ -71,6 +92,17 @@ def make_cells(n_cells=360, n_genes=30, n_sites=3):
         index=[f"cell_{i}" for i in range(n_cells)],
     )
     return ad.AnnData(X.astype(np.float32), obs, pd.DataFrame(index=[f"gene_{i}" for i in range(n_genes)]))
+
+
+def make_counts(n_sites=3):
+    generator = np.random.default_rng(0)
+    labels, sites = generator.integers(3, size=180), np.arange(180) % n_sites
+    rates = np.exp(np.random.default_rng(1).normal(0.5, 1.0, (3, 20)))[labels]
+    names = np.array([f"type_{i}" for i in range(3)])[labels]
+    names = np.where((sites == 1) & (labels == 2), "unknown", names)  # one site lacks a label
+    obs = pd.DataFrame({"site": [f"hospital_{i}" for i in sites], "label": names}, index=[f"c{i}" for i in range(180)])
+    var = pd.DataFrame(index=[f"gene_{i}" for i in range(20)])
+    return ad.AnnData(generator.poisson(rates).astype(np.float32), obs, var)
 
 
 def job_text(sites=SITES, *, min_sites=3, deadline=10, n_hidden=16, n_rounds=4, more=""):

@@ -10,17 +10,21 @@ import mudata as mu
 import numpy as np
 import pandas as pd
 import pytest
-from tests.flower.conftest import RUN, SITES, LocalFederation, job_text, make_cells, same, trained_in_process
+from tests.flower.conftest import (
+    FEDERATION,
+    RUN,
+    SCVI_JOB,
+    SITES,
+    LocalFederation,
+    job_text,
+    make_cells,
+    make_counts,
+    same,
+    trained_in_process,
+)
 
 from scinfl import datasets, model
 from scinfl.pp import align_genes, join_sections, perturbations, split_perturbations
-
-FEDERATION = f"""
-[federation]
-sites = {SITES}
-min_sites = 3
-deadline = 10
-"""
 
 
 def load(kind, path, key):
@@ -437,3 +441,103 @@ def test_sums_before_training_travel_under_pairwise_masks_too(make_federation, f
     assert not federation.errors
     trained = load(model.SpaMosaic, federation.kit(SITES[1]) / "model", fresh_key)
     assert same(trained, spamosaic_in_process(adata, fresh_key))  # sums of integers, whatever the masks
+
+
+# ---- models of scvi-tools
+
+LABELS = 'labels_key = "label"\nunlabeled_category = "unknown"'
+
+
+def scvi_in_process(adata, key, kind, **setup):
+    expected = model.from_scvi(kind, adata.copy(), site_key="site", n_hidden=16, n_latent=4, **setup)
+    expected.train(2, key=key, run=RUN, lr=0.01, progress=False)
+    return expected
+
+
+@pytest.mark.parametrize("kind", ["SCVI", "SCANVI"])
+def test_models_of_scvi_tools_over_sites_are_those_of_one_process(make_federation, fresh_key, kind):
+    adata = make_counts()
+    job = SCVI_JOB.format(kind=kind, setup=LABELS if kind == "SCANVI" else "", n_rounds=2)
+    federation = make_federation(job, adata=adata)
+    assert federation.sites[SITES[0]].payload()["masked"].all()
+    federation.run()
+    assert not federation.errors
+    setup = {"labels_key": "label", "unlabeled_category": "unknown"} if kind == "SCANVI" else {}
+    expected = scvi_in_process(adata, fresh_key, kind, **setup)
+    for site in SITES:
+        trained = load(model.ScviModel, federation.kit(site) / "model", fresh_key)
+        assert trained.sites == SITES
+        assert same(trained, expected)
+        np.testing.assert_array_equal(*(one.get_latent_representation(adata) for one in (trained, expected)))
+        left, right = (table.history.drop(columns=["seconds", "bytes_sent"]) for table in (trained, expected))
+        pd.testing.assert_frame_equal(left, right, rtol=1e-9)
+
+
+def test_a_multivi_over_sites_of_which_one_lacks_the_peaks_is_that_of_one_process(make_federation, fresh_key):
+    adata = make_counts()
+    types = np.repeat(["Gene Expression", "Peaks"], [12, 8])
+    adata.var["feature_types"] = types
+    adata.X[np.ix_(adata.obs["site"] == SITES[1], types == "Peaks")] = 0
+    data = {site: adata[adata.obs["site"] == site].copy() for site in SITES}
+    parts = {"rna": "Gene Expression", "atac": "Peaks"}
+    own = data[SITES[2]]  # one site brings its modalities apart
+    data[SITES[2]] = mu.MuData({name: own[:, types == kind].copy() for name, kind in parts.items()})
+    federation = make_federation(SCVI_JOB.format(kind="MULTIVI", setup="", n_rounds=2), data=data)
+    federation.run()
+    assert not federation.errors
+    expected = scvi_in_process(adata, fresh_key, "MULTIVI")
+    for site in SITES:
+        assert same(load(model.ScviModel, federation.kit(site) / "model", fresh_key), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "setup", "more", "found"),
+    [
+        ("SysVI", "", "", "prior is made of cells"),
+        ("SCVI", "", "n_latnet = 3", "n_latnet"),
+        ("SCVI", "", 'use_batch_norm = "both"', "batch normalisation"),
+        ("SCANVI", "", "", "labels_key"),
+    ],
+)
+def test_jobs_of_scvi_tools_that_cannot_be_are_refused_before_anything_is_sent(
+    make_federation, kind, setup, more, found
+):
+    job = SCVI_JOB.format(kind=kind, setup=setup, n_rounds=2).replace("n_hidden = 16", f"n_hidden = 16\n{more}")
+    with pytest.raises(ValueError, match=found):
+        make_federation(job, adata=make_counts())
+
+
+def test_a_site_without_counts_is_refused(make_federation):
+    adata = make_counts()
+    adata.X = adata.X / 2
+    with pytest.raises(ValueError, match=r"Expected counts.*`layer` in site.toml"):
+        make_federation(SCVI_JOB.format(kind="SCVI", setup="", n_rounds=2), adata=adata)
+
+
+def test_a_hospital_that_was_mapped_takes_part_in_a_later_run(tmp_path, fresh_key):
+    adata, sites = make_counts(n_sites=4), [*SITES, "hospital_3"]
+    old, new = (adata[rows].copy() for rows in (adata.obs["site"] != "hospital_3", adata.obs["site"] == "hospital_3"))
+    mapped = model.map_query(scvi_in_process(old, fresh_key, "SCVI"), new, fresh_key, n_epochs=5)
+    job = SCVI_JOB.format(kind="SCVI", setup="", n_rounds=2).replace(str(SITES), str(sites))
+    job = job.replace("deadline", "continues = true\ndeadline").replace("n_hidden = 16\nn_latent = 4", "")
+    federation = LocalFederation(tmp_path, adata, fresh_key, job, sites=sites)
+    for site in sites:
+        mapped.save(federation.kit(site) / "model")
+    federation.run()
+    assert not federation.errors
+    mapped.add_site(old)
+    mapped.train(2, key=fresh_key, run=RUN, lr=0.01, progress=False)
+    for site in sites:
+        assert same(load(model.ScviModel, federation.kit(site) / "model", fresh_key), mapped)
+
+
+def test_a_site_that_the_model_does_not_know_is_sent_to_be_mapped(make_federation, fresh_key):
+    adata = make_counts()
+    others = make_counts()
+    others.obs["site"] = others.obs["site"].str.replace("hospital_2", "hospital_9")
+    trained = scvi_in_process(others, fresh_key, "SCVI")
+    job = SCVI_JOB.format(kind="SCVI", setup="", n_rounds=2).replace("n_hidden = 16\nn_latent = 4", "")
+    federation = make_federation(job.replace("deadline", "continues = true\ndeadline"), adata=adata)
+    trained.save(federation.kit("hospital_2") / "model")
+    with pytest.raises(ValueError, match="map_query"):
+        federation.sites["hospital_2"].payload()

@@ -14,10 +14,12 @@ pytest.importorskip("flwr")
 
 from flwr.clientapp import ClientApp
 from tests.flower.conftest import (
+    SCVI_JOB,
     SITES,
     job_text,
     load,
     make_cells,
+    make_counts,
     parameters,
     processes,
     same,
@@ -25,6 +27,7 @@ from tests.flower.conftest import (
     trained_in_process,
 )
 
+from scinfl import model
 from scinfl.federation import Journal
 from scinfl.flower.setup._kit import CA, LINK_KEY, _openssh, make_kit
 from scinfl.flower.site._connection import FleetConnection, RefusedError
@@ -198,3 +201,22 @@ def test_what_is_not_loopback_reaches_the_sites_calls_only():
         ("/v1/fleet/../control/start-run", "203.0.113.7", 403),
     ):
         assert asyncio.run(status(path, client)) == expected
+
+
+@pytest.mark.slow
+def test_a_model_of_scvi_tools_over_processes_is_that_of_one_process(tmp_path, fresh_key):
+    adata = make_counts()
+    with processes(tmp_path, SCVI_JOB.format(kind="SCVI", setup="", n_rounds=2), adata, fresh_key) as running:
+        running.start_server()
+        for site in SITES:
+            running.start_site(site)
+        assert running.wait("server") == 0
+        for site in SITES:
+            assert running.wait(site) == 0
+        expected = model.from_scvi("SCVI", adata, site_key="site", n_hidden=16, n_latent=4)
+        expected.train(2, key=fresh_key, run=running.run, lr=0.01, progress=False)
+        for site in SITES:
+            trained = model.ScviModel.load(running.kit(site) / "model")
+            trained.unlock(fresh_key)
+            assert same(trained, expected)
+        assert "Traceback" not in "".join(running.text(name) for name in running.running)

@@ -18,16 +18,19 @@ from scinfl._audit.classifier import check_classifier
 from scinfl._audit.classifier import plan as classifier_plan
 from scinfl._audit.gears import check_gears
 from scinfl._audit.gears import plan as gears_plan
+from scinfl._audit.scvi import check_scvi
+from scinfl._audit.scvi import plan as scvi_plan
 from scinfl._audit.spamosaic import check_spamosaic
 from scinfl._audit.spamosaic import plan as spamosaic_plan
 from scinfl._checks import whole_number
-from scinfl.model import GEARS, Classifier, SpaMosaic
+from scinfl.model import GEARS, Classifier, ScviModel, SpaMosaic
 from scinfl.privacy import Key
 
 _KINDS: dict[type, tuple[Callable[..., None], Callable[..., Plan]]] = {
     Classifier: (check_classifier, classifier_plan),
     GEARS: (check_gears, gears_plan),
     SpaMosaic: (check_spamosaic, spamosaic_plan),
+    ScviModel: (check_scvi, scvi_plan),
 }
 
 
@@ -61,7 +64,7 @@ def _kind(model: object) -> tuple[Callable[..., None], Callable[..., Plan]]:
         if isinstance(model, kind):
             return parts
     msg = (
-        f"Expected a Classifier, GEARS or SpaMosaic to audit, found {type(model).__name__}. Use "
+        f"Expected a Classifier, GEARS, SpaMosaic or ScviModel to audit, found {type(model).__name__}. Use "
         "`scinfl.privacy.attacks` directly."
     )
     raise TypeError(msg)

@@ -96,9 +96,11 @@ def _add_audit(commands: Commands) -> None:
         "attack a trained model of any kind and what its sites send; a report with verdicts",
         "scinfl audit run cells.h5ad --key lung.key --held-out new_cells.h5ad --out audit.html",
         "scinfl audit run cells.h5ad --key lung.key --quick --attributes sex smoker",
+        "scinfl audit model.pt",
     )
-    audit.add_argument("model", type=Path, help="folder of the model")
-    audit.add_argument("data", type=Path, help="h5ad or h5mu file that it was trained on, with all columns it needs")
+    audit.add_argument("model", type=Path, help="folder of the model, or a file that scvi-tools saved")
+    text = "h5ad or h5mu file that it was trained on, with all columns it needs; none for a file of scvi-tools"
+    audit.add_argument("data", type=Path, nargs="?", help=text)
     audit.add_argument("--key", type=Path, help="key file of a keyed model")
     audit.add_argument(
         "--held-out", type=Path, help="h5ad or h5mu file that it was not trained on; else a twin is trained if need be"
@@ -122,6 +124,10 @@ def _demo(options: argparse.Namespace) -> None:
 def _audit(options: argparse.Namespace) -> None:
     import scinfl as si
 
+    if options.data is None:
+        found = si.privacy.inspect_model_file(options.model)
+        print(found.to_string(index=False) if len(found) else "Nothing of single cells was found in the file.")
+        return
     check_output(options.out, (".html", ".md"), overwrite=options.overwrite)
     adata, held_out = (path and read_data(path) for path in (options.data, options.held_out))
     key = options.key and si.privacy.Key.load(options.key)

@@ -3,81 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import inspect
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scinfl import _names
-from scinfl._checks import new_path, number_between, obs_column, one_of, whole_number
+from scinfl._checks import new_path, number_between, one_of
 from scinfl._data_files import check_output, read_data, write_data
 from scinfl.cli._text import Commands, command
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-Report = Callable[[str], None]
-
-MODELS = {"classifier": "Classifier", "gears": "GEARS", "spamosaic": "SpaMosaic"}
-"""Model classes of ``scinfl.model`` by what users type; a further one needs an entry here alone."""
-_OF_SCVI = "scvi."
-"""What stands before the name of a class of scvi-tools."""
-_SETUP = {  # options by the argument of `setup_anndata` and `setup_mudata` that they set
-    "labels_key": ("labels", "column of obs with the labels"),
-    "condition_key": ("condition", "column of obs with the perturbation of each cell"),
-    "section_key": ("section", "column of obs with the section of each spot"),
-    "site_key": ("site", "column of obs with the site (one pooled site by default)"),
-    "group_key": ("group", "column of obs with patient or donor, kept together in validation"),
-    "unlabeled_category": ("unlabeled", "label of rows that have none; they are predicted but not trained on"),
-    "control": ("control", "name of the control condition (default ctrl)"),
-    "gene_key": ("gene_names", "column of var with names of genes, where the index holds ids"),
-    "split_key": ("split", "column of obs with train, val and test (default infl_split, where there is one)"),
-    "covariate_keys": ("covariates", "columns of obs whose levels shift the response"),
-    "spatial_key": ("spatial", "entry of obsm with the coordinates (default spatial)"),
-    "layer": ("layer", "layer to use instead of X"),
-    "missing": ("missing", "what to do with NaN (default error)"),
-}
-_MODEL = {  # of the class
-    "n_hidden": ("hidden", "hidden units"),
-    "n_latent": ("latent", "dimensions of the latent representation"),
-    "gene_ontology": ("ontology", "csv, tsv or gmt file of similar genes or of their terms"),
-}
-_TRAIN = {  # of `train`
-    "n_rounds": ("rounds", "rounds (default 50; 40 for gears and spamosaic, 20 for scvi)"),
-    "early_stopping": ("early_stopping", "stop after so many rounds without a better one"),
-    "local_epochs": ("epochs", "passes over the cells of a site per round"),
-    "batch_size": ("batch_size", "cells per step"),
-    "lr": ("lr", "learning rate"),
-    "journal": ("journal", "folder for checkpoints; resumes the run that it holds"),
-}
-_WHOLE = ("n_hidden", "n_latent", "n_rounds", "early_stopping", "local_epochs", "batch_size")
-_SOME_FILES = "h5ad, h5mu or zarr file"
+from scinfl.cli._train import SOME_FILES, Report, add_train, key_of
 
 
 def add_models(commands: Commands, report: Report) -> None:
     """Add the commands."""
-    train = command(
-        commands,
-        "train",
-        "train a model over the sites of a file",
-        "scinfl train cells.h5ad --labels cell_type --site hospital --group donor --key lung.key --out run",
-        "scinfl train cells.h5ad --labels cell_type --site hospital --key lung.key --out run --dry-run",
-        "scinfl train screen.zarr --model gears --condition condition --site lab --ontology go.csv --out run",
-        "scinfl train sections.h5mu --model spamosaic --section section --site hospital --key lung.key --out run",
-        "scinfl train counts.h5ad --model scvi.SCVI --site hospital --key lung.key --out run",
-    )
-    train.add_argument("data", type=Path, help=_SOME_FILES)
-    text = f"{', '.join(MODELS)}, or a class of scvi-tools such as scvi.SCVI (default classifier)"
-    train.add_argument("--model", type=_model_name, default="classifier", help=text)
-    _add(train, _SETUP, _MODEL, _TRAIN)
-    train.add_argument("--key", type=Path, help="key file; without it the model is not keyed")
-    train.add_argument("--out", type=Path, required=True, help="folder to write the model to")
-    train.add_argument("--rng", type=int, default=0, help="seed (default 0)")
-    train.add_argument("--device", default="auto", help="auto, cpu or cuda:0 (default auto: the first GPU if any)")
-    train.add_argument("--overwrite", action="store_true", help="replace a model that is there")
-    train.add_argument("--dry-run", action="store_true", help="list what would leave each site, and stop")
-    train.set_defaults(run=_train)
-
+    add_train(commands, report)
     predict = _with_model(
         commands,
         "predict",
@@ -100,6 +38,17 @@ def add_models(commands: Commands, report: Report) -> None:
     )
     embed.set_defaults(run=_embed)
 
+    mapping = _with_model(
+        commands,
+        "map",
+        "map the cells of a new site onto a trained model of scvi-tools; nothing is sent",
+        "scinfl map run new_hospital.h5ad --key lung.key --out mapped",
+        word="mapped",
+    )
+    mapping.add_argument("--epochs", type=int, default=100, help="passes over the cells (default 100)")
+    mapping.add_argument("--rng", type=int, default=0, help="seed (default 0)")
+    mapping.set_defaults(run=_map)
+
     impute = _with_model(
         commands,
         "impute",
@@ -116,7 +65,7 @@ def add_models(commands: Commands, report: Report) -> None:
         "cluster cells or spots by an embedding, with one name per domain over all sections",
         "scinfl cluster sections_infl.h5mu --clusters 8 --section section",
     )
-    cluster.add_argument("data", type=Path, help=f"{_SOME_FILES} that `scinfl embed` wrote")
+    cluster.add_argument("data", type=Path, help=f"{SOME_FILES} that `scinfl embed` wrote")
     cluster.add_argument("--clusters", type=int, help="number of domains")
     cluster.add_argument("--method", choices=["kmeans", "gaussian", "leiden"], default="kmeans", help="default kmeans")
     cluster.add_argument("--resolution", type=float, default=1.0, help="of leiden (default 1)")
@@ -125,46 +74,29 @@ def add_models(commands: Commands, report: Report) -> None:
     cluster.add_argument("--rng", type=int, default=0, help="seed (default 0)")
     _add_output(cluster, "domains")
     cluster.set_defaults(run=_cluster)
-    for parser in (train, predict, embed, impute, cluster):
+    for parser in (predict, embed, mapping, impute, cluster):
         parser.set_defaults(report=report)
 
 
-def _add(parser: argparse.ArgumentParser, *options: dict[str, tuple[str, str]]) -> None:
-    for argument, (name, text) in [item for some in options for item in some.items()]:
-        more: dict[str, Any] = {"dest": name}
-        if argument in _WHOLE or argument == "lr":
-            more["type"] = float if argument == "lr" else int
-        elif argument == "missing":
-            more["choices"] = ["error", "zero"]
-        elif argument == "covariate_keys":
-            more["nargs"] = "+"
-        elif argument in {"journal", "gene_ontology"}:
-            more["type"] = Path
-        parser.add_argument(f"--{name.replace('_', '-')}", help=text, **more)
-
-
-def _with_model(commands: Commands, name: str, help: str, *examples: str) -> argparse.ArgumentParser:
+def _with_model(
+    commands: Commands, name: str, help: str, *examples: str, word: str = "infl"
+) -> argparse.ArgumentParser:
     parser = command(commands, name, help, *examples)
     parser.add_argument("model", type=Path, help="folder of the model")
-    parser.add_argument("data", type=Path, help=_SOME_FILES)
+    parser.add_argument("data", type=Path, help=SOME_FILES)
     parser.add_argument("--key", type=Path, help="key file of a keyed model")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:0 (default auto: the first GPU if any)")
-    _add_output(parser, "infl")
+    _add_output(parser, word)
     return parser
 
 
 def _add_output(parser: argparse.ArgumentParser, word: str) -> None:
     text = f"h5ad, h5mu, zarr or csv file to write (default: the name of the data with _{word})"
+    if word == "mapped":
+        text = "folder to write the mapped model to (default: mapped)"
     parser.add_argument("--out", type=Path, help=text)
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     parser.set_defaults(word=word)
-
-
-def _model_name(typed: str) -> str:
-    if typed not in MODELS and not typed.startswith(_OF_SCVI):
-        msg = f"expected {', '.join(MODELS)} or {_OF_SCVI}SCVI, found {typed!r}"
-        raise argparse.ArgumentTypeError(msg)
-    return typed
 
 
 def _level(typed: str) -> tuple[str, str]:
@@ -186,99 +118,11 @@ def load_model(path: Path, adata: Any = None, *, key: Any = None, device: str = 
     return model
 
 
-def _key(options: argparse.Namespace) -> Any:
-    from scinfl.privacy import Key
-
-    return Key.load(options.key) if options.key else None
-
-
-def _train(options: argparse.Namespace) -> None:
-    new_path(options.out, overwrite=options.overwrite)
-    for argument, (name, _) in {**_MODEL, **_TRAIN}.items():
-        if argument in _WHOLE and (value := getattr(options, name)) is not None:
-            whole_number(argument, value, 1)
-    key = _key(options)
-    # a Classifier has no `setup_mudata`: a misspelt file or column is reported before torch takes its time to load
-    adata = read_data(options.data, "h5ad" if options.model != "spamosaic" else None)
-    for option in ("labels", "condition", "section", "site", "group"):
-        column = getattr(options, option)
-        if column is not None and not hasattr(adata, "mod"):  # modalities may have it where a MuData has not
-            obs_column(adata, column, f"{option}_key")
-
-    from scinfl.model.base import check_replaceable
-
-    check_replaceable(options.out)
-    model, to_train = _made(options, adata)
-    model.train(**to_train, key=key, rng=options.rng, device=options.device, dry_run=options.dry_run)
-    if options.dry_run and model.payload is not None:
-        options.report(f"{model.payload.to_string(index=False)}\n{_totals(model.payload)}")
-        options.report(f"Nothing was trained, sent or written to '{options.out}'.")
-        return
-    model.save(options.out, overwrite=options.overwrite)
-    options.report(f"{model}\nSaved to '{options.out}'.")
-
-
-def _made(options: argparse.Namespace, adata: Any) -> tuple[Any, dict[str, Any]]:
-    """The model that the options describe, of data that were set up for it, and arguments of its training."""
-    from scinfl import model as models
-    from scinfl.model.scvi import class_of
-
-    name = options.model.removeprefix(_OF_SCVI)
-    of_scvi = name != options.model
-    kind: Any = models.ScviModel if of_scvi else getattr(models, MODELS[name])
-    setup = kind.setup_mudata if hasattr(adata, "mod") else kind.setup_anndata
-    made_by: Any = class_of(name) if of_scvi else kind
-    to_set_up, to_make, to_train = (
-        _chosen(options, function, names)
-        for function, names in ((setup, _SETUP), (made_by, _MODEL), (kind.train, _TRAIN))
-    )
-    _check_all_taken(options, {*to_set_up, *to_make, *to_train})
-    if of_scvi:
-        return models.from_scvi(name, adata, **{"site_key": None, **to_set_up}, **to_make, rng=options.rng), to_train
-    setup(adata, **to_set_up)
-    return kind(adata, **to_make, rng=options.rng), to_train
-
-
-def _chosen(
-    options: argparse.Namespace, function: Callable[..., Any], names: dict[str, tuple[str, str]]
-) -> dict[str, Any]:
-    """Arguments of a function that were typed; an error names one that it needs."""
-    parameters = inspect.signature(function).parameters
-    chosen = {}
-    for argument, (name, text) in names.items():
-        if argument not in parameters:
-            continue
-        if (value := getattr(options, name)) is not None:
-            chosen[argument] = value
-        elif parameters[argument].default is inspect.Parameter.empty:
-            msg = f"Expected --{name} ({text}) for `--model {options.model}`, found none. Pass it."
-            raise ValueError(msg)
-    return chosen
-
-
-def _check_all_taken(options: argparse.Namespace, taken: set[str]) -> None:
-    """Refuse options that the model has no use for."""
-    for argument, (name, _) in {**_SETUP, **_MODEL, **_TRAIN}.items():
-        if argument not in taken and getattr(options, name) is not None:
-            option = f"--{name.replace('_', '-')}"
-            msg = f"Expected options that `--model {options.model}` takes, found {option} for such data. Leave it out."
-            raise ValueError(msg)
-
-
-def _totals(payload: pd.DataFrame) -> str:
-    """Bytes of each site in all rounds, and whether a server could read them."""
-    from scinfl.flower import in_bytes
-
-    lines = [f"{site}: {in_bytes(n)} in all rounds" for site, n in payload.groupby("site")["bytes"].sum().items()]
-    total, open_ = payload["bytes"].sum(), payload.loc[~payload["masked"].astype(bool), "bytes"].sum()
-    return "\n".join([*lines, f"all sites: {in_bytes(total)}, of which the server could read {in_bytes(open_)}"])
-
-
 def _opened(options: argparse.Namespace, *, csv: bool = True) -> tuple[Any, Any, Path]:
     """Model, data and the checked path of the output."""
     out = options.out or options.data.with_name(f"{options.data.stem}_{options.word}{options.data.suffix}")
     check_output(out, (".h5ad", ".h5mu", ".zarr", *([".csv"] if csv else [])), overwrite=options.overwrite)
-    key = _key(options) if hasattr(options, "key") else None
+    key = key_of(options) if hasattr(options, "key") else None
     model = load_model(options.model, key=key, device=options.device) if hasattr(options, "model") else None
     data = read_data(options.data)
     if out.suffix in {".h5ad", ".h5mu"} and options.word != "imputed":
@@ -346,6 +190,22 @@ def _embed(options: argparse.Namespace) -> None:
     embedding = data.obsm[_names.EMBEDDING]
     write_data(pd.DataFrame(embedding, data.obs_names) if out.suffix == ".csv" else data, out)
     options.report(f"{len(embedding)} × {embedding.shape[1]} in obsm['{_names.EMBEDDING}']\nWrote '{out}'.")
+
+
+def _map(options: argparse.Namespace) -> None:
+    out = options.out or Path("mapped")
+    new_path(out, overwrite=options.overwrite)
+    key, data = key_of(options), read_data(options.data)
+
+    from scinfl import model as models
+
+    reference = load_model(options.model, key=key, device=options.device)
+    if not isinstance(reference, models.ScviModel):
+        msg = f"Expected a model of scvi-tools to map onto, found a {type(reference).__name__}. Use `add_site`."
+        raise TypeError(msg)
+    mapped = models.map_query(reference, data, key, n_epochs=options.epochs, rng=options.rng)
+    mapped.save(out, overwrite=options.overwrite)
+    options.report(f"{mapped}\nSaved to '{out}'. Nothing was sent.")
 
 
 def _impute(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from scinfl.pp._align_genes import align_genes
 from scinfl.pp._clr import clr
+from scinfl.pp._join_modalities import join_modalities
 from scinfl.pp._join_sections import join_sections
 from scinfl.pp._perturbations import perturbations
 from scinfl.pp.federated._class_means import federated_class_means
@@ -22,6 +23,7 @@ __all__ = [
     "federated_offsets",
     "federated_pca",
     "federated_scale",
+    "join_modalities",
     "join_sections",
     "perturbations",
     "split_perturbations",

@@ -10,6 +10,7 @@ from scinfl._checks import warn
 from scinfl._errors import TamperedSumError
 from scinfl.privacy import aggregation, dp
 from scinfl.privacy._linter import PayloadLinter
+from scinfl.privacy._model_file import inspect_model_file
 from scinfl.privacy._received import check_received
 from scinfl.privacy.aggregation import HomomorphicSum, KeyedSum, PairwiseSum
 from scinfl.privacy.keys import (
@@ -46,6 +47,7 @@ __all__ = [
     "WrappedKey",
     "agree_version",
     "check_received",
+    "inspect_model_file",
     "revoke",
     "rotate",
 ]

@@ -10,13 +10,13 @@ from mudata import MuData
 
 from scinfl import _names
 from scinfl._audit import Request, run_audit
-from scinfl.model import GEARS, Classifier, SpaMosaic
+from scinfl.model import GEARS, Classifier, ScviModel, SpaMosaic
 from scinfl.privacy import Key
 
 
 def audit(
     adata: AnnData | MuData,
-    model: Classifier | GEARS | SpaMosaic,
+    model: Classifier | GEARS | SpaMosaic | ScviModel,
     *,
     held_out: AnnData | MuData | None = None,
     key: Key | None = None,
@@ -41,7 +41,8 @@ def audit(
     For a classifier, attacks reconstruct cells and properties of sites from updates, steal the model, infer membership
     in the training data, and craft weights. For a model of perturbations they infer which perturbations a site has and
     their mean changes, and for a model of tissue they reconstruct spots; for both they steal the model and infer
-    membership.
+    membership. Of a model of scvi-tools they use encoder and decoder without the key, train the stolen network on
+    unlabelled cells, and infer which cells it was trained on; two fifths of the cells are held out for its twin.
 
     Sets the following fields:
 
@@ -72,7 +73,8 @@ def audit(
         by default as many rounds as the model had, and the defaults. Protections with a budget must be new objects.
     attributes
         Columns of ``adata.obs`` that somebody might want to infer of a person, or their shares of a site, such as sex.
-        Of spots, labels that model stealing predicts, such as domains. GEARS takes none.
+        Of spots, labels that model stealing predicts, such as domains; of a model of scvi-tools, labels that its codes
+        transfer. GEARS takes none.
     quick
         A tenth of the effort: fewer trials, no shadow networks.
     rng

@@ -7,6 +7,7 @@ import json
 from functools import cache
 
 import anndata as ad
+import mudata as mu
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,12 +25,15 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:scvi")
 KEY = Key(bytes(range(32)), federation="test-federation")
 WRONG = Key(bytes(range(1, 33)), federation="test-federation")
 SCANVI = {"labels_key": "label", "unlabeled_category": "unknown"}
+OPTIONS = {"SCANVI": SCANVI, "CondSCVI": {"labels_key": "label"}}
+TYPES = {"TOTALVI": {"rna": 20, "protein": 5}, "MULTIVI": {"rna": 20, "atac": 30, "protein": 5}}
 
 
-def make_counts(n_cells=120, n_genes=20, n_sites=3, *, rng=0) -> ad.AnnData:
+def make_counts(n_cells=120, n_genes=20, n_sites=3, *, rng=0, labels_rng=None) -> ad.AnnData:
     """Counts around three profiles, with a site-specific factor of every gene."""
     generator = np.random.default_rng(rng)
-    labels, sites = generator.integers(3, size=n_cells), np.arange(n_cells) % n_sites
+    by_label = generator if labels_rng is None else np.random.default_rng(labels_rng)
+    labels, sites = by_label.integers(3, size=n_cells), np.arange(n_cells) % n_sites
     profiles = np.exp(np.random.default_rng(1).normal(0.5, 1.0, (3, n_genes)))
     factors = np.exp(np.random.default_rng(2).normal(0, 0.3, (n_sites, n_genes)))
     X = generator.poisson(profiles[labels] * factors[sites]).astype(np.float32)
@@ -40,9 +44,23 @@ def make_counts(n_cells=120, n_genes=20, n_sites=3, *, rng=0) -> ad.AnnData:
     return ad.AnnData(X, obs, pd.DataFrame(index=[f"gene_{i}" for i in range(n_genes)]))
 
 
+def make_modalities(kind, *, rng=0, **options) -> ad.AnnData:
+    """Counts of several modalities around the profiles of the same labels."""
+    mods = {name: make_counts(n_genes=n, rng=rng + n, labels_rng=rng, **options) for name, n in TYPES[kind].items()}
+    for name, own in mods.items():
+        own.var_names = [f"{name}_{i}" for i in range(own.n_vars)]
+    mdata = mu.MuData(mods)
+    mdata.obs = mods["rna"].obs.copy()
+    return si.pp.join_modalities(mdata)
+
+
+def cells_of(kind, **options) -> ad.AnnData:
+    return make_modalities(kind, **options) if kind in TYPES else make_counts(**options)
+
+
 def make(kind="SCVI", cells=None, *, key=KEY, n_rounds=2, train=None, **options) -> ScviModel:
-    cells = make_counts() if cells is None else cells
-    options = {"n_hidden": 16, "n_latent": 4, **(SCANVI if kind == "SCANVI" else {}), **options}
+    cells = cells_of(kind) if cells is None else cells
+    options = {"n_hidden": 16, "n_latent": 4, **OPTIONS.get(kind, {}), **options}
     model = from_scvi(kind, cells, site_key="site", key_scheme=None if key is None else "coordinate", **options)
     model.train(n_rounds, key=key, progress=False, **(train or {}))
     return model
@@ -73,7 +91,7 @@ def test_the_exported_model_is_scvi_tools_own_with_these_weights(kind):
         assert torch.equal(tensor, model._plain_network().native_state()[name]), name
 
 
-@pytest.mark.parametrize("kind", ["SCVI", "SCANVI", "PEAKVI"])
+@pytest.mark.parametrize("kind", sorted(SUPPORTED))
 def test_the_locked_model_computes_what_was_trained(kind):
     """Locking and unlocking are exact: a run without key from the same weights gives the same codes to 1e-5."""
     model = fresh(kind)
@@ -179,6 +197,93 @@ def test_a_journal_is_resumed(tmp_path):
     np.testing.assert_array_equal(resumed.get_latent_representation(), trained().get_latent_representation())
 
 
+# ---- several modalities, and other parameters of sites
+
+
+@pytest.mark.parametrize("options", [{"dispersion": "gene-batch"}, {"batch_representation": "embedding"}])
+def test_dispersions_and_embeddings_of_a_site_are_its_own(options):
+    model = make(n_rounds=1, train={"validation_size": 0}, **options)
+    np.testing.assert_allclose(
+        model.to_scvi().get_latent_representation(), model.get_latent_representation(), atol=1e-6
+    )
+    parts = [name for name, p in model._plain_network().site_columns.named_parameters() if p.requires_grad]
+    assert {name.split(".")[2] for name in parts if "columns" in name} == {"0", "1", "2"}
+    sent = set(model.payload.query("purpose == 'training'")["array"].dropna())
+    assert {f"site_columns.{name}" for name in parts} <= sent
+
+
+def without(cells, site, kind):
+    """Cells of a site without a modality."""
+    values = cells.X.toarray()
+    values[np.ix_(cells.obs["site"] == site, cells.var["feature_types"] == kind)] = 0
+    cells.X = sparse.csr_matrix(values)
+    return cells
+
+
+def test_what_reads_a_modality_is_trained_at_the_sites_that_measured_it():
+    """Peaks are measured at hospital_0 alone: what reads them ends where that site brings it, whoever else trains."""
+    cells = make_modalities("MULTIVI")
+    for site in ("hospital_1", "hospital_2"):
+        without(cells, site, "Peaks")
+    options = {"validation_size": 0, "protections": (), "progress": False}
+    three = from_scvi("MULTIVI", cells, site_key="site", n_hidden=16, n_latent=4, dropout_rate=0)
+    view = ModelView(three)
+    start = view.start_of(KEY).state_dict()
+    two = from_scvi("MULTIVI", cells.copy(), site_key="site", n_hidden=16, n_latent=4, dropout_rate=0)
+    ModelView(two).attach(cells[cells.obs["site"] != "hospital_2"].copy(), view.setup)
+    for model in (three, two):
+        model.train(1, key=KEY, **options)
+    own = three.module.modality_parts["Peaks"]
+    assert any("z_encoder_accessibility" in name for name in own)
+    assert not any("z_encoder_expression" in name for name in own)
+    states = [model._plain_network().state_dict() for model in (three, two)]
+    moved = {name: (states[0][name] - start[name]).abs().max().item() for name in own}
+    assert max(moved.values()) > 1e-3
+    for name in own:
+        torch.testing.assert_close(states[0][name], states[1][name], atol=1e-5, rtol=1e-3, msg=name)
+    shared = "native.z_encoder_expression.encoder.fc_layers.Layer 0.0.weight"
+    assert not torch.allclose(states[0][shared], states[1][shared], atol=1e-4)
+
+
+def test_a_mosaic_of_modalities_trains_and_embeds_cells_of_all_sites():
+    cells = without(make_modalities("MULTIVI"), "hospital_1", "Peaks")
+    model = make("MULTIVI", without(cells, "hospital_2", "Gene Expression"), n_rounds=4, train={"lr": 0.01})
+    losses = model.history["validation_loss"]
+    assert losses.iloc[-1] < losses.iloc[0]
+    assert np.isfinite(model.get_latent_representation()).all()
+
+
+def test_a_multivi_of_genes_and_peaks_alone_is_that_of_scvi_tools():
+    cells = make_modalities("MULTIVI")
+    cells = cells[:, cells.var["feature_types"] != "Antibody Capture"].copy()
+    model = make("MULTIVI", cells)
+    np.testing.assert_allclose(
+        model.to_scvi().get_latent_representation(), model.get_latent_representation(), atol=1e-6
+    )
+
+
+def test_modalities_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="found none at 'hospital_1'"):
+        make("TOTALVI", without(make_modalities("TOTALVI"), "hospital_1", "Antibody Capture"))
+    with pytest.raises(ValueError, match=r"feature_types.*join_modalities"):
+        from_scvi("TOTALVI", make_counts(), site_key="site")
+    with pytest.raises(ValueError, match="no Peaks"):
+        from_scvi("MULTIVI", make_modalities("TOTALVI"), site_key="site")
+    with pytest.raises(ValueError, match="others: Peaks"):
+        from_scvi("TOTALVI", make_modalities("MULTIVI"), site_key="site")
+    with pytest.raises(ValueError, match="found them mixed"):
+        from_scvi("TOTALVI", make_modalities("TOTALVI")[:, ::-1].copy(), site_key="site")
+
+
+def test_methods_of_scvi_tools_run_on_exported_models_of_modalities():
+    foreground = trained("TOTALVI").to_scvi().get_protein_foreground_probability(n_samples=1)
+    assert foreground.shape == (120, 5)
+    assert foreground.to_numpy().min() >= 0
+    assert trained("MULTIVI").to_scvi().get_normalized_accessibility().shape == (120, 30)
+    prior = trained("CondSCVI").to_scvi().get_vamp_prior(p=3)
+    assert prior["mean_vprior"].shape == (3, 3, 4)
+
+
 # ---- the lock
 
 
@@ -218,7 +323,7 @@ def test_another_key_takes_over_and_the_codes_stay():
     np.testing.assert_allclose(model.get_latent_representation(), before, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["SCVI", "SCANVI"])
+@pytest.mark.parametrize("kind", ["SCVI", "SCANVI", "TOTALVI", "MULTIVI", "CondSCVI"])
 def test_a_saved_model_is_locked_sealed_and_holds_no_label_of_a_cell(kind, tmp_path):
     model = trained(kind)
     model.save(tmp_path / "model")
@@ -229,12 +334,12 @@ def test_a_saved_model_is_locked_sealed_and_holds_no_label_of_a_cell(kind, tmp_p
         assert len(values) != model.adata.n_obs  # nothing is one per cell
     again = ScviModel.load(tmp_path / "model")
     with pytest.raises(RuntimeError, match="unlocked"):
-        again.get_latent_representation(make_counts())
+        again.get_latent_representation(cells_of(kind))
     again.unlock(KEY)
     np.testing.assert_array_equal(
-        again.get_latent_representation(make_counts()), model.get_latent_representation(make_counts())
+        again.get_latent_representation(cells_of(kind)), model.get_latent_representation(cells_of(kind))
     )
-    with_data = ScviModel.load(tmp_path / "model", make_counts())
+    with_data = ScviModel.load(tmp_path / "model", cells_of(kind))
     with_data.train(1, key=KEY, progress=False)
     assert len(with_data.history) == 1
 
@@ -308,6 +413,21 @@ def test_only_a_classifier_predicts_labels():
 # ---- mapping
 
 
+@pytest.mark.parametrize("kind", ["TOTALVI", "MULTIVI", "CondSCVI"])
+def test_sites_are_mapped_onto_models_of_all_kinds(kind):
+    model, new = trained(kind), cells_of(kind, n_sites=1, rng=5)
+    new.obs["site"] = "hospital_new"
+    new.obs_names = [f"new_{name}" for name in new.obs_names]
+    before = model.get_latent_representation()
+    frozen = {name for name, p in model.module.named_parameters() if not p.requires_grad}
+    mapped = map_query(model, new, KEY, n_epochs=5)
+    np.testing.assert_array_equal(mapped.get_latent_representation(cells_of(kind)), before)
+    assert frozen <= {name for name, p in mapped.module.named_parameters() if not p.requires_grad}
+    mapped.add_site(cells_of(kind))
+    mapped.train(1, key=KEY, progress=False)
+    assert mapped.history["n_sites"].iloc[-1] == 4
+
+
 @pytest.mark.parametrize("encode", [False, True])
 def test_a_mapped_site_leaves_the_codes_of_others_as_they_are_to_the_last_bit(encode):
     model = trained() if not encode else trained(encode_covariates=True)
@@ -367,7 +487,63 @@ def test_mapping_refuses_sites_that_take_part_and_wrong_keys():
 def test_other_classes_are_refused_with_their_reason(name):
     with pytest.raises(ValueError, match=f"found {name}: ") as error:
         from_scvi(name, make_counts(), site_key="site")
-    assert REFUSED.get(name, "nothing is known") in str(error.value)
+    assert REFUSED.get(name, "no such class") in str(error.value)
+
+
+def test_a_class_that_reads_counts_and_sites_alone_is_trained_without_being_known():
+    model = make("CYTOVI")
+    np.testing.assert_allclose(
+        model.to_scvi().get_latent_representation(), model.get_latent_representation(), atol=1e-6
+    )
+
+
+class _OfCells(scvi.model.SCVI):
+    """A parameter for every cell."""
+
+    def __init__(self, adata, **options):
+        super().__init__(adata, **options)
+        self.module.own = torch.nn.Parameter(torch.zeros(adata.n_obs))
+
+
+class _WithBuffer(scvi.model.SCVI):
+    """Values that no training makes."""
+
+    def __init__(self, adata, **options):
+        super().__init__(adata, **options)
+        self.module.register_buffer("cells", torch.zeros(3))
+
+
+class _Counted(scvi.module.VAE):
+    def loss(self, *args, n_obs=1.0, **options):
+        return super().loss(*args, **options)
+
+
+class _OfNumber(scvi.model.SCVI):
+    _module_cls = _Counted
+
+
+class _OfPyro(scvi.model.SCVI):
+    _module_cls = scvi.module.base.PyroBaseModuleClass
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (_OfCells, "number of cells"),
+        (_WithBuffer, "may be made of cells"),
+        (_OfNumber, "weighs a prior"),
+        (_OfPyro, "Pyro"),
+        ("ContrastiveVI", "background"),
+        ("RNAStereoscope", "names no network"),
+        ("SCBASSET", "names no network|asks for"),
+    ],
+)
+def test_a_class_that_breaks_a_condition_is_refused_with_it(kind, reason, monkeypatch):
+    if not isinstance(kind, str):
+        monkeypatch.setattr(scvi.external, kind.__name__, kind, raising=False)
+        monkeypatch.setattr(kind, "__module__", "scvi.external._of_a_test")
+    with pytest.raises(ValueError, match=reason):
+        from_scvi(kind, make_counts(), site_key="site")
 
 
 @pytest.mark.parametrize(
@@ -375,8 +551,7 @@ def test_other_classes_are_refused_with_their_reason(name):
     [
         ({"use_batch_norm": "both"}, "batch normalisation"),
         ({"use_observed_lib_size": False}, "library sizes"),
-        ({"dispersion": "gene-batch"}, "no owner"),
-        ({"batch_representation": "embedding"}, "not columns"),
+        ({"n_latnet": 3}, "n_latnet"),
         ({"latent_distribution": "ln"}, "normal distribution"),
         ({"extra_encoder_kwargs": {"activation_fn": torch.nn.Tanh}}, "json"),
         ({"key_scheme": "permuted"}, "cannot act inside"),
@@ -386,6 +561,16 @@ def test_other_classes_are_refused_with_their_reason(name):
 def test_settings_that_a_federation_cannot_have_are_refused_with_their_reason(options, reason):
     with pytest.raises(ValueError, match=reason):
         from_scvi("SCVI", make_counts(), site_key="site", **options)
+
+
+def test_arguments_made_of_cells_are_refused():
+    for kind, options in (
+        ("TOTALVI", {"empirical_protein_background_prior": True}),
+        ("MULTIVI", {"modality_weights": "cell"}),
+        ("CondSCVI", {"weight_obs": True, "labels_key": "label"}),
+    ):
+        with pytest.raises(ValueError, match=f"{next(iter(options))}.*in a federation"):
+            from_scvi(kind, cells_of(kind), site_key="site", **options)
 
 
 def test_data_and_protections_that_do_not_fit_are_refused_before_training():
@@ -398,7 +583,7 @@ def test_data_and_protections_that_do_not_fit_are_refused_before_training():
         model.train(key=KEY, share=["native.z_encoder"])
     for noise in (SampleDP, UpdateDP):
         guard = noise(max_norm=1.0, noise_multiplier=1.0, delta=1e-4)
-        with pytest.raises(ValueError, match=f"found {noise.__name__}.*which columns"):
+        with pytest.raises(ValueError, match=f"found {noise.__name__}.*noise of all sites"):
             model.train(key=KEY, protections=(guard,), validation_size=0)
     with pytest.raises(ValueError, match="features"):
         trained().get_latent_representation(make_counts(n_genes=10))

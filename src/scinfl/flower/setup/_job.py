@@ -18,6 +18,7 @@ from scinfl._checks import first_of, number_between, one_of, whole_number
 JOB = "job.toml"
 SITE_SETTINGS = "site.toml"
 _MODELS = ("Classifier", "GEARS", "SpaMosaic")
+_OF_SCVI = "scvi."
 _NOISE = ("SampleDP", "UpdateDP")
 _MOST_TEXT = 1 << 20
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,40}")
@@ -69,7 +70,7 @@ class Job:
         Go on from the model in the folder of each site, for example when a new hospital joins: it gets that folder
         (sealed) from another site. Otherwise a new model is trained.
     model
-        Name of the model class.
+        Name of the model class; ``"scvi.SCVI"`` and others of scvi-tools.
     model_options, setup_options, train_options
         Arguments of the class, of its ``setup_anndata`` and of its ``train``.
     strategy, strategy_options
@@ -144,7 +145,8 @@ class Job:
         )
 
     def __post_init__(self) -> None:
-        one_of("class in [model]", self.model, _MODELS)
+        if not self.model.startswith(_OF_SCVI):
+            one_of("class in [model]", self.model, [*_MODELS, f"{_OF_SCVI}SCVI and others of scvi-tools"])
         one_of("class in [strategy]", self.strategy, _STRATEGIES)
         one_of("bits in [federation]", self.bits, [64, 32])
         one_of("sum in [federation]", self.sum, ["keyed", "pairwise"])
@@ -191,9 +193,13 @@ class Job:
         """Rounds of training; where the job leaves them out those of the model, which takes seconds to import."""
         if "n_rounds" in self.train_options:
             return int(self.train_options["n_rounds"])
+        return int(inspect.signature(self._kind().train).parameters["n_rounds"].default)
+
+    def _kind(self) -> Any:
+        """Class of the model, which takes seconds to import."""
         from scinfl import model
 
-        return int(inspect.signature(getattr(model, self.model).train).parameters["n_rounds"].default)
+        return model.ScviModel if self.model.startswith(_OF_SCVI) else getattr(model, self.model)
 
     def check_sites(self, sites: Sequence[str]) -> None:
         """Refuse a job for other sites."""
@@ -203,12 +209,18 @@ class Job:
 
     def check_options(self) -> None:
         """Refuse options that model, setup and training do not have; needs the model, hence a few seconds."""
-        from scinfl import model, privacy
+        from scinfl import privacy
 
-        kind = getattr(model, self.model)
+        kind, of_class = self._kind(), self.model_options
+        if self.model.startswith(_OF_SCVI):
+            from scinfl.model.scvi import checked_arguments
+
+            name, own = self.model.removeprefix(_OF_SCVI), ("key_scheme", "rng")
+            checked_arguments(name, {option: value for option, value in of_class.items() if option not in own})
+            of_class = {}
         setups = [kind.setup_anndata, *([kind.setup_mudata] if self.model == "SpaMosaic" else [])]
         for section, functions, options in (
-            ("model", [kind.__init__], self.model_options),
+            ("model", [kind.__init__], of_class),
             ("setup", setups, self.setup_options),
             ("train", [kind.train], self.train_options),
             *(("[protections]", [getattr(privacy, name)], own) for name, own in self.noise),

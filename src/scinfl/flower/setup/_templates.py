@@ -19,7 +19,7 @@ deadline = 600   # seconds to wait for slow sites once min_sites have answered
 # features = "intersection"   # or "union": the sites bring themselves to the same features; else they must be the same
 
 [model]
-class = "Classifier"   # or "GEARS", "SpaMosaic"; below it the hyper-parameters of that class
+class = "Classifier"   # or "GEARS", "SpaMosaic", "scvi.SCVI"; below it the hyper-parameters of that class
 n_hidden = 256
 
 [setup]

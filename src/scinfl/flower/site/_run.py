@@ -42,7 +42,7 @@ from scinfl.flower.site._masking import Masking, PairwiseMasking
 from scinfl.flower.site._remote_sum import RemoteSum, rehearsed_sum
 from scinfl.flower.site._site_training import train_remote
 from scinfl.flower.site._upload_log import UploadLog
-from scinfl.flower.tasks._registry import TASKS
+from scinfl.flower.tasks._registry import task_of
 from scinfl.flower.tasks._task import Facts
 from scinfl.privacy import Identity, Key, KeyedSum, PairwiseSum, Seal
 from scinfl.privacy.aggregation import Place, digest_of
@@ -162,7 +162,7 @@ class _Site:
             raise ValueError(msg)
         own = read_data(data)
         self._fingerprint = fingerprint_of(own)
-        self._task = TASKS[self._job.model](own, self._job, self._settings)
+        self._task = task_of(self._job.model)(own, self._job, self._settings)
 
     # ---- what would leave
 

@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scinfl._checks import complete_column, first_of
-from scinfl.flower.tasks._task import Facts, Task
+from scinfl._checks import complete_column
+from scinfl.flower.tasks._labelled import LabelledTask, labels_of
+from scinfl.flower.tasks._task import Facts
 
 
-class ClassifierTask(Task):
+class ClassifierTask(LabelledTask):
     """Labelled cells or samples."""
 
     kind = "Classifier"
@@ -25,26 +26,8 @@ class ClassifierTask(Task):
         cure = "Drop these rows, or give them a category and name it as `unlabeled_category` in [setup] of the job."
         counts = complete_column(cells, column, "labels_key", "a label for every row", cure).astype(str).value_counts()
         self.data.obs[column] = pd.Categorical(own.astype(str))
-        few = counts[counts < self._settings.min_cells_per_label]
-        if len(few):
-            msg = (
-                f"Expected at least {self._settings.min_cells_per_label} cells of each label, as site.toml asks for, "
-                f"found fewer of {len(few)} labels: {first_of(list(few.index))}. Merge or drop them, or lower "
-                "`min_cells_per_label`."
-            )
-            raise ValueError(msg)
+        self._check_frequent(counts)
         self._labels = sorted(counts.index)
-
-    def _facts(self) -> dict[str, Any]:
-        return {"labels": self._labels}
-
-    def _check_known(self, facts: Facts) -> None:
-        if unknown := sorted(set(self._labels) - set(_labels(facts))):
-            msg = (
-                f"Expected labels that the run began with, found {len(unknown)} others here: {first_of(unknown)}. "
-                "Let the operator start a new run with all sites."
-            )
-            raise ValueError(msg)
 
     def rehearsal(self) -> Facts:
         """Facts for a dry run; a network needs two labels."""
@@ -52,15 +35,11 @@ class ClassifierTask(Task):
         labels = self._labels if len(self._labels) > 1 else [*self._labels, "another label"]
         return {self._settings.site: {**own, "labels": labels}}
 
-    def describe(self, facts: Facts) -> str:
-        """Numbers of labels and features."""
-        return f"{len(_labels(facts))} labels and {self.data.n_vars} features"
-
     def make_model(self, facts: Facts) -> Any:
         """Classifier with an output for each label of any site."""
         from scinfl.model.base import registry_of
 
-        options, labels = dict(self._options), _labels(facts)
+        options, labels = dict(self._options), labels_of(facts)
         every = [*labels, *[str(options[name]) for name in ("unlabeled_category",) if options.get(name) is not None]]
         rows = np.repeat(np.array(every, dtype=object), 3)
         obs = pd.DataFrame({options["labels_key"]: pd.Categorical(rows, categories=every)})
@@ -73,7 +52,3 @@ class ClassifierTask(Task):
         self._class.setup_anndata(agreed, **options)
         self._class.setup_anndata(self.data, source_registry=registry_of(self._class, agreed), **options)
         return self._class(self.data, **self._job.model_options)
-
-
-def _labels(facts: Facts) -> list[str]:
-    return sorted({str(label) for own in facts.values() for label in own["labels"]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,10 @@ class CountCells(Cells):
     def take(self, chosen: Tensor) -> Any:
         """Counts (float32), codes of labels and codes of sites of some of the rows, by their place here."""
         return *super().take(chosen), self.sites[chosen.to(self.device)]
+
+    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Any]:
+        """Batches of :meth:`take`, shuffled where a generator is given."""
+        return super().batches(batch_size, generator)
 
     def part(self, chosen: np.ndarray) -> CountCells:
         """Some of the rows, by their place here."""

@@ -120,8 +120,8 @@ def _with_columns(reference: ScviModel, adata: AnnData) -> ScviModel:
 def _train(mapped: ScviModel, n_epochs: int, lr: float, batch_size: int, rng: int) -> None:
     """Train the columns of the last site on all cells."""
     network = mapped.module.eval()  # without dropout
-    own = [parts.columns[-1].weight for parts in network.site_columns]  # type: ignore[index, union-attr]
     trained = [p for p in network.parameters() if p.requires_grad]
+    own = [p for parts in network.site_columns for p in parts.columns[-1].parameters() if p.requires_grad]  # type: ignore[index, union-attr]
     for parameter in trained:
         parameter.requires_grad_(False)
     for parameter in own:

@@ -2,55 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from scinfl.nn import Table
+from scinfl import nn as keyed_nn
+from scinfl._checks import first_of
+from scinfl._names import GENES, PEAKS, PROTEINS
+from scinfl.model.scvi._features import slices_of
+from scinfl.model.scvi._native_layers import prepared, vacate
+from scinfl.model.scvi._site_columns import Layout, SiteColumns, SiteSlices
 
 _CLASSIFICATION_RATIO = 50  # of scvi-tools
-_ROWS_STD = {"px_r": 1.0}  # as scvi-tools draws it; others start at zero there
-_OTHER_STD = 0.3
+_TENSORS = {GENES: "X", PEAKS: "atac", PROTEINS: "proteins"}
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """Values (cells × features), codes of labels and of sites."""
-
-
-class SiteColumns(nn.Module):
-    """Linear layer whose last columns belong to one site each.
-
-    Parameters
-    ----------
-    linear
-        Layer that reads features first, then a one-hot code of the site.
-    sites
-        Names of the sites.
-    """
-
-    def __init__(self, linear: nn.Linear, sites: Sequence[Any]) -> None:
-        super().__init__()
-        n_inputs, has_bias = linear.in_features - len(sites), linear.bias is not None
-        self.linear = nn.Linear(n_inputs, linear.out_features, bias=has_bias)
-        std = 1 / math.sqrt(3 * linear.in_features)
-        self.columns = nn.ModuleList(Table([str(site)], linear.out_features, std=std) for site in sites)
-        with torch.no_grad():
-            self.linear.weight.copy_(linear.weight[:, :n_inputs])
-            if has_bias:
-                self.linear.bias.copy_(linear.bias)
-            for number, column in enumerate(self.columns, n_inputs):
-                column.weight.copy_(linear.weight[:, number])  # type: ignore[operator]
-
-    def weight(self, present: Collection[int] | None) -> Tensor:
-        """Weight of the whole layer; columns of sites that are not present get no gradient."""
-        columns = [
-            column() if present is None or number in present else column().detach()
-            for number, column in enumerate(self.columns)
-        ]
-        return torch.cat([self.linear.weight, torch.cat(columns).T], dim=1)
 
 
 class ScviNetwork(nn.Module):
@@ -61,53 +33,107 @@ class ScviNetwork(nn.Module):
     native
         Module of scvi-tools, which is taken apart.
     by_site
-        Names of the weights whose last columns belong to sites.
-    sites, features
+        Parameters of which each site owns a part, with the axis of the sites.
+    sites, features, labels
         Names in order.
+    modalities
+        Number of features of each modality, in order; none where all features are of one kind.
+    classifies
+        Whether it learns labels.
+    is_mosaic
+        Whether cells can lack a modality.
     """
 
     metric_names = ("loss",)
 
     def __init__(
-        self, native: nn.Module, by_site: Sequence[str], sites: Sequence[Any], features: Sequence[str]
+        self,
+        native: nn.Module,
+        by_site: Mapping[str, int],
+        *,
+        sites: Sequence[Any],
+        features: Sequence[str],
+        labels: Sequence[Any],
+        modalities: Mapping[str, int],
+        classifies: bool,
+        is_mosaic: bool,
     ) -> None:
         super().__init__()
-        self.native = native
+        self.native, self.classifies = prepared(native), classifies
         self.epochs_done = 0.0
-        self.layer_names = [name.removesuffix(".weight") for name in by_site]
-        layers = [native.get_submodule(name) for name in self.layer_names]
-        self.site_columns = nn.ModuleList(SiteColumns(layer, sites) for layer in layers)  # type: ignore[arg-type]
-        for layer in layers:
-            for what in ("weight", "bias"):
-                if getattr(layer, what) is not None:
-                    _vacate(layer, what)
-        raw = {name: p for name, p in native.named_parameters(recurse=False) if p.requires_grad}
-        self.row_shapes = {name: tuple(p.shape) for name, p in raw.items()}
-        self.rows = nn.ModuleDict()
-        for name, parameter in raw.items():
-            if len(parameter) != len(features):
-                msg = f"Expected parameters of layers or features, found '{name}' of shape {tuple(parameter.shape)}."
-                raise ValueError(msg)
-            values = parameter.detach().reshape(len(features), -1)
-            table = Table(features, values.shape[1], std=_ROWS_STD.get(name, _OTHER_STD))
-            with torch.no_grad():
-                table.weight.copy_(values)
-            self.rows[name] = table
-            _vacate(native, name)
-        self._freeze_unused(len(sites), len(features))
+        self.modalities = slices_of(modalities)
+        known = [*(list(features)[own] for own in self.modalities.values()), list(features), list(map(str, labels))]
+        self.places = list(by_site)
+        self.site_columns = nn.ModuleList()
+        for name, axis in by_site.items():
+            module, what = self._place(name)
+            if isinstance(module, nn.Linear):
+                self.site_columns.append(SiteColumns(module, sites))
+                vacate(module, "weight", "bias")
+            else:
+                self.site_columns.append(SiteSlices(getattr(module, what), axis, sites, known))
+                vacate(module, what)
+        self.rows, self.layouts = nn.ModuleDict(), {}
+        for name in self._raw_names():
+            module, what = self._place(name)
+            self.layouts[name] = layout = Layout.of(tuple(getattr(module, what).shape), known, name)
+            self.rows[name.replace(".", "/")] = layout.table(getattr(module, what))
+            vacate(module, what)
+        used = self._used(len(sites), len(features))
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name in used)  # what no loss depends on does not leave a site
+        self.modality_parts = {
+            name: frozenset(used - self._used(len(sites), len(features), without=own))
+            for name, own in self.modalities.items()
+            if is_mosaic
+        }
+        """Parameters that only cells with a modality train."""
 
-    def _freeze_unused(self, n_sites: int, n_features: int) -> None:
-        """Leave alone what no loss depends on, so that it does not leave a site either."""
-        for name, module in self.native.named_modules():
-            if type(module) is not nn.Linear and any(p.requires_grad for p in module.parameters(recurse=False)):
-                msg = f"Expected parameters of linear layers or features, found a {type(module).__name__} ('{name}')."
-                raise ValueError(msg)
+    def _place(self, name: str) -> tuple[nn.Module, str]:
+        """Module and attribute of a parameter of scvi-tools."""
+        path, _, what = name.rpartition(".")
+        return self.native.get_submodule(path), what
+
+    def _raw_names(self) -> list[str]:
+        """Trained parameters that are not those of linear layers."""
+        named = [name for name, p in self.native.named_parameters() if p.requires_grad and p.numel()]
+        return [name for name in named if type(self._place(name)[0]) is not nn.Linear]
+
+    def _used(self, n_sites: int, n_features: int, *, without: slice | None = None) -> set[str]:
+        """Names of the parameters that the loss of cells of all sites depends on, which may lack a modality."""
         n = max(n_sites, 2)
-        codes = torch.arange(n) % n_sites
-        self.loss((torch.ones(n, n_features), torch.zeros(n, dtype=torch.long), codes)).backward()
-        for parameter in self.parameters():
-            parameter.requires_grad_(parameter.requires_grad and parameter.grad is not None)
-            parameter.grad = None
+        values = torch.ones(n, n_features)
+        if without is not None:
+            values[:, without] = 0
+        self.loss((values, torch.zeros(n, dtype=torch.long), torch.arange(n) % n_sites)).backward()
+        found = {name for name, p in self.named_parameters() if p.grad is not None and bool(p.grad.any())}
+        self.zero_grad(set_to_none=True)
+        return found
+
+    def measured(self, values: Any, site: str) -> list[str]:
+        """Modalities that a site measured.
+
+        Raises
+        ------
+        ValueError
+            If it did not measure one without which the network cannot be trained.
+        """
+        found = [name for name, own in self.modalities.items() if values[:, own].sum() > 0]
+        if lacking := [name for name in self.modalities if name not in [*found, *self.modality_parts]]:
+            msg = (
+                f"Expected counts of {first_of(lacking)} at every site, found none at '{site}': zeros would be learned "
+                "as if they were measured. Leave that site out, or train a MULTIVI."
+            )
+            raise ValueError(msg)
+        return found
+
+    def train_modalities(self, measured: Collection[str]) -> None:
+        """Train what the modalities of a site have part in, and leave the rest as it is."""
+        absent = {name for modality, own in self.modality_parts.items() if modality not in measured for name in own}
+        every = {name for own in self.modality_parts.values() for name in own}
+        for name, parameter in self.named_parameters():
+            if name in every:
+                parameter.requires_grad_(name not in absent)
 
     # ---- training
 
@@ -130,30 +156,53 @@ class ScviNetwork(nn.Module):
             torch.manual_seed(0)
             for batch in batches:
                 found = self._outputs(batch, 1.0)
-                own = (found.reconstruction_loss_sum + found.kl_local_sum).item()
+                own = _of_cells(found).sum().item()
                 if found.classification_loss is not None:
                     own += _CLASSIFICATION_RATIO * found.classification_loss.item() * len(batch[0])
                 total, n = total + own, n + len(batch[0])
         return {"loss": total / n}
 
+    def losses(self, batch: Batch) -> Tensor:
+        """Negative evidence lower bound of each cell, with latent samples that are always the same."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return _of_cells(self._outputs(batch, 1.0))
+
     def _outputs(self, batch: Batch, kl_weight: float) -> Any:
         options: dict[str, Any] = {"kl_weight": kl_weight}
-        if hasattr(self.native, "classifier"):
+        if self.classifies:
             x, labels, sites = batch
             n_labels: Any = self.native.n_labels
             labelled = labels < n_labels
             if bool(labelled.any()):
                 own = (x[labelled], labels[labelled], sites[labelled])
-                options |= {"labelled_tensors": _tensors(own), "classification_ratio": _CLASSIFICATION_RATIO}
+                options |= {"labelled_tensors": self._tensors(own), "classification_ratio": _CLASSIFICATION_RATIO}
         with self._assembled(batch[2].unique().tolist()):
-            return self.native(_tensors(batch), loss_kwargs=options)[2]
+            return self.native(self._tensors(batch), loss_kwargs=options)[2]
+
+    def _tensors(self, batch: Batch) -> dict[str, Tensor]:
+        """A batch as scvi-tools names its parts."""
+        x, labels, sites = batch
+        parts = {_TENSORS[name]: x[:, own] for name, own in self.modalities.items()} or {"X": x}
+        return {**parts, "labels": labels[:, None], "batch": sites[:, None], "ind_x": torch.zeros_like(sites)[:, None]}
 
     # ---- prediction
 
     def latent(self, batch: Batch) -> Tensor:
         """Mean of the latent code (cells × dimensions)."""
         with self._assembled(None):
-            return self.native(_tensors(batch), compute_loss=False)[0]["qz"].loc
+            found = self.native(self._tensors(batch), compute_loss=False)[0]
+        return found["qz"].loc if "qz" in found else found["qz_m"]
+
+    def expected(self, batch: Batch) -> Tensor:
+        """Expected counts (cells × features, of several modalities the genes alone), or probabilities of peaks."""
+        with self._assembled(None):
+            found = self.native(self._tensors(batch), compute_loss=False)[1]
+        if "px_rate" in found:
+            return found["px_rate"]
+        if "px_" in found:
+            return found["px_"]["rate"]
+        return found["px"] if isinstance(found["px"], Tensor) else found["px"].mean
 
     def probabilities(self, batch: Batch) -> Tensor:
         """Probabilities of labels (cells × labels)."""
@@ -164,42 +213,50 @@ class ScviNetwork(nn.Module):
 
     # ---- as one
 
+    def _arrays(self, present: Collection[int] | None) -> Iterator[tuple[str, Tensor]]:
+        """Parameters of scvi-tools that are stored as parts, put together."""
+        for name, parts in zip(self.places, self.site_columns, strict=True):
+            yield name, parts(present)
+            if isinstance(parts, SiteColumns) and parts.linear.bias is not None:
+                yield f"{name.removesuffix('weight')}bias", parts.linear.bias
+        for name, layout in self.layouts.items():
+            yield name, layout.array(self.rows[name.replace(".", "/")]())
+
     @contextmanager
     def _assembled(self, present: Collection[int] | None) -> Iterator[None]:
         """The module of scvi-tools with all its parameters in place."""
-        places = [self.native.get_submodule(name) for name in self.layer_names]
+        filled, own = [], dict(vars(self.native))
         try:
-            for layer, parts in zip(places, self.site_columns, strict=True):
-                layer.__dict__["weight"] = parts.weight(present)  # type: ignore[operator]
-                if parts.linear.bias is not None:  # type: ignore[union-attr]
-                    layer.__dict__["bias"] = parts.linear.bias  # type: ignore[union-attr]
-            for name, table in self.rows.items():
-                self.native.__dict__[name] = table().reshape(self.row_shapes[name])
+            for name, array in self._arrays(present):
+                module, what = self._place(name)
+                module.__dict__[what] = array
+                filled.append((module, what))
             yield
-        finally:
-            vacated = [(layer, what) for layer in places for what in ("weight", "bias") if what in layer.__dict__]
-            for module, what in [*vacated, *((self.native, name) for name in self.rows)]:
-                module.__dict__[what] = torch.empty(0)  # copies and moves to a device need no graph of a pass
+        finally:  # copies and moves to a device need no graph of a pass
+            for module, what in filled:
+                module.__dict__[what] = torch.empty(0)
+            vars(self.native).clear()
+            vars(self.native).update(own)  # some modules keep what they computed last
 
     @torch.no_grad()
     def native_state(self) -> dict[str, Tensor]:
         """State of the module of scvi-tools as it was before it was taken apart."""
-        state = dict(self.native.state_dict())
-        for name, parts in zip(self.layer_names, self.site_columns, strict=True):
-            state[f"{name}.weight"] = parts.weight(None)  # type: ignore[operator]
-            if parts.linear.bias is not None:  # type: ignore[union-attr]
-                state[f"{name}.bias"] = parts.linear.bias  # type: ignore[union-attr]
-        state |= {name: table().reshape(self.row_shapes[name]) for name, table in self.rows.items()}
+        state = {**self.native.state_dict(), **dict(self._arrays(None))}
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
 
-def _vacate(module: nn.Module, what: str) -> None:
-    """Make a parameter a plain attribute, to be filled for each pass."""
-    delattr(module, what)
-    module.__dict__[what] = torch.empty(0)
+def without_key(network: nn.Module) -> ScviNetwork:
+    """A copy of a network without keyed layers, which computes what it does with the key that it has, or with none."""
+    found: Any = copy.deepcopy(network)
+    if layers := keyed_nn.keyed_layers(network):
+        is_set = all(layer.is_set for layer in layers.values())
+        plain = keyed_nn.unlock(network, network.state_dict()) if is_set else network.state_dict()
+        found = keyed_nn.unkeyed(found)
+        found.load_state_dict({name: plain[name] for name in found.state_dict()})
+    return found.eval()
 
 
-def _tensors(batch: Batch) -> dict[str, Tensor]:
-    """A batch as scvi-tools names its parts."""
-    x, labels, sites = batch
-    return {"X": x, "labels": labels[:, None], "batch": sites[:, None]}
+def _of_cells(found: Any) -> Tensor:
+    """Negative evidence lower bound of each cell, of what scvi-tools computed."""
+    parts = [*found.reconstruction_loss.values(), *found.kl_local.values()]
+    return torch.stack([part for part in parts if isinstance(part, Tensor) and part.ndim]).sum(0)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from inspect import Parameter, signature
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from torch import nn
+from torch import Tensor, nn
 
 from scinfl.model.base._registry import setup_of, state_of
-from scinfl.model.scvi._classes import SUPPORTED, class_of
+from scinfl.model.scvi._classes import SUPPORTED, class_of, supported
+from scinfl.model.scvi._native_data import native_form, register
 
 _FEWEST_ROWS = 40  # POISSONVI asks for 100 in all
 _FURTHER_SITE = "\x00further site"
@@ -33,6 +37,8 @@ class Agreed:
         Names in order; ``labels`` with that of cells without one at the end.
     setup
         Arguments of the setup of the data.
+    modalities
+        Number of features of each modality, in order; none where all are of one kind.
     """
 
     name: str
@@ -41,13 +47,16 @@ class Agreed:
     sites: Sequence[Any]
     labels: Sequence[Any]
     setup: Mapping[str, Any]
+    modalities: Mapping[str, int]
 
     @classmethod
-    def of(cls, name: str, arguments: Mapping[str, Any], registry: Mapping[str, Any]) -> Agreed:
+    def of(
+        cls, name: str, arguments: Mapping[str, Any], registry: Mapping[str, Any], modalities: Mapping[str, int]
+    ) -> Agreed:
         """What a registry of data says."""
         sites, labels = (list(state_of(registry, what)["categorical_mapping"]) for what in ("batch", "labels"))
         features = list(state_of(registry, "X")["column_names"])
-        return cls(name, arguments, features, sites, labels, setup_of(registry))
+        return cls(name, arguments, features, sites, labels, setup_of(registry), modalities)
 
     def native(self, *, copies: int = 3) -> Any:
         """The model of scvi-tools on ones: a constructor that reads cells reads nobody's.
@@ -65,43 +74,84 @@ class Agreed:
             if column is not None:
                 taken = [names[i % len(names)] for i in range(n)]
                 cells.obs[column] = pd.Categorical(taken, categories=list(names))
-        fields = {"batch_key": setup["site_key"], "labels_key": setup["labels_key"], "layer": setup["layer"]}
-        if SUPPORTED[self.name].labels:
-            fields["unlabeled_category"] = setup["unlabeled_category"]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of ones
-            kind.setup_anndata(cells, **fields)  # type: ignore[attr-defined]
-            model = kind(cells, **self.arguments)
-        without_batch_norm(model.module)
+        with _quiet():
+            data = self.native_form(cells)
+            register(kind, data, setup, self.modalities)
+            model = kind(data, **self.arguments)
+        _without_batch_norm(model.module)
         return model
 
-    def weights_by_site(self, native: nn.Module) -> list[str]:
-        """Names of the weights whose last columns belong to the sites.
+    def filled(self, state: Mapping[str, Tensor], cells: AnnData) -> Any:
+        """The model of scvi-tools with these weights, on a copy of cells."""
+        model = self.native()
+        model.module.load_state_dict(state)
+        model.module.eval()
+        with _quiet():
+            model.adata = self.native_form(cells)
+        if hasattr(model, "_set_indices_and_labels"):
+            asks = signature(model._set_indices_and_labels).parameters.values()
+            model._set_indices_and_labels(*[model.adata for p in asks if p.default is Parameter.empty])
+        model.is_trained_ = True
+        return model
+
+    def native_form(self, cells: AnnData) -> Any:
+        """A copy of cells as the class of scvi-tools reads them."""
+        in_mudata = len(supported(self.name).modalities) > 2
+        return native_form(cells, self.modalities, self.setup["layer"], in_mudata=in_mudata)
+
+    def axes_by_site(self, native: nn.Module) -> dict[str, int]:
+        """Parameters of which each site owns a part, with the axis of the sites.
 
         Found by building the model with one site more, and with more cells.
 
         Raises
         ------
         ValueError
-            If other parameters depend on the sites, or on the number of cells.
+            If parameters depend on the sites in another way or on the number of cells, or there are values that no
+            training makes.
         """
         shapes = _shapes(native)
         if more := _differing(shapes, _shapes(self.native(copies=5).module)):
             msg = f"Expected parameters that do not depend on the number of cells, found {more} of {self.name}."
             raise ValueError(msg)
+        if self.name not in SUPPORTED and (buffers := sorted(name for name, _ in native.named_buffers())):
+            msg = f"Expected trained parameters alone, found {buffers} of {self.name}, which may be made of cells."
+            raise ValueError(msg)
         if len(self.sites) == 1:
-            return []
+            return {}
         further = _shapes(replace(self, sites=[*self.sites, _FURTHER_SITE]).native().module)
-        names = _differing(shapes, further)
-        for name in names:
-            rows, columns = shapes[name][0], shapes[name][-1]
-            if not name.endswith(".weight") or further[name] != (rows, columns + 1):
-                msg = f"Expected sites to change columns of linear layers alone, found '{name}' of {self.name}."
-                raise ValueError(msg)
-        return names
+        names = [name for name in _differing(shapes, further) if 0 not in shapes.get(name, ())]  # of no features
+        return {name: self._axis(native, name, further.get(name)) for name in names}
+
+    def _axis(self, native: nn.Module, name: str, further: Sequence[int] | None) -> int:
+        """Axis that another site made longer: the last one of a linear layer, or one that counts sites."""
+        path, _, what = name.rpartition(".")
+        is_linear = isinstance(native.get_submodule(path), nn.Linear)
+        shape = tuple(native.get_parameter(name).shape)
+        axes = [axis for axis, (size, more) in enumerate(zip(shape, further or (), strict=False)) if size != more]
+        longer = [(*shape[:axis], shape[axis] + 1, *shape[axis + 1 :]) for axis in axes]
+        is_column = what == "weight" and axes == [1]
+        if longer != [further] or not (is_column if is_linear else shape[axes[0]] == len(self.sites)):
+            msg = f"Expected parts of '{name}' of {self.name} to belong to one site each, found that they do not."
+            raise ValueError(msg)
+        return axes[0]
 
 
-def without_batch_norm(network: nn.Module) -> None:
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Say nothing of ones, and of a copy that is set up."""
+    log = logging.getLogger("scvi")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def _without_batch_norm(network: nn.Module) -> None:
     """Swap the batch normalisations that a class insists on for layer normalisations, in place."""
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):

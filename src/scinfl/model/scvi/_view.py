@@ -1,0 +1,47 @@
+"""What an audit may see of a model of scvi-tools."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+from anndata import AnnData
+from torch import nn
+
+from scinfl.model.base._view import ModelView
+from scinfl.model.scvi._cells import CountCells
+from scinfl.model.scvi._model import ScviModel
+from scinfl.model.scvi._network import ScviNetwork, without_key
+from scinfl.model.scvi._options import ScviOptions
+from scinfl.privacy import Key
+
+
+class ScviView(ModelView):
+    """A model of scvi-tools, as an audit sees it."""
+
+    model: ScviModel
+
+    @property
+    def n_sites(self) -> int:
+        """Sites that the network has columns for."""
+        return len(self.model.sites)
+
+    def untrained(self, rng: int) -> ScviNetwork:
+        """A plain network of the same shape with initial weights."""
+        return cast("ScviNetwork", super().untrained(rng))
+
+    def plain(self, network: nn.Module) -> ScviNetwork:
+        """What a network computes with the key that it has, or with none."""
+        return without_key(network)
+
+    def cells(self, data: AnnData) -> CountCells:
+        """Cells as the network reads them."""
+        return self.model._cells_of(data)
+
+    def training_cells(self, training: Mapping[str, Any], key: Key | None) -> tuple[CountCells, CountCells]:
+        """Cells that were trained on, and cells that were set aside, of all sites."""
+        sites = self.model._data(ScviOptions(**{**training, "key": key})).values()
+        rows = [np.concatenate([getattr(own, part).rows for own in sites]) for part in ("train", "validation")]
+        every = self.model._training_cells(self.model.device)
+        return every.part(np.sort(rows[0])), every.part(np.sort(rows[1]))
