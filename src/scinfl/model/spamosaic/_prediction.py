@@ -59,7 +59,7 @@ class SpotPredictor(FederatedModel):
         layers = {X: setup["layer"]} if "layer" in setup else dict(setup["layers"] or {})
         given = setup["normalise"]
         normalise = self._normalise
-        if train:
+        if train and not normalise:
             normalise = {X: given} if isinstance(given, str) else dict(given or {})
         measured = read_spots(
             data,
@@ -246,7 +246,7 @@ class SpotPredictor(FederatedModel):
         local = self._personal(site) or None
         decoders = list(self.module.decoders.values()) if modality is None else [self.module.readouts[modality]]
         sizes = {name: self._options.sizes(len(names)) for name, names in self.feature_names.items()}
-        n_columns = sum(size[2] for size in sizes.values()) if modality is None else sizes[modality][0]
+        n_columns = sum(size[1] for size in sizes.values()) if modality is None else sizes[modality][0]
         found = np.full((n_spots, n_columns), np.nan, np.float32)
         self.module.eval()
         with torch.inference_mode(), as_site(self.module, local, cells):
