@@ -20,7 +20,7 @@ from scinfl._errors import TwoSitesWarning
 from scinfl.federation import Payload, Protection
 from scinfl.federation.rounds import are_elsewhere
 from scinfl.model.base._cells import Matrix
-from scinfl.model.spamosaic._batches import SpotTensors, centred, hop_matrix
+from scinfl.model.spamosaic._batches import SpotTensors, centred, hop_matrix, propagated
 from scinfl.model.spamosaic._measured import Measured
 from scinfl.model.spamosaic._normalise import normalised
 from scinfl.model.spamosaic._spatial_basis import NEAREST, BasisOptions, SpatialBasis
@@ -61,7 +61,9 @@ class DirectionsFit:
         self._parts = self._components()
         empty = np.zeros(0)
         self.scores = SpatialBasis(*self._parts, empty, empty, empty, empty, empty).scores(self._measured)
-        self.covariance, self.rotation, self.strength, self.n_spots = self._directions()
+        self.covariance, rotation, strength, self.n_spots = self._directions()
+        kept = self._options.sizes(self._measured.matrix.shape[1])[1]
+        self.rotation, self.strength = rotation[:, :kept], strength[:kept]
 
     @property
     def information(self) -> float:
@@ -180,7 +182,8 @@ class BasisFit(DirectionsFit):
         parts = (*self._parts, np.diag(self.covariance).copy(), self.rotation, self.strength)
         unscaled = SpatialBasis(*parts, scale, np.array([width]))
         inputs = unscaled.inputs(scores, measured.section, self.hop, options.n_hops)
-        around = unscaled.neighbourhoods(inputs)[:, : options.sizes(measured.matrix.shape[1])[1]]
+        n_target = options.sizes(measured.matrix.shape[1])[2]
+        around = centred(propagated(scores[:, :n_target], self.hop, options.n_hops)[-1], measured.section)
         squares = {
             site: {name: np.square(x[own], dtype=np.float64).sum(0) for name, x in (("hops", inputs), ("last", around))}
             for site, own in sums.rows.items()

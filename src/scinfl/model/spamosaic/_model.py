@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -19,7 +18,7 @@ from scinfl.model.base._noise_checks import check_noise_of_spots, sums_alone
 from scinfl.model.base._options import takes
 from scinfl.model.base._registry import UNPAIRED
 from scinfl.model.base._training import SiteData, resolve_device
-from scinfl.model.spamosaic._basis_fit import BasisFit, normalisation_of_counts
+from scinfl.model.spamosaic._basis_fit import BasisFit
 from scinfl.model.spamosaic._batches import MosaicBatches, SpotTensors
 from scinfl.model.spamosaic._imputation import judge_imputation
 from scinfl.model.spamosaic._normalise import NORMALISATIONS
@@ -294,9 +293,9 @@ class SpaMosaic(SpotPredictor):
 
     def _make_module(self) -> SpaMosaicModule:
         sizes = {modality: self._options.sizes(len(names)) for modality, names in self.feature_names.items()}
-        n_inputs = {modality: size[0] * (self._options.n_hops + 1) for modality, size in sizes.items()}
+        n_inputs = {modality: size[1] * (self._options.n_hops + 1) for modality, size in sizes.items()}
         n_values = {modality: size[0] for modality, size in sizes.items()} if len(sizes) > 1 else None
-        n_outputs = {modality: size[1] for modality, size in sizes.items()}
+        n_outputs = {modality: size[2] for modality, size in sizes.items()}
         return SpaMosaicModule(n_inputs, n_outputs, n_values, **self._network_options)
 
     # ---- training
@@ -344,9 +343,7 @@ class SpaMosaic(SpotPredictor):
         _warn_of_pairs(owners, len(names), sum_key)
         payload = self._payload or Payload()
         sums: dict[str, Any] = {"key": sum_key, "protections": guards, "payload": payload, "rng": options.seed}
-        for modality in self._undecided(measured):
-            own = measured[modality]
-            measured[modality] = replace(own, normalise=normalisation_of_counts(own, self._options, **sums))
+        measured = self._normalised_for_tissue(measured, **sums)
         tensors = {}
         for modality, own in measured.items():
             fit = BasisFit(own, self._options, **sums)
@@ -364,14 +361,6 @@ class SpaMosaic(SpotPredictor):
         self._finish(run, options)
         if len(measured) > 1 and run is not None and not self.is_personal:
             self._judged = self._judge(measured, tensors, data, options, guards)
-
-    def _undecided(self, measured: Mapping[str, Measured]) -> list[str]:
-        """Modalities of counts whose normalisation follows from the tissue: nobody named it, and places matter."""
-        if not self._options.n_hops:
-            return []
-        given = self._setup_args()["normalise"]
-        named = set(self._normalise) | ({X} if isinstance(given, str) else set(given or {}))
-        return [name for name, own in measured.items() if own.normalise == "lognorm" and name not in named]
 
     def _judge(
         self,

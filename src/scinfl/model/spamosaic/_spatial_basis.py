@@ -18,6 +18,7 @@ from scinfl.model.spamosaic._mutual_neighbours import section_pairs
 from scinfl.model.spamosaic._normalise import normalised
 from scinfl.model.spamosaic._spatial_graph import merged_graph, spatial_graph
 
+_LEAST_INPUTS = 10
 NEAREST = 12  # neighbours that show whether a direction follows the tissue
 
 _SCALES: dict[str, tuple[int | None, int]] = {"domain": (None, 2), "niche": (6, 1), "cell": (None, 0)}
@@ -64,10 +65,11 @@ class BasisOptions:
             number_between("radius", self.radius, 0, np.inf, open_low=True)
         number_between("mutual_weight", self.mutual_weight, 0, 1e6)
 
-    def sizes(self, n_features: int) -> tuple[int, int]:
-        """Principal components of a modality, and how many of them are reconstructed; neither waits for data."""
+    def sizes(self, n_features: int) -> tuple[int, int, int]:
+        """Principal components, directions and reconstructed components of a modality; none of them wait for data."""
         n_components = min(self.n_components, n_features)
-        return n_components, min(self.n_target or n_components, n_components)
+        n_target = min(self.n_target or n_components, n_components)
+        return n_components, min(max(n_target, _LEAST_INPUTS), n_components), n_target
 
     @property
     def finds_width(self) -> bool:
@@ -149,7 +151,7 @@ class SpatialBasis:
     def neighbourhoods(self, inputs: np.ndarray) -> np.ndarray:
         """Principal components after the last hop, which the last of the inputs hold as directions."""
         n = len(self.strength)
-        return inputs[:, -n:] @ (self.scale[-n:, None] * np.linalg.inv(self.rotation))
+        return inputs[:, -n:] @ (self.scale[-n:, None] * np.linalg.pinv(self.rotation))
 
     def values(self, scores: np.ndarray) -> np.ndarray:
         """Principal components, divided by one number so that their mean variance is 1."""

@@ -56,7 +56,7 @@ class SpaMosaicView(ModelView):
         """Columns of the embedding that reconstruct a modality."""
         start = 0
         for name, names in self.model.feature_names.items():
-            n_outputs = self.model._options.sizes(len(names))[1]
+            n_outputs = self.model._options.sizes(len(names))[2]
             if name == modality:
                 break
             start += n_outputs
