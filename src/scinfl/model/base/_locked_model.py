@@ -166,7 +166,7 @@ class LockedModel(RegisteredModel):
         Unfolds the old key and folds the new one in every keyed layer and table, and in the personal parameters of
         every site; trained meta learners keep their parameters. The model is left unlocked with the new key.
 
-        Whoever keeps the old model and its key could compare its weights with the new ones and read off what the new
+        Anyone who keeps the old model and its key could compare its weights with the new ones and read off what the new
         key does to each unit, so a rekeyed model is saved sealed only. He also goes on using the old model: rekeying
         takes nothing back.
 
@@ -262,8 +262,8 @@ class LockedModel(RegisteredModel):
             Whose personal parameters to save, where the share rule leaves some at the sites.
         sealed
             Encrypt the weights; by default where the model was trained with a key. ``False`` writes them locked only:
-            they still predict at chance as they are, but anyone with the file can attack the lock, for example by
-            fine-tuning on labelled data of their own.
+            behind offsets (``key_scheme="coordinate"``) they are noise without the key, but nobody notices when the
+            file is changed. Under other schemes anyone with the file can attack the lock.
         overwrite
             Replace a model that is there.
 
@@ -290,7 +290,7 @@ class LockedModel(RegisteredModel):
             "share": self._share,
             "history": {
                 "rounds": {} if history is None else history.reset_index().to_dict("list"),
-                "best_round": None if history is None else history.attrs.get("best_round"),
+                **{name: None if history is None else history.attrs.get(name) for name in ("best_round", "monitor")},
             },
             "facts": self._facts(),
         }
@@ -389,7 +389,7 @@ class LockedModel(RegisteredModel):
         rounds = document["history"]["rounds"]
         if rounds:
             model._history = pd.DataFrame(rounds).set_index("round")
-            model._history.attrs["best_round"] = document["history"]["best_round"]
+            model._history.attrs.update({name: document["history"].get(name) for name in ("best_round", "monitor")})
         return model
 
     def _load_weights(self, content: bytes) -> None:
@@ -457,18 +457,19 @@ def _seal_for_saving(keyed: KeyedNetwork, sealed: bool | None, *, is_sealed: boo
             msg = "Expected a model that was trained with a key to seal, found a plain one. Train it with `key=`."
             raise RuntimeError(msg)
         return None
-    if sealed is False and locked_with.get("previous"):
-        msg = (
-            "Expected a rekeyed model to be saved sealed, found `sealed=False`: anyone who keeps the old model and "
-            "its key could read the new lock off the difference. Leave `sealed` out, or train a new model with the "
-            "new key."
-        )
-        raise ValueError(msg)
-    if sealed is False:
+    if sealed is False and keyed.model_id is None:  # without offsets
+        if locked_with.get("previous"):
+            msg = (
+                "Expected a rekeyed model to be saved sealed, found `sealed=False`: anyone who keeps the old model and "
+                "its key could read the new lock off the difference. Leave `sealed` out, or train a new model with the "
+                "new key."
+            )
+            raise ValueError(msg)
         logger.warning(
             "Saved locked but not sealed: the weights predict at chance without the key, but anyone who has the file "
             "may attack the lock with labelled data of their own."
         )
+    if sealed is False:
         return None
     if key is None or key.fingerprint != keyed.fingerprint:
         msg = "Expected the model's own key to seal it, found another. Call `model.unlock(key)` with the right key."
