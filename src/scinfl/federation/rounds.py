@@ -231,7 +231,7 @@ def _is_kept(history: Sequence[Mapping[str, float]], monitor: str, n_validation:
     if best == history[-1]["round"] or not math.isfinite(last) or "accuracy" not in monitor:
         return best == history[-1]["round"]
     top = next(record[monitor] for record in history if record["round"] == best)
-    share = (n_validation * top + 1) / (n_validation + 2)
+    share = min(max((n_validation * top + 1) / (n_validation + 2), 0.0), 1.0)  # sums in fixed point may pass 1
     return last >= top - 2 * math.sqrt(share * (1 - share) / max(n_validation, 1))
 
 

@@ -130,8 +130,7 @@ class Rules:
             ]
         )
         spread = np.sqrt(np.square(left).mean(0))
-        own = np.stack([np.square(left[owner == row]).sum(0) for row in owner]), np.bincount(owner)[owner]
-        others = np.sqrt((np.square(left).sum(0) - own[0]) / (len(left) - own[1])[:, None])  # without the condition
+        others = np.stack([np.sqrt(np.square(left[owner != row]).mean(0)) for row in owner])
         ratio = np.abs(left)[others > 0] / others[others > 0]
         level = min(_INSIDE * (1 + 1 / len(count[0])), 1)  # conformal: one more condition is to come
         return Weights(weights, spread * (np.quantile(ratio, level) if ratio.size else 1.0))
