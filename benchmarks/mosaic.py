@@ -39,8 +39,9 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 import scinfl as si
 from scinfl.federation import Payload
+from scinfl.model.spamosaic._basis_fit import BasisFit
 from scinfl.model.spamosaic._normalise import normalised
-from scinfl.model.spamosaic._spatial_basis import BasisFit, BasisOptions
+from scinfl.model.spamosaic._spatial_basis import BasisOptions
 from scinfl.model.spamosaic._spots import read_spots
 from scinfl.module import contrastive_loss
 from scinfl.privacy import Key
@@ -48,7 +49,7 @@ from scinfl.privacy import Key
 SHARED = Path(os.environ.get("SCINFL_SHARED", Path(__file__).parents[2] / "shared"))
 NAME = "spamosaic_sim_r{}_{}_adata_{}.h5ad"
 MEASURED = {"rna": ("s1", "s2"), "adt": ("s1", "s3")}
-OPTIONS = BasisOptions(n_components=30, n_features=2000, n_target=10, n_hops=2)
+OPTIONS = BasisOptions(n_components=30, n_features=2000, n_target=None, n_hops=2)
 
 
 def replicate(folder, split=None, seed=0, number=1):

@@ -28,8 +28,9 @@ from scipy import stats
 
 import scinfl as si
 from scinfl.federation import Payload
+from scinfl.model.spamosaic._basis_fit import BasisFit
 from scinfl.model.spamosaic._batches import centred, hop_matrix, propagated
-from scinfl.model.spamosaic._spatial_basis import BasisFit, BasisOptions
+from scinfl.model.spamosaic._spatial_basis import BasisOptions
 from scinfl.model.spamosaic._spatial_graph import spatial_graph
 from scinfl.model.spamosaic._spots import read_spots
 from scinfl.privacy import Key
@@ -92,7 +93,7 @@ def aligned_target(adata, seed):
     (measured,) = read_spots(
         adata, section_key="section", site_key="section", spatial_key="spatial", layers={}
     ).values()
-    options = BasisOptions(n_components=30, n_features=2000, n_target=10, n_hops=2)
+    options = BasisOptions(n_components=30, n_features=2000, n_target=None, n_hops=2)
     return BasisFit(measured, options, key=None, protections=None, payload=Payload(), rng=seed).target
 
 

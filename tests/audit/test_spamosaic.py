@@ -201,7 +201,7 @@ def test_held_out_sections_spare_the_twin():
     assert any("name columns in `attributes`" in words for words in audit["not_tested"])
 
 
-def test_the_fit_is_the_mean_correlation_of_directions():
+def test_the_fit_is_the_correlation_of_components():
     adata = make_tissue()
     outside = make_tissue(1, rng=1)
     outside.obs["section"] = "another"
@@ -209,9 +209,9 @@ def test_the_fit_is_the_mean_correlation_of_directions():
     target = SpaMosaicTarget.of(model, None, adata, outside, training_of(model, TRAIN), (), 0)
     spots = target.train["X"]
     found = model.get_latent_representation(adata)
-    n_target, n_directions = model._bases["X"].n_target, len(model._bases["X"].strength)
-    last = spots.inputs.numpy()[:, -n_directions:]
-    expected = np.mean([np.corrcoef(found[:, one], last[:, one])[0, 1] for one in range(n_target)])
+    n_directions = len(model._bases["X"].strength)
+    last = model._bases["X"].neighbourhoods(spots.inputs.numpy())
+    expected = np.corrcoef((found - found.mean(0)).ravel(), (last - last.mean(0)).ravel())[0, 1]
     assert fit_of(target.view, target.predictor("X"), "X", spots) == pytest.approx(expected, abs=1e-5)
     inputs = spots.inputs.numpy()
     known = model._bases["X"].scores(target.measured["X"]) @ model._bases["X"].rotation

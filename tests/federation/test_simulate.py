@@ -95,6 +95,18 @@ def test_a_metric_that_is_no_loss_is_best_when_highest(toy_sites):
     assert run(toy_sites, 5, monitor="validation_accuracy").best_round == 3
 
 
+def test_few_rows_do_not_choose_a_round_by_accuracy_and_many_do(toy_sites):
+    accuracies = [0.2, 1.0, 0.7, 0.8, 0.7]
+    for n, kept in ((1, 5), (1000, 2)):
+        for site in toy_sites:
+            site.n_validation = n
+            site.evaluate = lambda round, state, n=n, name=site.name: Update(
+                name, round, {}, n, float(n), metrics={"accuracy": accuracies[round - 1]}, purpose="evaluation"
+            )
+        assert run(toy_sites, 5, monitor="validation_accuracy").best_round == kept
+        assert run(toy_sites, 5, monitor="validation_accuracy", patience=2).n_rounds == 4  # two without a higher one
+
+
 @pytest.mark.parametrize("monitor", ["validation_mse_de", "validation_mse", "validation_loss"])
 def test_losses_and_squared_errors_are_best_when_lowest(toy_sites, monitor):
     for site in toy_sites:

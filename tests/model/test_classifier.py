@@ -235,6 +235,14 @@ def test_a_site_may_lack_classes_and_a_tiny_site_is_reported(cells, key):
         fit(cells, min_cells=1000)
 
 
+def test_features_far_from_zero_are_learned_as_well_as_centred_ones(cells):
+    far = cells.copy()
+    far.X = far.X + np.linspace(-30, 30, far.n_vars, dtype=np.float32)
+    model = fit(far, 10)
+    assert model.module.encoder[0].p > 0
+    assert accuracy(model, far) > 0.9
+
+
 def test_one_pooled_site_trains_too(cells, key):
     assert accuracy(fit(cells, site_key=None, key=key), cells) > 0.97
 

@@ -65,8 +65,8 @@ def pooled():
     return mdata, trained(mdata, site_key=None)
 
 
-def measured_of(truth, imputed, modality):
-    return normalised(truth[modality][imputed.obs_names].X, "clr").toarray()
+def measured_of(truth, imputed, modality, model):
+    return normalised(truth[modality][imputed.obs_names].X, model._normalise[modality]).toarray()
 
 
 # ---- how good it is
@@ -77,7 +77,7 @@ def measured_of(truth, imputed, modality):
 def test_imputed_features_follow_measured_ones_better_than_the_mean_does(case, modality, truth, request):
     mdata, model = request.getfixturevalue(case)
     imputed = si.tl.impute(mdata, model, modality=modality, method="decoder")
-    measured = measured_of(truth, imputed, modality)
+    measured = measured_of(truth, imputed, modality, model)
     mean = np.tile(model.normalised(modality).mean(0), (len(measured), 1))
     found, baseline = scores(measured, imputed.X), scores(measured, mean)
     assert found["pcc_feature"] > (0.08 if modality == "rna" else 0.15)
@@ -89,14 +89,14 @@ def test_neighbours_of_the_same_site_tell_it_too(modality, pooled, truth):
     mdata, model = pooled
     imputed = si.tl.impute(mdata, model, modality=modality, n_neighbours=30)
     assert set(imputed.obs["infl_imputed_by"]) == {"neighbours"}
-    found = scores(measured_of(truth, imputed, modality), imputed.X)
+    found = scores(measured_of(truth, imputed, modality, model), imputed.X)
     assert found["pcc_feature"] > (0.04 if modality == "rna" else 0.15)
 
 
 def test_features_that_differ_between_domains_are_imputed_best(mosaic, truth):
     mdata, model = mosaic
     imputed = si.tl.impute(mdata, model, modality="adt")
-    table = si.metrics.imputation_features(measured_of(truth, imputed, "adt"), imputed.X)
+    table = si.metrics.imputation_features(measured_of(truth, imputed, "adt", model), imputed.X)
     informative = truth["adt"].var["informative"].to_numpy()
     assert table["pcc"][informative].mean() > table["pcc"][~informative].mean() + 0.1
 
@@ -104,7 +104,7 @@ def test_features_that_differ_between_domains_are_imputed_best(mosaic, truth):
 def test_without_the_right_key_it_is_no_better_than_without_training(mosaic, truth):
     mdata, model = mosaic
     imputed = si.tl.impute(mdata, model, modality="adt")
-    measured = measured_of(truth, imputed, "adt")
+    measured = measured_of(truth, imputed, "adt", model)
     right = scores(measured, imputed.X)["pcc_feature"]
     twin = mosaic_simulated(**DATA)
     untrained = trained(twin, n_rounds=1, lr=1e-9)
@@ -124,7 +124,7 @@ def test_the_standard_error_is_that_of_spots_where_the_truth_is_known(truth):
     model = trained(mdata, n_rounds=3, validation_size=0.0)
     imputed = si.tl.impute(mdata, model, modality="adt", sections=["section_1"])
     assert set(imputed.obs["infl_imputed_by"]) == {"decoder"}
-    error = np.sqrt(np.square(measured_of(truth, imputed, "adt") - imputed.X).mean(0))
+    error = np.sqrt(np.square(measured_of(truth, imputed, "adt", model) - imputed.X).mean(0))
     np.testing.assert_allclose(imputed.layers["std"], np.tile(error, (300, 1)), rtol=1e-3)
     np.testing.assert_allclose(model.imputation_error("adt"), error, rtol=1e-3)
 
@@ -132,7 +132,7 @@ def test_the_standard_error_is_that_of_spots_where_the_truth_is_known(truth):
 def test_the_standard_error_of_spots_set_aside_is_near_that_of_a_section_with_truth(mosaic, truth):
     mdata, model = mosaic
     imputed = si.tl.impute(mdata, model, modality="adt", sections=["section_1"])
-    error = np.sqrt(np.square(measured_of(truth, imputed, "adt") - imputed.X).mean(0))
+    error = np.sqrt(np.square(measured_of(truth, imputed, "adt", model) - imputed.X).mean(0))
     assert 0.9 < model.imputation_error("adt").mean() / error.mean() < 1.4
 
 

@@ -74,8 +74,8 @@ def simulate(
     rng
         Seed of the choice of sites.
     monitor
-        Column of the history that defines the best round: lowest for losses and squared errors (``mse``),
-        highest otherwise.
+        Column of the history that defines the round that is kept: that of the lowest loss or squared error
+        (``mse``), or the last whose accuracy is not below the highest by more than two standard errors.
     patience
         Stop after so many rounds without a better monitored value; never by default.
     journal

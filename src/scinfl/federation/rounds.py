@@ -56,7 +56,8 @@ class Run:
     smooth
         Moving average of the shared states, which is what is validated and kept.
     best_state, best_round
-        Smooth state and number of the round with the best monitored value; of the last round without validation.
+        Smooth state and number of the round that is kept: of the lowest monitored loss, of the last whose monitored
+        accuracy is not below the highest beyond noise, or of the last without validation.
     best_local
         What stayed at each site in the best round.
     memory
@@ -103,7 +104,7 @@ class Rules:
     def finish(
         self, run: Run, record: Mapping[str, Any], validation: Update | None, local: Callable[[], dict[str, State]]
     ) -> None:
-        """Close a round: its record enters the history, and its state is kept if it is the best so far."""
+        """Close a round: its record enters the history, and its state is kept if none before is better beyond noise."""
         metrics: Mapping[str, float] = {}
         if validation is not None:
             metrics = validation.metrics
@@ -111,12 +112,15 @@ class Rules:
         after = {name: record[name] for name in _AFTER_METRICS if name in record}
         before = {name: value for name, value in record.items() if name not in after}
         run.history.append({**before, **{f"validation_{name}": value for name, value in metrics.items()}, **after})
-        if _best_round(run.history, self.monitor) == record["round"]:
+        n_validation = 0.0 if validation is None else validation.weight
+        if _is_kept(run.history, self.monitor, n_validation):
             run.best_round, run.best_state, run.best_local = record["round"], run.smooth, local()
 
     def is_finished(self, run: Run) -> bool:
         """Whether all rounds are done, or as many as `patience` allows went by without a better one."""
-        stalled = self.patience is not None and run.n_rounds - run.best_round >= self.patience
+        if self.patience is None or not run.history:
+            return run.n_rounds >= self.n_rounds
+        stalled = run.n_rounds - _best_round(run.history, self.monitor) >= self.patience
         return run.n_rounds >= self.n_rounds or stalled
 
 
@@ -213,6 +217,22 @@ def _smoothed(past: State, state: State, weight: float) -> State:
     if weight == 0:
         return state
     return {name: (weight * past[name] + (1 - weight) * array).astype(array.dtype) for name, array in state.items()}
+
+
+def _is_kept(history: Sequence[Mapping[str, float]], monitor: str, n_validation: float) -> bool:
+    r"""Whether the last round takes the place of the one kept so far.
+
+    A loss has to be the lowest. An accuracy :math:`p` of :math:`n` observations must not be below the highest by more
+    than two standard errors, :math:`2 \sqrt{\tilde p (1 - \tilde p) / n}` with :math:`\tilde p = (n p + 1) / (n + 2)`:
+    of few observations it says little, and the later of two rounds has learned more.
+    """
+    last = history[-1].get(monitor, math.nan)
+    best = _best_round(history, monitor)
+    if best == history[-1]["round"] or not math.isfinite(last) or "accuracy" not in monitor:
+        return best == history[-1]["round"]
+    top = next(record[monitor] for record in history if record["round"] == best)
+    share = min(max((n_validation * top + 1) / (n_validation + 2), 0.0), 1.0)  # sums in fixed point may pass 1
+    return last >= top - 2 * math.sqrt(share * (1 - share) / max(n_validation, 1))
 
 
 def _best_round(history: Sequence[Mapping[str, float]], monitor: str) -> int:

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from scipy import sparse
 from scvi.data import AnnDataManager
 from scvi.data.fields import LayerField
 from sklearn.model_selection import GroupShuffleSplit
-from torch import nn
+from torch import Tensor, nn
 
 from scinfl import _names
 from scinfl._checks import (
@@ -40,6 +41,7 @@ from scinfl.model.base._registry import categories_of, state_of
 from scinfl.model.base._site_parameters import as_site
 from scinfl.model.base._training import SiteData, one_thread, resolve_device
 from scinfl.module import ClassifierModule
+from scinfl.privacy import SampleDP
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +102,8 @@ class Classifier(FederatedModel):
     n_layers
         Hidden layers; 0 makes a keyed multinomial regression; compare both on validation rows of small cohorts.
     dropout, input_dropout
-        Share of hidden units and of features dropped in training.
+        Share of hidden units and of features dropped in training. A dropped feature takes its mean at the site, so that
+        features need not be centred.
     norm
         ``"layer"`` normalises each cell by itself; ``"batch"`` works but gives more away, and warns; or ``None``.
     key_scheme
@@ -246,7 +249,8 @@ class Classifier(FederatedModel):
     def train(self, options: ClassifierOptions) -> None:
         """Train over the sites; call it again to go on.
 
-        The model keeps the round that is best on the sites' own validation rows. Sites train by AdamW.
+        The model keeps the last round whose balanced accuracy on the sites' own validation rows is not below the
+        highest by more than two standard errors: few rows do not decide on a round. Sites train by AdamW.
 
         Parameters
         ----------
@@ -298,9 +302,19 @@ class Classifier(FederatedModel):
                 Cells(matrix, train, codes[train], target, own_groups, is_sparse=is_sparse),
                 Cells(matrix, validation, codes[validation], target, is_sparse=is_sparse),
                 weights,
+                prepare=partial(_fill_dropped, mean=0.0 if is_sparse else self._mean(matrix, train, options, target)),
                 batch_size=batch_size,
             )
         return data
+
+    @staticmethod
+    def _mean(matrix: Matrix, rows: np.ndarray, options: ClassifierOptions, device: torch.device) -> Tensor | float:
+        """Mean features of a site, which stays there; 0 where every sample is guarded by itself, as a mean is not."""
+        guards = () if options.protections == "default" else options.protections
+        if any(isinstance(guard, SampleDP) for guard in guards):
+            return 0.0
+        mean = np.asarray(matrix[rows].mean(0), dtype=np.float32).ravel()
+        return torch.from_numpy(mean).to(device)
 
     def predict(
         self,
@@ -453,6 +467,10 @@ class Classifier(FederatedModel):
         options = self._network_options
         hidden = f"{options['n_layers']} × {options['n_hidden']}" if options["n_layers"] else "no"
         return f"{hidden} hidden units, {len(self.labels)} labels"
+
+
+def _fill_dropped(network: nn.Module, mean: Tensor | float) -> None:
+    network.fill_dropped(mean)  # type: ignore[operator]
 
 
 def _check_data(adata: AnnData, layer: str | None, missing: str) -> None:

@@ -45,6 +45,10 @@ class ClassifierModule(nn.Module):
         self.encoder = MLP(n_input, n_hidden, n_layers, dropout=dropout, input_dropout=input_dropout, norm=norm)
         self.head = nn.Linear(n_hidden if n_layers else n_input, n_labels)
 
+    def fill_dropped(self, mean: Tensor | float) -> None:
+        """Let features that are dropped in training take their mean at a site; 0 by default."""
+        self.encoder[0].fill = mean  # type: ignore[assignment]
+
     @property
     def metric_names(self) -> list[str]:
         """Names of what :meth:`evaluate` returns."""

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from scinfl.nn._keyed import folded
 from scinfl.nn._sparse_rows import SparseRows
+
+
+class FeatureDropout(nn.Dropout):
+    """Dropout of features, which take the value ``fill`` in place of 0: their mean, where they are not centred."""
+
+    fill: Tensor | float = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop features (cells × features) in training."""
+        return F.dropout(x - self.fill, self.p, self.training) + self.fill
 
 
 class MLP(nn.Sequential):
@@ -43,7 +54,7 @@ class MLP(nn.Sequential):
         input_dropout: float = 0.0,
         norm: str | None = "layer",
     ) -> None:
-        blocks: list[nn.Module] = [nn.Dropout(input_dropout)]
+        blocks: list[nn.Module] = [FeatureDropout(input_dropout)]
         for number in range(n_layers):
             blocks.append(nn.Linear(n_input if number == 0 else n_hidden, n_hidden))
             if norm is not None:

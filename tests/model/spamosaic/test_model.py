@@ -155,7 +155,7 @@ def test_forms_of_values_give_the_same_embedding(sections, form):
     elif form == "layer":
         adata.layers["counts"], adata.X = adata.X, None
     else:
-        adata.X = normalised(adata.X, "clr")
+        adata.X = normalised(adata.X, "lognorm")
     codes = []
     for data in (sections, adata):
         SpaMosaic.setup_anndata(data, "section", layer="counts" if "counts" in data.layers else None)

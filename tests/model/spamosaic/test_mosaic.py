@@ -97,7 +97,7 @@ def test_all_spots_get_one_embedding_that_separates_more_than_any_modality(case,
     mdata, model = request.getfixturevalue(case)
     si.tl.embed(mdata, model)
     code = mdata.obsm["X_infl"]
-    assert code.shape == (mdata.n_obs, 10 * len(mdata.mod))
+    assert code.shape == (mdata.n_obs, 20 * len(mdata.mod))
     assert code.dtype == np.float32
     assert np.isfinite(code).all()
     si.tl.cluster(mdata, 6)

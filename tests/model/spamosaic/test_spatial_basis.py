@@ -11,10 +11,12 @@ from sklearn.decomposition import PCA
 
 from scinfl.datasets import mosaic_simulated
 from scinfl.federation import Payload
+from scinfl.metrics import integration
+from scinfl.model.spamosaic._basis_fit import BasisFit, normalisation_of_counts
 from scinfl.model.spamosaic._batches import centred
 from scinfl.model.spamosaic._measured import Measured
 from scinfl.model.spamosaic._normalise import normalised
-from scinfl.model.spamosaic._spatial_basis import BasisFit, BasisOptions, SpatialBasis
+from scinfl.model.spamosaic._spatial_basis import BasisOptions, SpatialBasis
 from scinfl.model.spamosaic._spots import read_spots
 
 OPTIONS = BasisOptions(n_components=10, n_features=2000, n_target=6, n_hops=2)
@@ -112,7 +114,7 @@ def test_every_sum_is_listed_and_none_is_as_large_as_the_spots(spots, key):
 def test_components_are_those_of_scaled_features(spots):
     measured = spots["rna"]
     basis = fit_basis(measured).basis
-    values = normalised(measured.matrix, "clr").toarray().astype(np.float64)
+    values = normalised(measured.matrix, "lognorm").toarray().astype(np.float64)
     deviation = values.std(0, ddof=1)
     np.testing.assert_allclose(basis.deviation, deviation, rtol=1e-5)
     np.testing.assert_allclose(basis.mean, (values / deviation).mean(0), rtol=1e-5)
@@ -138,15 +140,15 @@ def test_directions_are_those_of_the_formula_and_of_unit_variance(spots):
 
 def test_waves_over_the_tissue_come_first_and_noise_does_not_count():
     measured = fields_of_waves()
-    basis = fit_basis(measured, n_components=12, n_neighbours=12).basis
+    fit = fit_basis(measured, n_components=12, n_neighbours=12)
+    basis = fit.basis
     assert (basis.strength[:3] > 0.6).all()
     assert (basis.strength[3:] < 0.2).all()
-    assert basis.n_target == 3
     axes = basis.components @ basis.rotation / basis.deviation[:, None]
     assert (np.abs(axes[:3, :3]).sum(0) > 4 * np.abs(axes[3:, :3]).sum(0)).all()
     order = np.random.default_rng(1).permutation(len(measured.rows))
     anywhere = replace(measured, coordinates=measured.coordinates[order])
-    assert fit_basis(anywhere, n_components=12, n_neighbours=12).basis.n_target == 2  # never less
+    assert fit_basis(anywhere, n_components=12, n_neighbours=12).information < fit.information / 2
 
 
 def test_inputs_are_hops_of_the_directions_with_a_mean_square_of_one(spots):
@@ -172,7 +174,7 @@ def test_as_many_components_as_features_reconstruct_the_features(spots):
     measured = spots["rna"]
     fit = fit_basis(measured, n_components=60)
     values = fit.basis.normalised(measured, np.arange(360))
-    np.testing.assert_allclose(values, normalised(measured.matrix, "clr").toarray(), atol=1e-6)
+    np.testing.assert_allclose(values, normalised(measured.matrix, "lognorm").toarray(), atol=1e-6)
     expected = centred(values.astype(np.float64), measured.section) + values.mean(0)
     np.testing.assert_allclose(fit.basis.features(fit.values), expected, atol=1e-3)
     assert np.square(fit.values).mean() == pytest.approx(1, rel=1e-3)
@@ -189,19 +191,51 @@ def test_accessibility_is_reconstructed_around_its_mean(spots):
     assert ((predicted - values.mean(0) - rest) ** 2).mean() < 0.75 * (rest**2).mean()
 
 
-def test_targets_are_aligned_over_sections_and_noise_is_left_out(spots):
-    fit = fit_basis(spots["rna"], n_target=8)
-    n = fit.basis.n_target
-    assert 2 <= n < 8
-    assert fit.target.shape == (360, 8)
-    np.testing.assert_array_equal(fit.target[:, n:], 0)
-    deviation = fit.target[:, :n].std(0)
-    assert (deviation > 0.3).all()
-    assert deviation[0] > deviation[n - 1]  # what follows the tissue most counts most
+def test_targets_are_neighbourhoods_of_components_that_keep_their_variances(spots):
     one = spots["rna"].section == "section_1"
     parts = {name: getattr(spots["rna"], name)[one] for name in ("matrix", "rows", "coordinates", "section", "site")}
-    alone = fit_basis(replace(spots["rna"], **parts), n_target=8)
-    assert np.isfinite(alone.target).all()
+    measured = replace(spots["rna"], **parts)
+    fit = fit_basis(measured, n_target=8)
+    mean = fit.graph.toarray() / fit.graph.toarray().sum(1, keepdims=True)
+    expected = centred(mean @ mean @ fit.basis.scores(measured), measured.section)[:, :8]
+    expected /= np.sqrt(np.square(expected).mean())
+    np.testing.assert_allclose(fit.target, expected, atol=1e-3)
+    around = fit.basis.neighbourhoods(fit.inputs)[:, :8]
+    np.testing.assert_allclose(around / np.sqrt(np.square(around).mean()), expected, atol=1e-2)
+
+
+def test_targets_are_aligned_over_sections(spots):
+    measured = spots["rna"]
+    fit = fit_basis(measured, n_target=8)
+    assert fit.target.shape == (360, 8)
+    assert fit_basis(measured, n_target=None).target.shape == (360, 10)
+    before = fit.basis.neighbourhoods(fit.inputs)[:, :8]
+
+    def mixing(x):
+        table = integration(x, batch=measured.section, n_neighbours=90, rng=0).set_index("metric")["value"]
+        return table["mixing"]
+
+    assert mixing(fit.target) > mixing(before)
+
+
+# ---- which normalisation
+
+
+def test_depth_that_follows_the_tissue_asks_for_log_ratios_and_depth_that_does_not_for_shares():
+    """Genes of a band are higher there; in the second tissue the depth of a spot also is."""
+    generator = np.random.default_rng(0)
+    n = 600
+    xy, every = generator.random((n, 2)), np.full(n, "a")
+    profile = generator.gamma(1.0, 1.0, 40)
+    band = (xy[:, 0] > 0.5)[:, None]
+    sums = {"key": None, "protections": None, "payload": Payload(), "rng": 0}
+    found = {}
+    for name, depth in (("noise", generator.lognormal(0, 0.4, (n, 1))), ("tissue", 1 + 4 * (xy[:, 1:] > 0.5))):
+        shares = profile * np.where(band & (np.arange(40) < 8), 3.0, 1.0)
+        counts = generator.poisson(8 * depth * shares).astype(np.float32)
+        measured = Measured(None, counts, "lognorm", np.arange(n), xy, every, every)
+        found[name] = normalisation_of_counts(measured, OPTIONS, **sums)
+    assert found == {"noise": "lognorm", "tissue": "clr"}
 
 
 # ---- the width of neighbourhoods

@@ -60,7 +60,7 @@ def test_every_modality_comes_with_its_spots(mdata):
         assert own.site.tolist() == adata.obs["site"].tolist()
         np.testing.assert_array_equal(own.coordinates, adata.obsm["spatial"])
         assert (own.matrix != adata.X).nnz == 0
-        assert own.normalise == "clr"
+        assert own.normalise == {"rna": "lognorm", "adt": "clr"}[name]
     pooled = read_spots(mdata, **{**WHERE, "site_key": None})
     assert {site for own in pooled.values() for site in own.site} == {"all"}
 
@@ -120,15 +120,15 @@ def test_values_come_dense_or_as_sparse_rows(form, mdata):
 def test_counts_are_recognised_by_scale_and_accessibility_by_name():
     counts = sparse.random(50, 20, 0.3, format="csr", random_state=0)
     counts.data = np.ceil(5 * counts.data)  # few counts each
-    assert normalisation_of("rna", counts) == "clr"
+    assert normalisation_of("rna", counts) == normalisation_of("X", counts) == "lognorm"
     assert normalisation_of("adt", 40 * counts.toarray()) == "clr"
     for name in ("atac", "ATAC_peaks", "H3K27ac", "histone"):
         assert normalisation_of(name, counts) == "tfidf"
         assert normalisation_of(name, (counts > 0).astype(np.float32)) == "tfidf"
     for other in (counts.log1p(), -counts, counts.toarray() - 1, np.zeros((0, 3))):
         assert normalisation_of("atac", other) == "none"
-    set_to = read_spots(make_mosaic(), **WHERE, normalise={"rna": "lognorm"})
-    assert {name: own.normalise for name, own in set_to.items()} == {"rna": "lognorm", "adt": "clr"}
+    set_to = read_spots(make_mosaic(), **WHERE, normalise={"rna": "log1p"})
+    assert {name: own.normalise for name, own in set_to.items()} == {"rna": "log1p", "adt": "clr"}
 
 
 def test_layers_are_read_by_modality(mdata):

@@ -149,8 +149,8 @@ def align(target: SpaMosaicTarget, modality: str, effort: _Effort) -> list[dict[
     The attacker is given the components, which sites agree on and seal.
     """
     inputs, columns = target.public[modality].inputs, target.view.columns(modality)
-    last = inputs.shape[1] - len(target.view.bases[modality].strength)
-    y = inputs[:, last : last + columns.stop - columns.start]
+    around = target.view.bases[modality].neighbourhoods(inputs.numpy())
+    y = torch.from_numpy(around[:, : columns.stop - columns.start].astype(np.float32))
 
     def loss(predicted: torch.Tensor, neighbourhood: torch.Tensor) -> torch.Tensor:
         return F.mse_loss(predicted[:, columns], neighbourhood)

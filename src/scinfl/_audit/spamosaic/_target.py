@@ -119,7 +119,7 @@ class SpaMosaicTarget(AttackTarget):
         return Predictor(self.view.untrained(rng), modality)
 
     def neighbourhood(self, predictor: nn.Module, modality: str) -> float:
-        """Mean correlation, over directions, of what a network predicts of unseen spots and their neighbourhood."""
+        """Correlation of what a network predicts of unseen spots and their neighbourhood, see :func:`fit_of`."""
         return fit_of(self.view, predictor, modality, self.test[modality])
 
     def transfer(self, predictor: nn.Module, modality: str, column: str) -> float:
@@ -151,18 +151,13 @@ class SpaMosaicTarget(AttackTarget):
 
 
 def fit_of(view: SpaMosaicView, predictor: nn.Module, modality: str, spots: Spots) -> float:
-    """Mean correlation of what a network predicts of spots and their neighbourhood, over directions of the tissue."""
+    """Correlation of what a network predicts of spots and their neighbourhood, over all components."""
     columns = view.columns(modality)
-    last = spots.inputs.shape[1] - len(view.bases[modality].strength)
+    around = view.bases[modality].neighbourhoods(spots.inputs.numpy())
     with torch.inference_mode():
         predicted = predictor.eval()(spots.inputs)[:, columns].numpy()
-    return float(np.mean(_correlations(predicted, spots.inputs[:, last : last + predicted.shape[1]].numpy())))
-
-
-def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    a, b = a - a.mean(0), b - b.mean(0)
-    norm = np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0)
-    return (a * b).sum(0) / np.maximum(norm, 1e-12)
+    predicted, around = (x - x.mean(0) for x in (predicted, around[:, : predicted.shape[1]]))
+    return float((predicted * around).sum() / max(np.linalg.norm(predicted) * np.linalg.norm(around), 1e-12))
 
 
 def _dealt(spots: Mapping[str, Spots], rng: int) -> tuple[dict[str, Spots], dict[str, Spots]]:

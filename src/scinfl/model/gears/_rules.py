@@ -150,7 +150,8 @@ class Rules:
             ]
         )
         spread = np.sqrt(np.square(left).mean(0))
-        ratio = np.abs(left)[:, spread > 0] / spread[spread > 0]
+        usual = np.stack([np.sqrt(np.square(left[owner != row]).mean(0)) for row in owner])
+        ratio = np.abs(left)[usual > 0] / usual[usual > 0]
         level = min(_INSIDE * (1 + 1 / len(count[0])), 1)  # conformal: one more condition is to come
         return Weights(weights, spread * (np.quantile(ratio, level) if ratio.size else 1.0))
 

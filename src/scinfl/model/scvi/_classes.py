@@ -13,6 +13,7 @@ from scvi.module.base import BaseModuleClass
 
 from scinfl._checks import first_of
 from scinfl._names import GENES, PEAKS, PROTEINS
+from scinfl._spelling import argument as named
 
 _BATCHNORM = (
     "batch normalisation keeps means and variances of a site's hidden units, which no key folds; layer normalisation "
@@ -194,7 +195,7 @@ def check_labels_named(name: str, *, labels_key: str | None, unlabeled_category:
     needed = {"labels_key": own.labels and labels_key is None}
     needed["unlabeled_category"] = own.unlabeled and unlabeled_category is None
     if any(needed.values()):
-        names = " and ".join(f"`{what}`" for what, is_missing in needed.items() if is_missing)
+        names = " and ".join(named(what) for what, is_missing in needed.items() if is_missing)
         msg = f"Expected {names} for {name}, found none. Name what is missing."
         raise ValueError(msg)
 

@@ -18,13 +18,14 @@ from scinfl.model.base._noise_checks import check_noise_of_spots, sums_alone
 from scinfl.model.base._options import takes
 from scinfl.model.base._registry import UNPAIRED
 from scinfl.model.base._training import SiteData, resolve_device
+from scinfl.model.spamosaic._basis_fit import BasisFit
 from scinfl.model.spamosaic._batches import MosaicBatches, SpotTensors
 from scinfl.model.spamosaic._imputation import judge_imputation
 from scinfl.model.spamosaic._measured import owners_of
 from scinfl.model.spamosaic._normalise import NORMALISATIONS
 from scinfl.model.spamosaic._options import SpaMosaicOptions, batch_size_of
 from scinfl.model.spamosaic._prediction import SpotPredictor, X, place_of
-from scinfl.model.spamosaic._spatial_basis import BasisFit, BasisOptions, SpatialBasis, width_of
+from scinfl.model.spamosaic._spatial_basis import BasisOptions, SpatialBasis, width_of
 from scinfl.model.spamosaic._spots import Data, Measured, read_spots
 from scinfl.module import SpaMosaicModule
 from scinfl.privacy import Key
@@ -50,8 +51,7 @@ class SpaMosaic(SpotPredictor):
     n_features
         Features with the highest dispersion to find them on, where a modality has more.
     n_target
-        Most directions of a modality that are aligned and reconstructed. Those that do not follow the tissue (a
-        neighbourhood explains less than a fifth of their variance) are left out by themselves.
+        Leading components of a modality whose neighbourhoods are aligned and reconstructed; all by default.
     n_latent
         Length of a code. Short codes mix sections better, long ones keep more of what several modalities see.
     n_hidden
@@ -103,7 +103,7 @@ class SpaMosaic(SpotPredictor):
         *,
         n_components: int = 30,
         n_features: int = 2000,
-        n_target: int = 10,
+        n_target: int | None = None,
         n_latent: int = 16,
         n_hidden: int = 64,
         scale: Literal["domain", "niche", "cell"] | int = "domain",
@@ -171,8 +171,9 @@ class SpaMosaic(SpotPredictor):
         layer
             Layer to use instead of ``adata.X``.
         normalise
-            ``"clr"``, ``"lognorm"``, ``"log1p"``, ``"tfidf"`` or ``"none"``; by default centred log ratios of counts,
-            and other values as they are.
+            ``"clr"``, ``"lognorm"``, ``"log1p"``, ``"tfidf"`` or ``"none"``. By default counts come as logarithms of
+            their share in the spot, or as centred log ratios where neighbours then say clearly more about each other;
+            other values as they are.
         kwargs
             ``source_registry`` of another data set.
 
@@ -232,8 +233,8 @@ class SpaMosaic(SpotPredictor):
         layers
             Layer to use instead of X, by modality.
         normalise
-            Normalisation by modality, see :meth:`setup_anndata`; ``"tfidf"`` for counts of modalities whose names
-            indicate accessibility (atac, peaks, histone).
+            Normalisation by modality, see :meth:`setup_anndata`. For counts of modalities whose names indicate proteins
+            (adt, protein) ``"clr"``, and accessibility (atac, peaks, histone) ``"tfidf"``.
         kwargs
             ``source_registry`` of another data set.
 
@@ -343,12 +344,13 @@ class SpaMosaic(SpotPredictor):
         self._check_share(options)
         sum_key = options.key if protections else None
         _warn_of_pairs(owners, len(everyone), sum_key)
+        payload = self._payload or Payload()
+        sums: dict[str, Any] = {"key": sum_key, "protections": guards, "payload": payload, "rng": options.seed}
+        sums["site"] = site
+        measured = self._normalised_for_tissue(measured, **sums)
         tensors = {}
         for modality, own in measured.items():
-            payload = self._payload or Payload()
-            fit = BasisFit(
-                own, self._options, key=sum_key, protections=guards, payload=payload, rng=options.seed, site=site
-            )
+            fit = BasisFit(own, self._options, **sums)
             self._bases[modality] = fit.basis
             place = place_of(own, self._adata.n_obs)
             tensors[modality] = fit.tensors(place, values=len(measured) > 1, graph=bool(options.graph_weight))

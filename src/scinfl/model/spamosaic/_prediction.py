@@ -18,6 +18,7 @@ from scinfl.model.base._model import FederatedModel
 from scinfl.model.base._registry import features_of
 from scinfl.model.base._remote import RemoteContext
 from scinfl.model.base._site_parameters import as_site
+from scinfl.model.spamosaic._basis_fit import normalisation_of_counts
 from scinfl.model.spamosaic._batches import MosaicBatches, SpotTensors
 from scinfl.model.spamosaic._spatial_basis import BasisOptions, SpatialBasis
 from scinfl.model.spamosaic._spots import Data, Measured, column_of, modalities_of, read_spots
@@ -59,7 +60,7 @@ class SpotPredictor(FederatedModel):
         layers = {X: setup["layer"]} if "layer" in setup else dict(setup["layers"] or {})
         given = setup["normalise"]
         normalise = self._normalise
-        if train:
+        if train and not normalise:
             normalise = {X: given} if isinstance(given, str) else dict(given or {})
         measured = read_spots(
             data,
@@ -74,6 +75,17 @@ class SpotPredictor(FederatedModel):
         if remote is not None:
             measured = {name: replace(own, site=np.full(len(own.rows), remote.site)) for name, own in measured.items()}
         return measured
+
+    def _normalised_for_tissue(self, measured: Mapping[str, Measured], **sums: Any) -> dict[str, Measured]:
+        """The same with counts normalised as the tissue asks for, where nobody named it and places matter."""
+        given = self._setup_args()["normalise"]
+        named = set(self._normalise) | ({X} if isinstance(given, str) else set(given or {}))
+        return {
+            name: own
+            if own.normalise != "lognorm" or name in named or not self._options.n_hops
+            else replace(own, normalise=normalisation_of_counts(own, self._options, **sums))
+            for name, own in measured.items()
+        }
 
     def _has_sites(self, data: Data) -> bool:
         column = self._setup_args()["site_key"]

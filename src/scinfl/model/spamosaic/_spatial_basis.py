@@ -1,55 +1,25 @@
-"""Directions of one modality that follow the tissue, and neighbourhoods along them; all from sums over sites."""
+"""Directions of one modality that follow the tissue, and neighbourhoods along them: how found, and what they give."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Self
 
 import numpy as np
-import pandas as pd
-import torch
-from anndata import AnnData
 from scipy import sparse
-from scipy.linalg import eigh
-from torch import Tensor
 
-from scinfl import _names
 from scinfl._checks import number_between, whole_number
-from scinfl._errors import TwoSitesWarning
-from scinfl.federation import Payload, Protection, State
-from scinfl.federation.rounds import are_elsewhere
+from scinfl.federation import State
 from scinfl.model.base._cells import Matrix
-from scinfl.model.spamosaic._batches import SpotTensors, centred, hop_matrix, propagated
+from scinfl.model.spamosaic._batches import centred, hop_matrix, propagated
 from scinfl.model.spamosaic._measured import Measured
 from scinfl.model.spamosaic._mutual_neighbours import section_pairs
 from scinfl.model.spamosaic._normalise import normalised
 from scinfl.model.spamosaic._spatial_graph import merged_graph, spatial_graph
-from scinfl.pp.federated import (
-    Rule,
-    SiteSums,
-    aligned,
-    at_features,
-    dispersions,
-    latent_semantics,
-    moments_of,
-    principal_components,
-    unlogged,
-)
-from scinfl.privacy import Key
 
-_NEAREST = 12  # neighbours that show whether a direction follows the tissue
-_WIDTHS = (6, 8, 12, 20, 30)
-_TOLERANCE = 0.03
-_LEAST_STRENGTH = 0.2
-_MOST_STRENGTH = 0.98
-_DAMPING = 0.4
 _LEAST_INPUTS = 10
-_SPOTS_A_PROTOTYPE = 80
-_ALIGNMENT = Rule(diversity=0.0, width=0.05, shrinkage=1.0, min_members=3)
-_ROUNDS = 12  # of alignment, an exchange each
-
+NEAREST = 12  # neighbours that show whether a direction follows the tissue
 
 _SCALES: dict[str, tuple[int | None, int]] = {"domain": (None, 2), "niche": (6, 1), "cell": (None, 0)}
 
@@ -77,7 +47,7 @@ class BasisOptions:
 
     n_components: int  # principal components that directions are sought among
     n_features: int  # features with the highest dispersion that components are found on, where there are more
-    n_target: int  # most directions that are aligned and reconstructed
+    n_target: int | None  # leading components whose neighbourhoods are aligned and reconstructed; ``None`` takes all
     n_hops: int  # how often neighbourhoods are averaged over
     n_neighbours: int | None = None  # nearest spots; ``None`` finds their number unless another rule is given
     radius: float | None = None  # largest distance of a neighbour
@@ -86,18 +56,19 @@ class BasisOptions:
     mutual_weight: float = 0.0  # of pairs of spots in different sections of a site that list each other
 
     def __post_init__(self) -> None:
-        for name, least in (("n_components", 1), ("n_features", 1), ("n_target", 1), ("n_hops", 0)):
+        for name, least in (("n_components", 1), ("n_features", 1), ("n_hops", 0)):
             whole_number(name, getattr(self, name), least)
-        if self.n_neighbours is not None:
-            whole_number("n_neighbours", self.n_neighbours, 1)
+        for name in ("n_target", "n_neighbours"):
+            if getattr(self, name) is not None:
+                whole_number(name, getattr(self, name), 1)
         if self.radius is not None:
             number_between("radius", self.radius, 0, np.inf, open_low=True)
         number_between("mutual_weight", self.mutual_weight, 0, 1e6)
 
     def sizes(self, n_features: int) -> tuple[int, int, int]:
-        """Principal components, directions and reconstructed directions of a modality; none of them wait for data."""
+        """Principal components, directions and reconstructed components of a modality; none of them wait for data."""
         n_components = min(self.n_components, n_features)
-        n_target = min(self.n_target if self.n_hops else self.n_components, n_components)
+        n_target = min(self.n_target or n_components, n_components)
         return n_components, min(max(n_target, _LEAST_INPUTS), n_components), n_target
 
     @property
@@ -112,7 +83,7 @@ class BasisOptions:
         return spatial_graph(
             measured.coordinates,
             measured.section,
-            n_neighbours=n_neighbours or self.n_neighbours or (None if self.n_hops else _NEAREST),
+            n_neighbours=n_neighbours or self.n_neighbours or (None if self.n_hops else NEAREST),
             radius=self.radius,
             delaunay=self.delaunay,
             directed=self.compat,
@@ -155,11 +126,6 @@ class SpatialBasis:
         """From a file."""
         return cls(**{field.name: arrays[f"{modality}/{field.name}"] for field in fields(cls)})
 
-    @property
-    def n_target(self) -> int:
-        """Directions that follow the tissue, at least two where there are."""
-        return max(min(2, len(self.strength)), int((self.strength >= _LEAST_STRENGTH).sum()))
-
     def graph(self, measured: Measured, options: BasisOptions) -> sparse.csr_matrix:
         """Spatial graph of a modality's spots, as it was in training."""
         return options.graph(measured, int(self.neighbours[0]) or None)
@@ -184,6 +150,11 @@ class SpatialBasis:
         hops = propagated((scores @ self.rotation).astype(np.float32), hop, n_hops)
         return np.hstack([centred(x, section) for x in hops]) / self.scale.astype(np.float32)
 
+    def neighbourhoods(self, inputs: np.ndarray) -> np.ndarray:
+        """Principal components after the last hop, which the last of the inputs hold as directions."""
+        n = len(self.strength)
+        return inputs[:, -n:] @ (self.scale[-n:, None] * np.linalg.pinv(self.rotation))
+
     def values(self, scores: np.ndarray) -> np.ndarray:
         """Principal components, divided by one number so that their mean variance is 1."""
         return (scores / np.sqrt(self.variance.mean())).astype(np.float32)
@@ -192,207 +163,3 @@ class SpatialBasis:
         """Normalised features that :meth:`values` represent, around the mean of all spots (spots × features)."""
         scores = values * np.sqrt(self.variance.mean())
         return ((scores @ self.components.T + self.mean) * self.deviation).astype(np.float32)
-
-
-class BasisFit:
-    """What sites agree on for one modality before training, and what their spots are on it.
-
-    Where the other sites are elsewhere, ``site`` names the one that is here, which may lack the modality.
-    """
-
-    def __init__(
-        self,
-        measured: Measured,
-        options: BasisOptions,
-        *,
-        key: Key | None,
-        protections: Sequence[Protection] | None,
-        payload: Payload,
-        rng: int,
-        site: str | None = None,
-    ) -> None:
-        self._measured, self._options, self._rng = measured, options, rng
-        self._elsewhere = are_elsewhere(protections or ())
-        self._graphs: dict[int | None, sparse.csr_matrix] = {}
-        work = AnnData(obs=pd.DataFrame(index=[f"spot_{number}" for number in range(len(measured.rows))]))
-        names = np.unique(measured.site).tolist() if site is None else [site]
-        rows = {name: np.flatnonzero(measured.site == name) for name in names}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", TwoSitesWarning)  # the model warns once for all sums
-            self._sums = SiteSums(work, "spatial_basis", rows=rows, key=key, protections=protections)
-            self._fit()
-        self._sums.keep()
-        prefix = "" if measured.modality is None else f"{measured.modality}: "
-        table = work.uns[_names.UNS]["payload"]["spatial_basis"]
-        payload.extend(table.assign(purpose=prefix + table["purpose"]))
-
-    def _fit(self) -> None:
-        measured, options = self._measured, self._options
-        weights, deviation, mean, components = self._components()
-        empty = np.zeros(0)
-        basis = SpatialBasis(weights, deviation, mean, components, empty, empty, empty, empty, empty)
-        scores = basis.scores(measured)
-        sums = self._sums
-        covariance, rotation, strength, n_spots = self._directions(sums, scores)
-        _, kept, _ = options.sizes(measured.matrix.shape[1])
-        rotation, strength = rotation[:, :kept], strength[:kept]
-        width = self._width(sums, scores @ rotation[:, 0]) if options.finds_width else options.n_neighbours or 0
-        graph = self._graph(width or None)
-        self._graphs.clear()
-        self.hop = options.hop(measured, graph, scores @ rotation)
-        scale = np.ones(kept * (options.n_hops + 1))
-        parts = (weights, deviation, mean, components, np.diag(covariance).copy(), rotation, strength)
-        unscaled = SpatialBasis(*parts, scale, np.array([width]))
-        inputs = unscaled.inputs(scores, measured.section, self.hop, options.n_hops)
-        squares = {site: {"square": np.square(inputs[own], dtype=np.float64).sum(0)} for site, own in sums.rows.items()}
-        scale = np.sqrt(np.maximum(sums.mean("scale of neighbourhoods", squares)[0]["square"], 1e-12))
-        self.basis = SpatialBasis(*parts, scale, np.array([width]))
-        self.graph = graph
-        self.inputs = (inputs / scale).astype(np.float32)
-        self.values = self.basis.values(scores)
-        self.target = self._target(inputs, scale, n_spots)
-
-    def tensors(self, place: Tensor, *, values: bool, graph: bool) -> SpotTensors:
-        """What the network reads and predicts of spots that are at these places."""
-        inputs, target = torch.from_numpy(self.inputs), torch.from_numpy(self.target)
-        known = torch.from_numpy(self.values) if values else None
-        return SpotTensors(place, inputs, target, known, self.graph if graph else None)
-
-    def _components(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Weights, deviation and mean of features, and their principal components, from sums over sites."""
-        measured, n_vars = self._measured, self._measured.matrix.shape[1]
-        latent = measured.normalise == "tfidf"
-        matrix = measured.matrix if latent else normalised(measured.matrix, measured.normalise)
-        are_few = n_vars <= self._options.n_features
-        logarithms = normalised(matrix, "log1p") if latent and not are_few else matrix
-        parts = [*([] if latent else [(matrix, None)]), *([] if are_few else [(logarithms, unlogged())])]
-        moments = moments_of(self._sums, parts, "moments of features")[0] if parts else []
-        columns = np.arange(n_vars)
-        if not are_few:
-            chosen = dispersions(*moments[-1], self._options.n_features, "seurat")["highly_variable"]
-            columns = np.flatnonzero(chosen)
-        n_kept = self._options.sizes(n_vars)[0]
-        n_components = self._n_components(min(n_kept, len(columns) - latent), latent=latent)
-        if latent:
-            weights, _, found, _ = latent_semantics(self._sums, matrix, columns, n_components + 1)
-            weights, found = (at_features(columns, own, n_vars) for own in (weights, found))
-            mean = self._mean(normalised(matrix, "tfidf", weights))
-            return weights, np.ones(n_vars), mean, _widened(found[:, 1:], n_kept)  # the first follows the depth
-        mean, variance = moments[0]
-        deviation = np.where(variance > 0, np.sqrt(variance), 1)
-        scaled = matrix[:, columns]
-        scaled = (
-            scaled @ sparse.diags(1 / deviation[columns]) if sparse.issparse(scaled) else scaled / deviation[columns]
-        )
-        centre, every = (mean / deviation)[columns], np.arange(len(columns))
-        _, found, _ = principal_components(self._sums, scaled, every, n_components, centre)
-        mean, found = (at_features(columns, own, n_vars) for own in (centre, found))
-        return np.zeros(0), deviation, mean, _widened(found, n_kept)
-
-    def _n_components(self, n: int, *, latent: bool) -> int:
-        """Principal components that there are."""
-        n_spots = len(self._measured.rows)
-        if not self._elsewhere:
-            return min(n, n_spots - 1 - latent)
-        if 0 < n_spots < n + 1 + latent:
-            msg = (
-                f"Expected at least {n + 1 + latent} spots at every site of its own machine, as many as principal "
-                f"components need, found {n_spots}. Lower `n_components`, or leave this site out."
-            )
-            raise ValueError(msg)
-        return n
-
-    def _mean(self, matrix: Matrix) -> np.ndarray:
-        """Mean of features over all sites."""
-        rows = self._sums.rows.items()
-        totals = {site: {"sum": np.asarray(matrix[own].sum(0), np.float64).ravel()} for site, own in rows}
-        return self._sums.mean("mean of features", totals)[0]["sum"]
-
-    def _directions(self, sums: SiteSums, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-        """Covariance of the components, directions of unit variance by how well spots follow neighbours, and spots."""
-        measured = self._measured
-        graph = self._graph(_NEAREST if self._options.finds_width else None)
-        others = graph.maximum(graph.T).astype(np.float64)
-        others.setdiag(0)
-        others.eliminate_zeros()
-        around = sparse.diags(1 / np.maximum(np.asarray(others.sum(1)).ravel(), 1)) @ others @ scores
-        around = centred(np.asarray(around, np.float32), measured.section)
-        products = {}
-        for site, own in sums.rows.items():
-            x, y = scores[own].astype(np.float64), around[own].astype(np.float64)
-            cross = x.T @ y
-            products[site] = {"products": x.T @ x, "products with neighbours": (cross + cross.T) / 2}
-        pooled, n_spots = sums.mean("directions of the tissue", products)
-        covariance = pooled["products"]
-        if not np.trace(covariance) > 0:
-            of = f" of '{measured.modality}'" if measured.modality else ""
-            msg = f"Expected values{of} that differ between the spots of a section, found none. Name another layer."
-            raise ValueError(msg)
-        ridge = 1e-6 * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-        strength, rotation = eigh(pooled["products with neighbours"], covariance + ridge)
-        order = np.argsort(-strength)
-        rotation = rotation[:, order]
-        rotation *= np.sign(rotation[np.abs(rotation).argmax(0), np.arange(len(order))])
-        if not self._options.n_hops:  # spots as they are: no pattern of the tissue is preferred
-            rotation, strength, order = np.eye(len(order)), np.ones(len(order)), np.arange(len(order))
-        return covariance, rotation, strength[order], n_spots
-
-    def _width(self, sums: SiteSums, direction: np.ndarray) -> int:
-        """Most neighbours whose means, two hops far, still predict the strongest direction of a spot they leave out."""
-        missed: dict[str, list[float]] = {site: [] for site in sums.rows}
-        for width in _WIDTHS:
-            hop = hop_matrix(self._graph(width))
-            own = np.asarray(hop.multiply(hop.T).sum(1)).ravel()
-            predicted = (hop @ (hop @ direction) - own * direction) / np.maximum(1 - own, 1e-9)
-            for site, rows in sums.rows.items():
-                missed[site].append(float(((direction - predicted)[rows] ** 2).sum()))
-        arrays = {site: {"missed": np.array([*values, 0.0])} for site, values in missed.items()}
-        for site, rows in sums.rows.items():
-            arrays[site]["missed"][-1] = float((direction[rows] ** 2).sum())
-        *left, total = sums.mean("width of neighbourhoods", arrays)[0]["missed"]
-        explained = 1 - np.array(left) / max(total, 1e-12)
-        good = np.flatnonzero(explained >= (1 - _TOLERANCE) * explained.max())
-        return _WIDTHS[int(good.max()) if explained.max() > 0 else -1]
-
-    def _graph(self, width: int | None) -> sparse.csr_matrix:
-        """Spatial graph; several widths are compared, and one of them is kept."""
-        if width not in self._graphs:
-            self._graphs[width] = self._options.graph(self._measured, width)
-        return self._graphs[width]
-
-    def _target(self, inputs: np.ndarray, scale: np.ndarray, n_spots: int) -> np.ndarray:
-        r"""Directions of the last hop that follow the tissue, aligned over sections (spots × n_target, float32).
-
-        With the deviation :math:`s` of a direction after the last hop, :math:`r = s / \sqrt{1 - \lambda}` is how far it
-        exceeds what varies from spot to spot. Each is scaled to deviation :math:`r^{0.4}`, nearer to one
-        variance for all than to the noise, so that weak patterns count beside strong ones. Directions that do not
-        follow the tissue are 0.
-        """
-        basis = self.basis
-        n_outputs = self._options.sizes(self._measured.matrix.shape[1])[2]
-        n_target = min(basis.n_target, n_outputs)
-        last = inputs.shape[1] - len(basis.strength)
-        deviation = scale[last : last + n_target]
-        noise = np.sqrt(1 - np.clip(basis.strength[:n_target], 0, _MOST_STRENGTH))
-        size = (deviation / noise) ** _DAMPING if self._options.n_hops else deviation
-        size *= np.sqrt(n_outputs / np.square(size).sum())
-        target = inputs[:, last : last + n_target] * (size / deviation)
-        if len(np.unique(self._measured.section)) == 1 and not self._elsewhere:
-            return _widened(target, n_outputs).astype(np.float32)
-        found, _, _ = aligned(
-            self._sums,
-            target,
-            np.unique(self._measured.section, return_inverse=True)[1],
-            int(np.clip(n_spots // _SPOTS_A_PROTOTYPE, 4, 40)),
-            _ALIGNMENT,
-            max_rounds=_ROUNDS,
-            n_assignments=1,
-            n_dims=2,
-            rng=self._rng,
-        )
-        return _widened(found, n_outputs).astype(np.float32)
-
-
-def _widened(x: np.ndarray, n_columns: int) -> np.ndarray:
-    """Columns of 0 behind those that there are."""
-    return np.hstack([x, np.zeros((len(x), n_columns - x.shape[1]))])

@@ -20,6 +20,7 @@ Data: TypeAlias = AnnData | MuData
 
 _HEAD = 2000  # spots that show whether values are counts
 _ACCESSIBILITY = ("atac", "peak", "histone", "epigenome", "h3k", "chromatin")
+_PROTEINS = ("adt", "protein", "antibod", "hto")
 
 
 def modalities_of(data: Data) -> dict[str, AnnData]:
@@ -118,13 +119,15 @@ def _values(data: Data, name: str, adata: AnnData, layer: str | None) -> Matrix:
 
 
 def normalisation_of(modality: str, matrix: Matrix) -> str:
-    """Centred log ratios of counts, TF-IDF of accessibility; values on another scale as they are.
+    """Logarithms of counts, of proteins centred log ratios, TF-IDF of accessibility; other values as they are.
 
     Any whole numbers are counts: those of accessibility, or of few genes, may well stay small.
     """
     if not looks_like_counts(matrix, n_rows=_HEAD, above=-1):
         return "none"
-    return "tfidf" if any(part in modality.lower() for part in _ACCESSIBILITY) else "clr"
+    usual = {"tfidf": _ACCESSIBILITY, "clr": _PROTEINS}
+    named = (how for how, parts in usual.items() if any(part in modality.lower() for part in parts))
+    return next(named, "lognorm")
 
 
 def _rows(data: Data, name: str, adata: AnnData) -> np.ndarray:

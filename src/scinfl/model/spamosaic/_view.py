@@ -9,12 +9,13 @@ import numpy as np
 
 from scinfl.federation import Payload, Protection
 from scinfl.model.base._view import ModelView
+from scinfl.model.spamosaic._basis_fit import BasisFit
 from scinfl.model.spamosaic._batches import MosaicBatches, SpotTensors
 from scinfl.model.spamosaic._measured import Measured
 from scinfl.model.spamosaic._model import SpaMosaic
 from scinfl.model.spamosaic._options import SpaMosaicOptions
 from scinfl.model.spamosaic._prediction import place_of
-from scinfl.model.spamosaic._spatial_basis import BasisFit, SpatialBasis
+from scinfl.model.spamosaic._spatial_basis import SpatialBasis
 from scinfl.model.spamosaic._spots import Data, column_of
 from scinfl.module import SpaMosaicModule
 from scinfl.privacy import Key
@@ -59,7 +60,7 @@ class SpaMosaicView(ModelView):
             if name == modality:
                 break
             start += n_outputs
-        return slice(start, start + min(n_outputs, self.bases[modality].n_target))
+        return slice(start, start + n_outputs)
 
     def fitted(self, own: Measured, *, key: Key | None, protections: Sequence[Protection], rng: int) -> BasisFit:
         """Let the sites of a modality agree on its directions again."""
