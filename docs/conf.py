@@ -68,6 +68,7 @@ if os.environ.get("READTHEDOCS") == "True" or os.environ.get("SCINFL_INTERSPHINX
         "scanpy": ("https://scanpy.readthedocs.io/en/stable/", None),
         "scipy": ("https://docs.scipy.org/doc/scipy/", None),
         "scvi-tools": ("https://docs.scvi-tools.org/en/stable/", None),
+        "spatialdata": ("https://spatialdata.scverse.org/en/stable/", None),
         "squidpy": ("https://squidpy.readthedocs.io/en/stable/", None),
         "torch": ("https://docs.pytorch.org/docs/stable/", None),
     }
@@ -77,7 +78,7 @@ nitpick_ignore_regex = [
     # names of other packages, which nothing can be looked up for without their inventories
     (
         "py:.*",
-        r"(anndata|collections|cryptography|matplotlib|mudata|numpy|os|pandas|pathlib|scanpy|scipy|scvi|squidpy|torch)\..*",
+        r"(anndata|collections|cryptography|matplotlib|mudata|numpy|os|pandas|pathlib|scanpy|scipy|scvi|spatialdata|squidpy|torch)\..*",
     ),
     ("py:class", r"Axes|Tensor|pd\.DataFrame"),  # imported for type checkers alone
 ]

@@ -2,7 +2,9 @@
 
 from scinfl.pp._align_genes import align_genes
 from scinfl.pp._clr import clr
+from scinfl.pp._from_spatialdata import from_spatialdata
 from scinfl.pp._join_sections import join_sections
+from scinfl.pp._lift import lift
 from scinfl.pp._perturbations import perturbations
 from scinfl.pp.federated._class_means import federated_class_means
 from scinfl.pp.federated._highly_variable_genes import federated_highly_variable_genes
@@ -22,7 +24,9 @@ __all__ = [
     "federated_offsets",
     "federated_pca",
     "federated_scale",
+    "from_spatialdata",
     "join_sections",
+    "lift",
     "perturbations",
     "split_perturbations",
     "split_sites",
@@ -30,3 +34,4 @@ __all__ = [
 
 # for other packages of scinfl: not part of the public interface
 from scinfl.pp._clr import centred_log_ratios  # noqa: F401
+from scinfl.pp._lift import joined_column  # noqa: F401

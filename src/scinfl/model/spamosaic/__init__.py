@@ -1,13 +1,18 @@
 """Integration of spatial sections of one or several modalities."""
 
 from scinfl.model.spamosaic._batches import MosaicBatches, SpotTensors
+from scinfl.model.spamosaic._given_graph import BUILDER, CONNECTIVITIES, DISTANCES, UNS, has_graph_of_others
 from scinfl.model.spamosaic._measured import Measured
 from scinfl.model.spamosaic._model import SpaMosaic
 from scinfl.model.spamosaic._options import SpaMosaicOptions
-from scinfl.model.spamosaic._spots import Data, column_of
+from scinfl.model.spamosaic._spots import Data, column_of, modalities_of
 from scinfl.model.spamosaic._view import SpaMosaicView
 
 __all__ = [
+    "BUILDER",
+    "CONNECTIVITIES",
+    "DISTANCES",
+    "UNS",
     "Data",
     "Measured",
     "MosaicBatches",
@@ -16,4 +21,6 @@ __all__ = [
     "SpaMosaicView",
     "SpotTensors",
     "column_of",
+    "has_graph_of_others",
+    "modalities_of",
 ]
