@@ -80,7 +80,7 @@ nitpick_ignore_regex = [
         "py:.*",
         r"(anndata|collections|cryptography|matplotlib|mudata|numpy|os|pandas|pathlib|scanpy|scipy|scvi|spatialdata|squidpy|torch)\..*",
     ),
-    ("py:class", r"Axes|Tensor|pd\.DataFrame"),  # imported for type checkers alone
+    ("py:class", r"AnnData|Axes|SpatialData|Tensor|pd\.DataFrame"),  # imported for type checkers alone
 ]
 nitpick_ignore = [
     # in signatures of public names, but nothing to build with
@@ -101,7 +101,9 @@ nitpick_ignore = [
 
 # Where a class is defined is not always where its own documentation puts it.
 PUBLIC_NAMES = {
+    "AnnData": "anndata.AnnData",
     "Axes": "matplotlib.axes.Axes",
+    "SpatialData": "spatialdata.SpatialData",
     "Tensor": "torch.Tensor",
     "anndata._core.anndata.AnnData": "anndata.AnnData",
     "matplotlib.axes._axes.Axes": "matplotlib.axes.Axes",

@@ -208,7 +208,7 @@ def test_the_fit_is_the_mean_correlation_of_directions():
     model = trained(adata, None)
     target = SpaMosaicTarget.of(model, None, adata, outside, training_of(model, TRAIN), (), 0)
     spots = target.train["X"]
-    found = model.get_latent_representation(adata)
+    found = model.get_latent_representation(adata)[spots.rows]
     n_target, n_directions = model._bases["X"].n_target, len(model._bases["X"].strength)
     last = spots.inputs.numpy()[:, -n_directions:]
     expected = np.mean([np.corrcoef(found[:, one], last[:, one])[0, 1] for one in range(n_target)])

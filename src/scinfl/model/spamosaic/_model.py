@@ -257,8 +257,7 @@ class SpaMosaic(SpotPredictor):
             sites, or no section links the modalities.
         """
         _check_modalities(mdata, layers, normalise)
-        known = list(layers or {}) if "source_registry" in kwargs else []  # the order of a model that was trained
-        layers = {name: (layers or {}).get(name) for name in dict.fromkeys([*known, *mdata.mod])}
+        layers = _every_layer(mdata, layers or {}, trained="source_registry" in kwargs)
         setup_args = cls._get_setup_method_args(**{k: v for k, v in locals().items() if k != "kwargs"})
         read_spots(
             mdata,
@@ -447,6 +446,11 @@ def site_data(
         train, validation = (MosaicBatches(tensors, part, device) for part in (rows[~aside], rows[aside]))
         data[name] = SiteData(train, validation, weights, metadata=metadata.get(name, {}))
     return data
+
+
+def _every_layer(mdata: MuData, layers: Mapping[str, str | None], *, trained: bool) -> dict[str, str | None]:
+    """Layer of each modality, in the order of the MuData, or of the model where one was trained before."""
+    return {name: layers.get(name) for name in dict.fromkeys([*(layers if trained else ()), *mdata.mod])}
 
 
 def _check_modalities(
