@@ -5,9 +5,9 @@ samples of others (three tenths; half is trained on, a fifth judges). For each v
 as now:
 
 - what is found of the order of the features by the Gram matrix of the first layer (`privacy.attacks.align_gram`), from
-  one file, from differences of two files, of a model before and after `rekey`, of two rounds, and of two sites of a
-  round. The true order is scored as well: where it scores higher than all that the search finds, the information is
-  there, whether or not this search found it;
+  one file, from the mean of a hundred, from differences of two files, of a model before and after `rekey`, of two
+  rounds, and of two sites of a round. The true order is scored as well: where it scores higher than all that the search
+  finds, the information is there, whether or not this search found it;
 - what the weights are worth as they are, with wrong keys, without modules, beside untrained networks;
 - what a thief gains on training from scratch with the same samples and seeds.
 
@@ -107,6 +107,14 @@ def stored(model, key, new_key, model_id):
     return plain.eval(), network.eval()
 
 
+def stored_weight(plain, network, key):
+    """The first layer as one more file holds it."""
+    network = copy.deepcopy(network)
+    si.nn.set_model_id(network, si.nn.new_model_id())
+    si.nn.set_key(network, key.coordinates)
+    return si.nn.lock(network, plain.state_dict())[WEIGHT].numpy()
+
+
 def align(parties, old, stolen, key, options, seed):
     """Share of the order that is found, and scores of the true and of random orders."""
     n = parties.x.shape[1]
@@ -175,10 +183,12 @@ def bars(adata, options, seed):
     new, other = (stored(model, key, None, si.nn.new_model_id())[1] for _ in range(2))
     rekeyed = stored(model, key, si.privacy.Key.generate(), si.nn.new_model_id())[1]
     first, second, third = (n.get_parameter(WEIGHT).detach().numpy() for n in (new, other, rekeyed))
+    mean = np.mean([stored_weight(plain, new, key) for _ in range(100)], axis=0)
     rounds = watcher.mean(WEIGHT, first.shape)
     site, peer = (update.state[WEIGHT] for update in watcher.seen[len(rounds)][:2])
     stolen = {
-        "0.1: one file": old.get_parameter(WEIGHT).detach().numpy(), "one file": first, "two files": first - second,
+        "0.1: one file": old.get_parameter(WEIGHT).detach().numpy(), "one file": first, "mean of 100 files": mean,
+        "two files": first - second,
         "rekeyed pair": first - third, "two rounds": rounds[-1] - rounds[-2], "two sites of a round": site - peer,
     }  # fmt: skip
     aligned = []

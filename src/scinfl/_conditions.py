@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 CONTROL = "ctrl"
 SEPARATOR = "+"
@@ -29,7 +29,17 @@ def genes_of(condition: str, control: str = CONTROL) -> tuple[str, ...]:
 
 def canonical(condition: str, control: str = CONTROL) -> str:
     """One name for a set of perturbed genes: ``"A"`` or ``"A+B"`` in the order of the alphabet, or the control's."""
-    return SEPARATOR.join(genes_of(condition, control)) or control
+    return name_of(genes_of(condition, control), control)
+
+
+def name_of(genes: Iterable[str], control: str = CONTROL) -> str:
+    """Name of perturbed genes in their order, ``"A"`` or ``"A+B"``; the control's of none."""
+    return SEPARATOR.join(genes) or control
+
+
+def named_as_gears(genes: Sequence[str]) -> str:
+    """Name of perturbed genes as GEARS publishes it: a single one is ``"A+ctrl"``."""
+    return name_of([*genes, CONTROL] if len(genes) == 1 else genes)
 
 
 def canonical_names(conditions: Iterable[str], control: str = CONTROL) -> Mapping[str, str]:

@@ -1,4 +1,4 @@
-"""Offsets hide every parameter, change nothing for who has the key, and commute with means."""
+"""Offsets hide every parameter, and change nothing for who has the key."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from scipy.stats import truncnorm
+from scipy.stats import kstest
 from torch import nn
 
 from scinfl.nn import (
@@ -77,33 +77,101 @@ def test_every_shared_parameter_is_hidden_and_the_right_key_computes_the_same(ke
     bare = add_offsets(network, stored, sign=-1)
     for name in shared:
         spread = (bare[name] - (1 if "weight" in name and bare[name].ndim == 1 else 0)).square().mean().sqrt()
-        assert offsets[name].square().mean().sqrt() > 8 * spread, name  # 30 times the initial spread
+        assert offsets[name].square().mean().sqrt() > 100 * spread, name
     wrong = copy.deepcopy(network)
     set_key(wrong, Key.generate().coordinates)
     assert (wrong(x) - plain(x)).abs().mean() > 5 * plain(x).abs().mean()
     assert (unkeyed(copy.deepcopy(network))(x) - plain(x)).abs().mean() > 5 * plain(x).abs().mean()
 
 
-def test_the_offsets_are_the_formula_of_the_docstring(key):
-    _, network = make(key)
+def reach(spread):
+    return 2.0 ** (10 + np.ceil(np.log2(spread)))
+
+
+def folded_back(values, limit):
+    """Numbers modulo an interval around zero, by the definition."""
+    return (values + limit) % (2 * limit) - limit
+
+
+def test_what_is_stored_is_the_formula_of_the_docstring(key):
+    plain, network = make(key)
     layer = network.first
-    uniform = key.coordinates(f"first/offsets of weight/{ID}", (8, 9))
-    expected = 30 / np.sqrt(3 * 9) * truncnorm.ppf((uniform + 1) / 2, -3, 3)
-    np.testing.assert_allclose(layer.offsets()["weight"].numpy(), expected, rtol=1e-5, atol=2e-5)
+    limit = reach(1 / np.sqrt(3 * 9))
+    offset = limit * key.coordinates(f"first/offset of weight/{ID}/(8, 9)", (8, 9))
+    np.testing.assert_allclose(layer.offsets()["weight"].numpy(), offset, rtol=0, atol=limit * 2**-51)
     x = torch.randn(4, 9)
     order = layer._read_units().permutation
     s_in, s_out, shift = layer._read()
-    weight, bias = (layer._parameters[what] - layer.offsets()[what] for what in ("weight", "bias"))
+    weight = torch.from_numpy(folded_back(layer._parameters["weight"].detach().numpy() - offset, limit))
+    offset = limit * key.coordinates(f"first/offset of bias/{ID}/(8,)", (8,))
+    bias = torch.from_numpy(folded_back(layer._parameters["bias"].detach().numpy() - offset, limit))
     y = s_out * ((s_in * x[:, order]) @ weight.T) + bias + shift
     torch.testing.assert_close(layer(x), y.float())
-    scale = key.coordinates(f"norm/offsets of weight/{ID}", (8,))
-    np.testing.assert_allclose(
-        network.norm.offsets()["weight"].numpy(), 3 * truncnorm.ppf((scale + 1) / 2, -3, 3), rtol=1e-5, atol=2e-5
-    )
+
+    scale = reach(0.1) * key.coordinates(f"norm/offset of weight/{ID}/(8,)", (8,))
+    stored = network.norm._parameters["weight"].detach().numpy()
+    expected = folded_back(plain.norm.weight.detach().numpy() + scale, reach(0.1))
+    np.testing.assert_allclose(stored, expected, rtol=0, atol=reach(0.1) * 2**-50)
+
     position = np.argsort(key.coordinates("table/rows", (8, 13), network.table.row_names)[:, 0], kind="stable")
-    rows = key.coordinates(f"table/offsets of weight/{ID}", (8, 8), network.table.row_names)
-    expected = 30 / np.sqrt(8) * truncnorm.ppf((rows + 1) / 2, -3, 3)[position]
-    np.testing.assert_allclose(network.table.offsets()["weight"].numpy(), expected, rtol=1e-5, atol=2e-5)
+    rows = key.coordinates(f"table/offset of weight/{ID}/(8,)", (8, 8), network.table.row_names)
+    limit = reach(1 / np.sqrt(8))
+    np.testing.assert_allclose(network.table.offsets()["weight"], limit * rows[position], rtol=0, atol=limit * 2**-51)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-6, 1.0, 30.0, 900.0])
+def test_a_stored_parameter_is_uniform_whatever_it_hides(key, size):
+    """One-time pad: the same distribution for a parameter of zeros and for one that training took far."""
+    layer = keyed(nn.Linear(100, 50))
+    spread = 1 / np.sqrt(3 * 100)
+    with torch.no_grad():
+        layer.weight.copy_(size * spread * torch.sign(torch.randn(50, 1)))  # rank one
+    set_model_id(layer, ID)
+    set_key(layer, key.coordinates)
+    limit = reach(spread)
+    stored = add_offsets(layer, layer.state_dict())["weight"].numpy()
+    assert np.abs(stored).max() <= limit
+    assert kstest(stored.ravel(), "uniform", args=(-limit, 2 * limit)).pvalue > 1e-4
+    assert kstest(stored.sum(0) * np.sqrt(3 / 50) / limit, "norm").pvalue > 1e-4  # nothing common to a column
+
+
+def test_the_mean_of_many_files_shows_nothing(key):
+    """Four hundred versions under one key: with offsets 30 times as large as the weights, their mean shows these."""
+    layer = keyed(nn.Linear(40, 30))
+    set_key(layer, key.coordinates)
+    plain = layer.weight.detach().clone()
+    mean, n_files = torch.zeros(30, 40, dtype=torch.float64), 400
+    for _ in range(n_files):
+        set_model_id(layer, new_model_id())
+        set_key(layer, key.coordinates)
+        mean += add_offsets(layer, {"weight": plain})["weight"] / n_files
+    limit = reach(1 / np.sqrt(3 * 40))
+    assert kstest((mean * np.sqrt(3 * n_files) / limit).ravel(), "norm").pvalue > 1e-4
+    assert abs(np.corrcoef(mean.ravel(), plain.ravel())[0, 1]) < 5 / np.sqrt(1200)
+
+
+def test_labels_of_offsets_name_the_shape(key):
+    """Else a wider layer of the same name would begin with the stream of a narrower one."""
+    offsets = []
+    for n_outputs in (5, 8):
+        layer = keyed(nn.Linear(4, n_outputs))
+        set_model_id(layer, ID)
+        set_key(layer, key.coordinates)
+        offsets.append(layer.offsets()["weight"].ravel()[:20])
+    assert abs(np.corrcoef(*offsets)[0, 1]) < 0.9
+    assert not torch.equal(*offsets)
+
+
+def test_a_parameter_beyond_what_can_be_stored_is_cut_off_with_a_warning(key):
+    layer = keyed(nn.Linear(3, 2))
+    set_model_id(layer, ID)
+    set_key(layer, key.coordinates)
+    weight = torch.tensor([[1.0, -1e6, 0.5], [1e6, 0.0, 2.0]])
+    with pytest.warns(UserWarning, match="parameter 'weight' to stay below 1,024 times.*lower learning rate"):
+        hides = add_offsets(layer, {"weight": weight})
+    limit = reach(1 / 3)
+    found = add_offsets(layer, hides, sign=-1)["weight"]
+    torch.testing.assert_close(found, weight.clamp(-limit, limit).float())
 
 
 def test_in_network_and_boundary_forms_are_equal_and_lock_and_unlock_inverse(key):
@@ -111,26 +179,15 @@ def test_in_network_and_boundary_forms_are_equal_and_lock_and_unlock_inverse(key
     state = {name: p for name, p in network.named_parameters() if p.requires_grad}
     opened = unlock(network, state)
     for name, value in plain.named_parameters():
-        torch.testing.assert_close(opened[name], value, rtol=0, atol=1e-12)
+        torch.testing.assert_close(opened[name], value, rtol=0, atol=1e-11)
     again = lock(network, opened)
     for name, value in state.items():
-        torch.testing.assert_close(again[name], value, rtol=0, atol=1e-12)
+        torch.testing.assert_close(again[name], value, rtol=0, atol=1e-11)
     x = torch.randn(20, 9, dtype=torch.float64)
-    torch.testing.assert_close(network(x), plain(x), rtol=0, atol=1e-12)
+    torch.testing.assert_close(network(x), plain(x), rtol=0, atol=1e-11)
     weight, bias = network.first.folded()
-    torch.testing.assert_close(weight, plain.first.weight, rtol=0, atol=1e-12)
-    torch.testing.assert_close(bias, plain.first.bias, rtol=0, atol=1e-12)
-
-
-def test_means_of_locked_states_are_exact_in_double_precision(key):
-    plain, network = make(key, dtype=torch.float64)
-    shares = [0.2, 0.5, 0.3]
-    states = [{n: p.detach() + 0.1 * torch.randn_like(p) for n, p in plain.named_parameters()} for _ in shares]
-    mean = {n: sum(w * s[n].double() for w, s in zip(shares, states, strict=True)) for n in states[0]}
-    locked = [lock(network, state) for state in states]
-    average = {n: sum(w * s[n] for w, s in zip(shares, locked, strict=True)) for n in mean}
-    for name, value in unlock(network, average).items():
-        torch.testing.assert_close(value, mean[name], rtol=0, atol=1e-12)
+    torch.testing.assert_close(weight, plain.first.weight, rtol=0, atol=1e-11)
+    torch.testing.assert_close(bias, plain.first.bias, rtol=0, atol=1e-11)
 
 
 def test_what_was_hidden_once_comes_out_to_the_last_bit_under_any_id(key):
@@ -163,19 +220,15 @@ def test_what_is_behind_offsets_is_stored_in_double_and_computed_with_in_single_
     assert {p.dtype for p in network.float().parameters()} == {torch.float32}
 
 
-def test_a_device_without_double_precision_takes_single(key):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_change_of_precision_does_not_cut_what_is_stored(key, dtype):
     _, network = make(key)
-    set_key(network, key.coordinates)
-
-    def to_device(tensor):
-        if tensor.dtype == torch.float64:
-            msg = "no double precision here"
-            raise TypeError(msg)
-        return tensor.clone()
-
-    before = network(x := torch.randn(5, 9))
-    torch.testing.assert_close(network._apply(to_device)(x), before, rtol=0, atol=1e-3)
-    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    x = torch.randn(5, 9)
+    before = network(x)
+    network.to(dtype)
+    assert {network.first.weight.dtype, network.norm._parameters["weight"].dtype} == {torch.float64}
+    tolerance = 0 if dtype == torch.float32 else 1e-3  # of the meta learner
+    torch.testing.assert_close(network.float()(x), before, rtol=0, atol=tolerance)
 
 
 def test_what_predictions_keep_of_the_key_follows_the_parameters_and_goes_with_the_key(key):

@@ -11,7 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from scinfl._checks import number_between, whole_number
-from scinfl._conditions import CONTROL, SEPARATOR
+from scinfl._conditions import CONTROL, named_as_gears
 
 _TERMS_PER_GENE = 6
 _MASKING = 0.8
@@ -123,7 +123,7 @@ def perturbseq_simulated(
     biology = _draw_biology(n_genes, perturbed, n_programmes, effect, generator)
     sets = [(index,) for index in range(n_singles)] + _draw_pairs(n_singles, n_doubles, generator)
     changes = np.stack([_change(biology, members, interaction) for members in sets])
-    names = [_name([genes[perturbed[i]] for i in members]) for members in sets]
+    names = [named_as_gears([genes[perturbed[i]] for i in members]) for members in sets]
     sizes = [n_controls, *np.maximum(2, generator.poisson(n_cells, len(sets)))]
     counts = sparse.vstack(
         [
@@ -206,7 +206,3 @@ def _draw_terms(pathway: np.ndarray, known: float, generator: np.random.Generato
     random = generator.integers(n_terms, size=own.shape)
     chosen = np.where(generator.random(own.shape) < known, own, random)
     return [np.array(sorted({f"TERM{term}" for term in row}), dtype=object) for row in chosen]
-
-
-def _name(genes: list[str]) -> str:
-    return SEPARATOR.join(genes if len(genes) > 1 else [*genes, CONTROL])

@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import tarfile
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
-import anndata as ad
 import pandas as pd
 from anndata import AnnData
 from anndata.utils import make_index_unique
 
-from scinfl._checks import first_of
 from scinfl.datasets._archive import DAMAGED, existing, only, readable, unpack
 from scinfl.datasets._download import cache_folder, dataverse_url, fetch, one_at_a_time, verify
+from scinfl.datasets._h5ad import read_h5ad, require_column
 
 _SCREENS = {
     "norman": 6154020,
@@ -263,16 +261,9 @@ def _published(name: str, *, progress: bool) -> Path:
 
 def read_screen(path: Path) -> AnnData:
     """Read a screen and name its genes by name."""
-    with readable(path, "an h5ad file", OSError), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the files were written by an old anndata
-        adata = ad.read_h5ad(path)
-    for place, table, column in (("obs", adata.obs, "condition"), ("var", adata.var, "gene_name")):
-        if column not in table:
-            msg = (
-                f"Expected the column '{column}' in .{place} of '{path}', found {first_of(list(table), 20) or 'none'}. "
-                "Pass a file in the format of GEARS."
-            )
-            raise ValueError(msg)
+    adata = read_h5ad(path)
+    for place, table, column in ((".obs", adata.obs, "condition"), (".var", adata.var, "gene_name")):
+        require_column(table, place, column, path, "Pass a file in the format of GEARS.")
     ids = pd.Index(adata.var_names.astype(str), name=None)
     names = adata.var["gene_name"].astype(object)
     names = names.where(names.notna() & (names.astype(str) != ""), ids).astype(str)

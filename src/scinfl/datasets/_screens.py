@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 
-import anndata as ad
 import numpy as np
 from anndata import AnnData
 
 from scinfl._checks import first_of
-from scinfl._conditions import CONTROL, canonical, genes_of
-from scinfl.datasets._archive import existing, readable
+from scinfl._conditions import CONTROL, genes_of, named_as_gears
+from scinfl.datasets._archive import existing
 from scinfl.datasets._download import fetch, server
+from scinfl.datasets._h5ad import read_h5ad, require_column
 from scinfl.datasets._record import zenodo
 
 # the file of PerturBench for tests of its own code, at the commit that is pinned here
@@ -130,7 +129,8 @@ def papalexi(path: str | os.PathLike[str] | None = None, *, progress: bool = Tru
             msg = f"Expected '{_PAPALEXI}' in {record.page}, found no such file. Fetch it by hand and pass its `path`."
             raise ValueError(msg)
         path = record.fetch(files[0], progress=progress)
-    adata = _read(path)
+    path = existing(path, "an h5ad file")
+    adata = read_h5ad(path)
     column = "condition" if "condition" in adata.obs else "perturbation"
     return _with_conditions(adata, column, path, guides=column == "perturbation")
 
@@ -139,7 +139,8 @@ def _of_perturbench(path: str | os.PathLike[str] | None, screen: str, *, progres
     """Cells of one screen in the file of PerturBench."""
     if path is None:
         path = fetch(f"{server('github')}/{_SUBSET}", f"perturbench_{_COMMIT[:7]}.h5ad", progress=progress)
-    adata = _read(path)
+    path = existing(path, "an h5ad file")
+    adata = read_h5ad(path)
     if "dataset" in adata.obs:
         here = (adata.obs["dataset"].astype(str) == screen).to_numpy()
         if not here.any():
@@ -150,30 +151,14 @@ def _of_perturbench(path: str | os.PathLike[str] | None, screen: str, *, progres
     return _with_conditions(adata, "condition", path)
 
 
-def _read(path: str | os.PathLike[str]) -> AnnData:
-    path = existing(path, "an h5ad file")
-    with readable(Path(path), "an h5ad file", OSError), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # files of an old anndata
-        return ad.read_h5ad(path)
-
-
-def _with_conditions(adata: AnnData, column: str, path: str | os.PathLike[str], *, guides: bool = False) -> AnnData:
+def _with_conditions(adata: AnnData, column: str, path: Path, *, guides: bool = False) -> AnnData:
     """Conditions as GEARS spells them, and expression in single precision."""
-    if column not in adata.obs:
-        msg = (
-            f"Expected the column '{column}' in .obs of '{path}', found {first_of(list(adata.obs), 20) or 'none'}. "
-            "Pass a file with the perturbation of every cell."
-        )
-        raise ValueError(msg)
+    require_column(adata.obs, ".obs", column, path, "Pass a file with the perturbation of every cell.")
     names = adata.obs[column].astype(str)
     names = names.replace({"control": CONTROL})
     if guides:
         names = names.str.replace(r"g\d+$", "", regex=True)
-    spelled = {name: _spelled(canonical(name)) for name in names.unique()}
+    spelled = {name: named_as_gears(genes_of(name)) for name in names.unique()}
     adata.obs["condition"] = names.map(spelled).astype("category")
     adata.X = adata.X.astype(np.float32)
     return adata
-
-
-def _spelled(name: str) -> str:
-    return f"{name}+{CONTROL}" if len(genes_of(name)) == 1 else name

@@ -38,6 +38,6 @@ __all__ = [
 from scinfl.nn._graph_conv import normalised_adjacency, propagate  # noqa: F401
 from scinfl.nn._keyed import folded, projected, with_plain_norms  # noqa: F401
 from scinfl.nn._keyed_norm import KeyedNorm  # noqa: F401
-from scinfl.nn._offsets import STRENGTH, add_offsets, has_offsets, hidden, offsets_under  # noqa: F401
+from scinfl.nn._offsets import REACH, add_offsets, has_offsets, hidden, offsets_under  # noqa: F401
 from scinfl.nn._pair_decoder import decode_pairs  # noqa: F401
 from scinfl.nn._weighted_norm import NormMLP, WeightedBatchNorm  # noqa: F401

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -85,15 +85,14 @@ class MetaLearner(nn.Module):
         hidden = torch.sin(self.frequency * F.linear(coordinates, theta["weight1"], theta["bias1"]))
         return torch.sin(self.frequency * F.linear(hidden, theta["weight2"], theta["bias2"]))
 
-    def read_out(self, features: Tensor, offsets: Mapping[str, Tensor] | None = None) -> Tensor:
+    def read_out(self, features: Tensor, opened: Callable[[str, Tensor], Tensor] | None = None) -> Tensor:
         """Three outputs (units × 3) of features (units × width), standardised over the units and bounded by tanh.
 
-        Offsets of the read-out are taken off first.
+        ``opened`` takes the offsets off the read-out, by the name of the parameter.
         """
-        weight, bias = (
-            p if not offsets or f"meta.{what}" not in offsets else p - offsets[f"meta.{what}"]
-            for what, p in (("weight3", self.weight3), ("bias3", self.bias3))
-        )
+        weight, bias = self.weight3, self.bias3
+        if opened is not None:
+            weight, bias = opened("weight3", weight), opened("bias3", bias)  # type: ignore[assignment]
         values = F.linear(features, weight.to(features), bias.to(features))
         deviation = values - values.mean(0)
         return torch.tanh(deviation / deviation.square().mean(0).clamp_min(1e-12).sqrt())
@@ -107,7 +106,7 @@ class CoordinateLinear(KeyedLayer):
     r"""Linear layer that computes what it was trained to only when read at its secret coordinates.
 
     .. math::
-        W = W' - \sigma M, \qquad b = b' - \sigma m
+        W = (W' - u) \bmod [-R, R), \qquad b = (b' - v) \bmod [-R, R)
 
     .. math::
         x' = s_\text{in} \circ x_\pi, \qquad
@@ -117,12 +116,12 @@ class CoordinateLinear(KeyedLayer):
         s = \pm \exp(\mu \tanh z(c)), \qquad
         z = \text{standardised } f_\theta(c) \text{ over the units of the layer}
 
-    States hold :math:`W', b'`. The offsets :math:`M, m` are normal (cut off at 3), from the key stream, under a label
-    that names layer, parameter and the public id of the model (:func:`set_model_id`); :math:`\sigma` is 30 times the
-    initial standard deviation :math:`1/\sqrt{3 n_\text{in}}` of the parameter, so that a stored number says next to
-    nothing about the trained one. They are stored in double precision and computed with in single precision. Two
-    states under different ids share no offset. Without an id, as in files of version 0.1, offsets are zero. A trained
-    read-out is stored in the same way.
+    States hold :math:`W', b'`. The offsets :math:`u, v` are uniform on :math:`[-R, R)`, from the key stream, under a
+    label that names layer, parameter, shape and the public id of the model (:func:`set_model_id`); :math:`R` is 1,024
+    times the initial standard deviation :math:`1/\sqrt{3 n_\text{in}}` of the parameter, rounded up to a power of two.
+    So a stored number is uniform, whatever the trained one is, as with a one-time pad. They are stored in double
+    precision, in which this is exact, and computed with in single precision. Two states under different ids share no
+    offset. Without an id, as in files of version 0.1, offsets are zero. A trained read-out is stored in the same way.
 
     Unit :math:`i` of the layer has the secret coordinate :math:`c_i \in [-1, 1)^d`. The permutation :math:`\pi` of the
     inputs and all signs come straight from the key. Magnitudes (:math:`\mu = 0.25`, so 0.78 … 1.28) and shifts
@@ -238,9 +237,8 @@ class CoordinateLinear(KeyedLayer):
         units, like = self._read_units(), self.weight.detach()
         grad, inference = (self.train_meta and on() for on in (torch.is_grad_enabled, torch.is_inference_mode_enabled))
         with torch.inference_mode(mode=inference), torch.set_grad_enabled(grad):
-            offsets = self.offsets()
             at_inputs, at_outputs = (
-                self.meta.read_out(f, offsets) for f in (units.input_features, units.output_features)
+                self.meta.read_out(f, self._opened_meta) for f in (units.input_features, units.output_features)
             )
             reading = _Reading(
                 input_scale=(units.input_signs * torch.exp(self.magnitude * at_inputs[:, 0])).to(like),

@@ -16,7 +16,7 @@ _OWN = ("model_id", "_computes_in", "_offsets", "_offsets_like", "_kept")
 class KeyedNorm(Hidden):
     r"""A normalisation whose scale and shift are stored behind offsets.
 
-    .. math:: \gamma' = \gamma + \sigma M_\gamma, \qquad \beta' = \beta + \sigma M_\beta
+    .. math:: \gamma' = (\gamma + u) \bmod [-R, R), \qquad \beta' = (\beta + v) \bmod [-R, R)
 
     States hold :math:`\gamma', \beta'`; ``weight`` and ``bias`` are :math:`\gamma, \beta` where the key is set and the
     model has an id, else what is stored. :meth:`of` makes one of a normalisation that is there.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
@@ -11,14 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scinfl._checks import warn
+
 Coordinates = Callable[..., np.ndarray]
 """Maps a label and a shape to secret numbers, uniform on [−1, 1): for example ``Key.coordinates``.
 
 With a third argument, names, each row belongs to a name and is the same in whatever order and company."""
 
-STRENGTH = 30.0
-"""Standard deviation of an offset, in initial standard deviations of the parameter that it hides."""
-_FARTHEST = 3.0  # standard deviations at which the normal distribution of offsets is cut off
+REACH = 2.0**10
+"""How far from zero stored parameters lie at most, in initial standard deviations rounded up to a power of two."""
+_STEPS = 2.0**51  # of the grid of stored values, from zero to there: sums of two are exact in double precision
 _T = TypeVar("_T")
 
 
@@ -35,11 +36,16 @@ def new_model_id() -> str:
 
 
 class Hidden(nn.Module):
-    """Module whose parameters are stored behind offsets, where it has a key and the model an id.
+    r"""Module whose parameters are stored behind offsets, where it has a key and the model an id.
 
-    Behind offsets 30 times as large, single precision would keep five digits of a parameter. So what is hidden is
-    stored in double precision, and computed with in the precision that it had; a device that has no double precision
-    keeps the five digits.
+    .. math:: \vartheta' = (\vartheta + u) \bmod [-R, R)
+
+    on a grid of :math:`2^{52}` values, :math:`R` being 1,024 initial standard deviations rounded up to a power of two,
+    and :math:`u` uniform on the grid, from the key stream under a label that names layer, parameter, shape and id. So a
+    stored number is uniform whatever the parameter is: a one-time pad (Shannon 1949), as long as no id comes twice.
+
+    What is hidden is stored in double precision, in which all of this is exact, and computed with in the precision that
+    it had. A device without double precision cannot hold it.
 
     The id is public, and copies have it. Offsets, and parameters without them, are secret plain attributes: neither
     states nor pickles nor copies hold them.
@@ -59,18 +65,20 @@ class Hidden(nn.Module):
         """Take another id, and the precision of what is stored under it."""
         self._forget_offsets()
         self.model_id = model_id
-        for what, parameter in self.named_parameters():
-            if what not in self.spreads():
-                continue
+        for parameter in self._hidden_parameters():
             self._computes_in = self._computes_in or parameter.dtype
-            parameter.data = parameter.data.to(self._computes_in if model_id is None else _double(parameter))
+            parameter.data = parameter.data.to(self._computes_in if model_id is None else torch.float64)
         if model_id is None:
             self._computes_in = None
+
+    def _hidden_parameters(self) -> list[nn.Parameter]:
+        spreads = self.spreads()
+        return [parameter for what, parameter in self.named_parameters() if what in spreads]
 
     def draw_offsets(self, coordinates: Coordinates, name: str, model_id: str) -> dict[str, Tensor]:
         """Offsets of all parameters under an id, by name; of a module that has its key."""
         return {
-            what: self._draw(coordinates, f"{name}/offsets of {what}/{model_id}", what, spread)
+            what: self._draw(coordinates, f"{name}/offset of {what}/{model_id}", what, spread)
             for what, spread in self.spreads().items()
         }
 
@@ -98,11 +106,21 @@ class Hidden(nn.Module):
     def shifted(self, what: str, value: Tensor, sign: int = 1) -> Tensor:
         """A value of a parameter behind its offset, in the precision of that; with sign -1, in front of it."""
         offset = self.offsets().get(what)
-        return value if offset is None else torch.add(value.to(offset), offset, alpha=sign)
+        if offset is None:
+            return value
+        value, reach = value.to(offset), reach_of(self.spreads()[what]).to(offset)
+        if sign > 0:
+            value = _on_grid(value, reach, what)
+        shifted = torch.add(value, offset, alpha=sign)
+        return shifted - 2 * reach * torch.floor((shifted + reach) / (2 * reach))
 
     def computed(self, value: Tensor) -> Tensor:
         """A value in the precision that the module computes in."""
         return value if self._computes_in is None else value.to(self._computes_in)
+
+    def _opened_meta(self, what: str, value: Tensor) -> Tensor:
+        """A parameter of the meta learner without its offset."""
+        return self.shifted(f"meta.{what}", value, -1)
 
     def _plain(self, what: str) -> Any:
         """A parameter of the module itself without its offset."""
@@ -125,20 +143,32 @@ class Hidden(nn.Module):
         if self._computes_in is None:
             return super()._apply(fn, recurse)
         self._computes_in = fn(torch.empty(0, dtype=self._computes_in)).dtype
-        try:
-            return super()._apply(fn, recurse)
-        except TypeError:  # a device without double precision
-            for what, parameter in self.named_parameters():
-                if what in self.spreads():
-                    parameter.data = parameter.data.to(self._computes_in)
-            return super()._apply(fn, recurse)
+        stored = {id(tensor) for p in self._hidden_parameters() for tensor in (p, p.grad) if tensor is not None}
+
+        def move(tensor: Tensor) -> Tensor:
+            """To another device, never to another precision."""
+            return tensor.to(fn(tensor.new_empty(0)).device) if id(tensor) in stored else fn(tensor)
+
+        return super()._apply(move, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_offsets": None, "_offsets_like": None, "_kept": None}
 
 
-def _double(parameter: Tensor) -> torch.dtype:
-    return parameter.dtype if parameter.device.type == "mps" else torch.float64
+def reach_of(spread: float | Tensor) -> Tensor:
+    """Greatest absolute value of what is stored, of a parameter with an initial standard deviation."""
+    return REACH * torch.exp2(torch.as_tensor(spread, dtype=torch.float64).log2().ceil())
+
+
+def _on_grid(value: Tensor, reach: Tensor, what: str) -> Tensor:
+    """The nearest values that can be stored."""
+    step = reach / _STEPS
+    if bool((value.abs() >= reach).any()):
+        warn(
+            f"Expected the parameter '{what}' to stay below {REACH:,.0f} times its initial spread, found values beyond "
+            "it: the training has diverged. They are cut off there. Train with a lower learning rate."
+        )
+    return (torch.round(value / step) * step).clamp(-reach, reach - step)
 
 
 def offset_of(
@@ -148,11 +178,12 @@ def offset_of(
     spread: float | Tensor,
     row_names: Sequence[str] | None = None,
 ) -> Tensor:
-    """Offset of one parameter: normal, cut off at three standard deviations."""
-    names = () if row_names is None else (row_names,)
-    uniform = torch.from_numpy(coordinates(label, tuple(shape), *names))
-    normal = math.sqrt(2) * torch.erfinv(uniform * math.erf(_FARTHEST / math.sqrt(2)))
-    return STRENGTH * torch.as_tensor(spread, dtype=torch.float64) * normal
+    """Offset of one parameter, uniform on the grid of what can be stored."""
+    if row_names is None:
+        uniform = coordinates(f"{label}/{tuple(shape)}", tuple(shape))
+    else:
+        uniform = coordinates(f"{label}/{tuple(shape[1:])}", tuple(shape), row_names)
+    return reach_of(spread) * torch.floor(torch.from_numpy(uniform) * _STEPS) / _STEPS
 
 
 def parameter_name(module: str, what: str) -> str:
@@ -213,7 +244,7 @@ def add_offsets(
     >>> si.nn.set_model_id(network, si.nn.new_model_id())
     >>> si.nn.set_key(network, si.privacy.Key.generate().coordinates)
     >>> state = add_offsets(network, network.state_dict())
-    >>> bool(state["weight"].std() > 10 * network.weight.std())
+    >>> bool(state["weight"].std() > 100 * network.weight.std())
     True
     """
     result = dict(state)

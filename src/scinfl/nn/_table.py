@@ -71,13 +71,14 @@ class CoordinateTable(KeyedLayer):
     r"""Table whose rows are read at secret coordinates of their names.
 
     .. math::
-        T_{gj} = \pm_{gj} \exp\big(\mu \tanh z(c_g) + \mu \tanh z(c_j)\big) \, W_{\pi(g) j}, \qquad W = W' - \sigma M
+        T_{gj} = \pm_{gj} \exp\big(\mu \tanh z(c_g) + \mu \tanh z(c_j)\big) \, W_{\pi(g) j}, \qquad
+        W = (W' - u) \bmod [-R, R)
 
     Where the row of name :math:`g` is stored, its signs and its coordinate :math:`c_g` follow from the key and the name
     alone, so that sites whose genes are in another order agree. Magnitudes are the output of a :class:`MetaLearner` at
-    the coordinates of the row and of the column, as in :class:`CoordinateLinear`, and so are the offsets
-    :math:`\sigma M`, with a stream for every name. Without coordinates the stored table
-    is read as it is: rows of other names, with wrong signs.
+    the coordinates of the row and of the column, as in :class:`CoordinateLinear`; offsets :math:`u` are as there, with
+    a stream for every name. Without coordinates the stored table is read as it is: rows of other names, with wrong
+    signs, behind offsets.
 
     Parameters
     ----------
@@ -168,7 +169,7 @@ class CoordinateTable(KeyedLayer):
         grad, inference = (self.train_meta and on() for on in (torch.is_grad_enabled, torch.is_inference_mode_enabled))
         with torch.inference_mode(mode=inference), torch.set_grad_enabled(grad):  # it is kept; training may read it
             name = torch.argsort(position[:, 0], stable=True)
-            at = (self.meta.read_out(self.meta.features(c), self.offsets()) for c in (at_rows, secret["columns"]))
+            at = (self.meta.read_out(self.meta.features(c), self._opened_meta) for c in (at_rows, secret["columns"]))
             exponent = next(at)[:, 0, None] + next(at)[:, 1]
             scale = torch.where(signs < 0, -1.0, 1.0) * torch.exp(self.magnitude * exponent)
             reading = _Reading(torch.argsort(name), name, scale.to(self.weight))

@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from scipy.stats import truncnorm
 from tests.conftest import make_cells
 from tests.model.gears.test_model import QUICK, held_out, make_model, make_screen
 from tests.model.spamosaic.test_model import make_model as make_spatial_model
@@ -67,14 +66,12 @@ def test_the_folded_weights_are_those_of_the_formula(cells):
     scale_in = np.where(values["input signs"] < 0, -1, 1) * np.exp(0.25 * at["inputs"][:, 0])
     scale_out = np.where(values["output signs"] < 0, -1, 1) * np.exp(0.25 * at["outputs"][:, 1])
     locked = plain.detach().numpy()[:, order] / scale_in / scale_out[:, None]
-    offsets = {
-        what: 30 / np.sqrt(3 * layer.in_features) * truncnorm.ppf((u + 1) / 2, -3, 3)
-        for what, shape in (("weight", locked.shape), ("bias", locked.shape[:1]))
-        for u in [NEW.coordinates(f"head/offsets of {what}/{layer.model_id}", shape)]
-    }
-    np.testing.assert_allclose(layer.weight.detach().numpy(), locked + offsets["weight"], atol=5e-6)
+    limit = 2.0 ** (10 + np.ceil(np.log2(1 / np.sqrt(3 * layer.in_features))))
     shift = 0.2 * at["outputs"][:, 2]
-    np.testing.assert_allclose(layer.bias.detach().numpy(), bias.detach().numpy() - shift + offsets["bias"], atol=5e-6)
+    for what, expected in (("weight", locked), ("bias", bias.detach().numpy() - shift)):
+        uniform = NEW.coordinates(f"head/offset of {what}/{layer.model_id}/{expected.shape}", expected.shape)
+        found = getattr(layer, what).detach().numpy() - limit * uniform
+        np.testing.assert_allclose((found + limit) % (2 * limit) - limit, expected, atol=5e-6)
 
 
 def test_ten_rotations_do_not_drift(cells):
@@ -108,9 +105,21 @@ def test_a_sealed_file_opens_with_the_new_key_only(cells, tmp_path):
         assert key._secret not in text
         assert key._secret.hex().encode() not in text
     assert json.loads((tmp_path / "new" / "model.json").read_text())["key"]["previous"] == [OLD.fingerprint]
+
+
+def test_a_rekeyed_model_is_saved_unsealed_only_behind_offsets(cells, tmp_path):
+    model = fit(cells, 2, key=OLD)
+    model.rekey(OLD, NEW)
+    before = model.predict(soft=True)
+    model.save(tmp_path / "open", sealed=False)
+    again = Classifier.load(tmp_path / "open")
+    again.unlock(NEW)
+    np.testing.assert_allclose(again.predict(cells, soft=True), before, rtol=0, atol=1e-6)
+    bare = fit(cells, 2, key=OLD, scheme="permuted")
+    bare.rekey(OLD, NEW)
     with pytest.raises(ValueError, match="read the new lock off the difference"):
-        again.save(tmp_path / "open", sealed=False)
-    assert not (tmp_path / "open").exists()
+        bare.save(tmp_path / "bare", sealed=False)
+    assert not (tmp_path / "bare").exists()
 
 
 def test_the_plain_weights_do_not_show_what_the_new_key_does(cells):
@@ -122,7 +131,7 @@ def test_the_plain_weights_do_not_show_what_the_new_key_does(cells):
     match = torch.corrcoef(columns)[layer.in_features :, : layer.in_features].argmax(1)
     assert (match == layer._read_units().permutation).double().mean() < 0.2
     set_key(model.module, NEW.coordinates)
-    locked = (layer.weight - layer.offsets()["weight"]).detach().abs()  # without offsets it showed everything
+    locked = layer.shifted("weight", layer.weight, -1).detach().abs()  # without offsets it showed everything
     match = torch.corrcoef(torch.cat([known, locked], dim=1).log().T)[layer.in_features :, : layer.in_features].argmax(
         1
     )

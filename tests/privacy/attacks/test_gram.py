@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from scinfl.federation import Update
+from scinfl.model.base._round_offsets import RoundOffsets
 from scinfl.nn import keyed, lock, new_model_id, set_key, set_model_id
 from scinfl.privacy import Key
 from scinfl.privacy.attacks import GramEvidence, align_gram, train_references
@@ -60,10 +62,16 @@ def test_offsets_leave_nothing_in_one_version_in_two_or_in_a_rekeyed_one(layers,
 
 
 def test_what_two_sites_of_one_round_send_is_hidden_by_sums_alone(layers, key):
-    round_id = f"{new_model_id()}/1"
-    weights = [stored(weight, key, round_id) for weight in (layers[0], 0.1 * layers[0])]
-    difference, order = weights[0][0] - weights[1][0], weights[0][1]
-    np.testing.assert_array_equal(search(difference, layers[1:])[1].order, order)
+    network = keyed(nn.Linear(N, len(layers[0])), generator=torch.Generator().manual_seed(0))
+    set_key(network, key.coordinates)
+    protection = RoundOffsets(network, key, new_model_id())
+    order, sent = stored(layers[0], key, None)[1], []
+    for weight in (layers[0], 0.1 * layers[0]):
+        state = {"weight": stored(weight, key, None)[0]}
+        update = Update("site", 1, state, n_obs=1, weight=1)
+        sent.append(protection.encode(update).state["weight"])
+    assert (search(sent[0], layers[1:])[1].order == order).mean() < 0.5
+    np.testing.assert_array_equal(search(sent[0] - sent[1], layers[1:])[1].order, order)
 
 
 def test_references_are_layers_of_networks_of_the_same_shape():

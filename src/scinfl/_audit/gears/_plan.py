@@ -30,6 +30,7 @@ from scinfl._audit.gears._target import (
     spared,
     trained_twin,
 )
+from scinfl._conditions import name_of
 
 _ALIGNED = {"genes read by one layer": "cross_gene_mlp.linears.0", "embedded genes": "gene_embedding"}
 _PEARSON, _SPARED = "Pearson of the change", "share of the error spared"
@@ -159,7 +160,7 @@ def _whole(target: GEARSTarget, responses: Responses) -> np.ndarray:
     levels = target.view.levels
     for row, condition in enumerate(responses.conditions):
         chosen = {name: levels[name][code] for name, code in zip(levels, condition.covariates, strict=True)}
-        found[row] = target.model.predict_change(["+".join(condition.genes)], covariates=chosen).to_numpy()[0]
+        found[row] = target.model.predict_change([name_of(condition.genes)], covariates=chosen).to_numpy()[0]
     return found
 
 

@@ -210,6 +210,7 @@ class KeyedNetwork:
         for site, local in personal.items():
             own = rekeyed(self.module, {**state, **as_tensors(local)}, old, new, model_id=model_id)
             changed[site] = {name: own[name].numpy() for name in local}
+        keyed_nn.set_model_id(self.module, model_id)  # in the precision of what it takes
         self.module.load_state_dict(shared)
         was = self.locked_with or {}
         previous = [*was.get("previous", ()), old.fingerprint]

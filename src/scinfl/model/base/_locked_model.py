@@ -262,8 +262,8 @@ class LockedModel(RegisteredModel):
             Whose personal parameters to save, where the share rule leaves some at the sites.
         sealed
             Encrypt the weights; by default where the model was trained with a key. ``False`` writes them locked only:
-            they still predict at chance as they are, but anyone with the file can attack the lock, for example by
-            fine-tuning on labelled data of their own.
+            behind offsets (``key_scheme="coordinate"``) they are noise without the key, but nobody notices when the
+            file is changed. Under other schemes anyone with the file can attack the lock.
         overwrite
             Replace a model that is there.
 
@@ -457,18 +457,19 @@ def _seal_for_saving(keyed: KeyedNetwork, sealed: bool | None, *, is_sealed: boo
             msg = "Expected a model that was trained with a key to seal, found a plain one. Train it with `key=`."
             raise RuntimeError(msg)
         return None
-    if sealed is False and locked_with.get("previous"):
-        msg = (
-            "Expected a rekeyed model to be saved sealed, found `sealed=False`: anyone who keeps the old model and "
-            "its key could read the new lock off the difference. Leave `sealed` out, or train a new model with the "
-            "new key."
-        )
-        raise ValueError(msg)
-    if sealed is False:
+    if sealed is False and keyed.model_id is None:  # without offsets
+        if locked_with.get("previous"):
+            msg = (
+                "Expected a rekeyed model to be saved sealed, found `sealed=False`: anyone who keeps the old model and "
+                "its key could read the new lock off the difference. Leave `sealed` out, or train a new model with the "
+                "new key."
+            )
+            raise ValueError(msg)
         logger.warning(
             "Saved locked but not sealed: the weights predict at chance without the key, but anyone who has the file "
             "may attack the lock with labelled data of their own."
         )
+    if sealed is False:
         return None
     if key is None or key.fingerprint != keyed.fingerprint:
         msg = "Expected the model's own key to seal it, found another. Call `model.unlock(key)` with the right key."

@@ -13,14 +13,18 @@ from scinfl import nn as keyed_nn
 from scinfl.federation import Protection, State, Update
 from scinfl.privacy import Key
 
+_FARTHER = 2.0**10  # than offsets of stored parameters: sums do not wrap, so what hides them is how much larger it is
+
 
 class RoundOffsets(Protection):
     r"""Adds to every parameter that travels an offset of the key, another one in every round.
 
     The sites of a round add the same, under the id ``run/round``, so that the mean of what they send is the mean of the
-    parameters behind that offset, which they take off. In float64 both are exact to 1e-14. A server that reads updates
-    can subtract neither two rounds nor a round and the saved model. It can subtract two sites of one round: only
-    a sum that it cannot read hides their difference.
+    parameters behind that offset, which they take off. A mean is of numbers that do not wrap, so here an offset hides
+    by its size: up to 2²⁰ (a million) initial standard deviations of the parameter, in float64, which keeps the mean to
+    1e-10 of one. A server that reads updates can subtract neither two rounds nor a round and the saved model, and a
+    mean of many rounds shows it nothing. It can subtract two sites of one round: only a sum that it cannot read hides
+    their difference.
 
     Parameters
     ----------
@@ -57,7 +61,8 @@ class RoundOffsets(Protection):
     def _change(self, update: Update, change: Callable[..., np.ndarray]) -> State:
         if update.round != self._round:
             model_id = f"{self._run}/{update.round}"
-            self._offsets = keyed_nn.offsets_under(self._network, self._key.coordinates, model_id)
+            offsets = keyed_nn.offsets_under(self._network, self._key.coordinates, model_id)
+            self._offsets = {name: _FARTHER * offset for name, offset in offsets.items()}
             self._round = update.round
         state = {name: array.astype(np.float64) for name, array in update.state.items()}
         return {name: change(array, self._offsets.get(name, 0.0)) for name, array in state.items()}

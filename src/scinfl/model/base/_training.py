@@ -203,11 +203,10 @@ def resolve_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=device)
+        torch.empty(0, dtype=torch.float64, device=device)  # keys and statistics need double precision
         return torch.device(device)
-    except (RuntimeError, AssertionError, NotImplementedError):  # not a device, or not of this machine or installation
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError):  # none, none here, or no double precision
         there = ["auto", "cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
-        there += ["mps"] if torch.backends.mps.is_available() else []
         msg = (
             f"Expected {argument('device')} to be one of {there}, found {device!r}. Other devices need their driver, "
             "and an installation of torch for them."

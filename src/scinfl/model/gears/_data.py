@@ -13,7 +13,7 @@ import torch
 from anndata import AnnData
 
 from scinfl._checks import complete_column, first_of, gene_names, missing, obs_column, warn
-from scinfl._conditions import SEPARATOR, canonical_names, genes_of
+from scinfl._conditions import canonical_names, genes_of
 from scinfl.model.base._cells import Matrix, sites_of
 from scinfl.model.gears._moments import Moments
 from scinfl.module import Conditions, Targets
@@ -266,8 +266,3 @@ class ConditionBatches:
                 device=self._device,
             )
             yield conditions, self._targets[chosen.to(self._device)]
-
-
-def written(genes: Sequence[str], control: str) -> str:
-    """Name of a set of perturbed genes."""
-    return SEPARATOR.join(genes) or control

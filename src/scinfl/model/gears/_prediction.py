@@ -14,11 +14,11 @@ from anndata import AnnData
 from scipy import sparse
 
 from scinfl._checks import finite, first_of, obs_column, one_of, values_of, warn
-from scinfl._conditions import CONTROL, SEPARATOR, genes_of
+from scinfl._conditions import SEPARATOR, genes_of, name_of
 from scinfl.metrics import interaction
 from scinfl.model.base._cells import Matrix, sites_of
 from scinfl.model.base._model import FederatedModel
-from scinfl.model.gears._data import TEST, Condition, condition_names, written
+from scinfl.model.gears._data import TEST, Condition, condition_names
 from scinfl.model.gears._graphs import Edges, put_graphs
 from scinfl.model.gears._prior import Prior
 from scinfl.model.gears._shrinkage import AT_LEAST, order_of
@@ -164,12 +164,12 @@ class PerturbationPredictor(FederatedModel):
         options
             Passed to :func:`scinfl.metrics.interaction`.
         """
-        named = [pair if isinstance(pair, str) else written(sorted(pair), CONTROL) for pair in pairs]
+        named = [pair if isinstance(pair, str) else name_of(sorted(pair)) for pair in pairs]
         sets = [genes_of(name, self._setup_args()["control"]) for name in named]
         if odd := [name for name, genes in zip(named, sets, strict=True) if len(genes) != 2]:
             msg = f"Expected pairs of two different genes, found {first_of(odd)}."
             raise ValueError(msg)
-        names = sorted({gene for genes in sets for gene in genes}) + sorted({written(genes, CONTROL) for genes in sets})
+        names = sorted({gene for genes in sets for gene in genes}) + sorted({name_of(genes) for genes in sets})
         found = self.predict_change(names, covariates=covariates)
         if "thresholds" in options:
             return interaction(found, named, **options)
@@ -187,8 +187,8 @@ class PerturbationPredictor(FederatedModel):
         pairs = [genes for genes in prior.conditions if len(genes) == 2 and {(gene,) for gene in genes} <= known]
         if len(pairs) < AT_LEAST:
             return None
-        names = [written(genes, CONTROL) for genes in prior.conditions]
-        chosen = [written(genes, CONTROL) for genes in pairs[:: -(-len(pairs) // _AT_MOST)]]
+        names = [name_of(genes) for genes in prior.conditions]
+        chosen = [name_of(genes) for genes in pairs[:: -(-len(pairs) // _AT_MOST)]]
         scores = interaction(pd.DataFrame(prior.changes, names, self.var_names), chosen, n_subsets=10_000)
         return float(scores["mag"].median())
 

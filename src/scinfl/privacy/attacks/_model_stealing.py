@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scinfl.nn import (
-    STRENGTH,
+    REACH,
     CoordinateLinear,
     CoordinateTable,
     KeyedNorm,
@@ -194,7 +194,7 @@ def _copied(network: nn.Module, rng: int) -> nn.Module:
 def _rescaled(network: nn.Module) -> nn.Module:
     """Bring what is stored behind offsets to the size that it starts from; normalisations start afresh. In place.
 
-    Offsets are 30 times as large as what they hide: used as they are, stolen parameters train worse than random ones.
+    Used as they are, up to 1,024 times as large, stolen parameters train worse than random ones.
     """
     with torch.no_grad():
         for module in hidden(network).values():
@@ -202,7 +202,7 @@ def _rescaled(network: nn.Module) -> nn.Module:
                 if isinstance(module, KeyedNorm):
                     parameter.fill_(1.0 if name == "weight" else 0.0)
                 elif parameter.requires_grad:
-                    parameter.div_(STRENGTH)
+                    parameter.div_(REACH)
     set_model_id(network, None)
     return network
 
