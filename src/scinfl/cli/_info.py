@@ -18,6 +18,8 @@ _PACKAGES = (
     "mudata",
     "scanpy",
     "scvi-tools",
+    "squidpy",
+    "spatialdata",
     "torch",
     "torch-geometric",
     "numpy",
