@@ -35,6 +35,7 @@ test-all: $(BIN)/.scinfl-test
 lint: $(BIN)/.scinfl-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python docs/check_words.py
 
 types: $(BIN)/.scinfl-lint
 	$(BIN)/mypy

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "scinfl"
-EVERYONE = {"_names", "_checks", "_conditions", "_coordinates", "_data_files", "_errors", "_spelling"}
+EVERYONE = {"_names", "_checks", "_conditions", "_coordinates", "_data_files", "_errors", "_extras", "_spelling"}
 ALLOWED = {
     "nn": set(),
     "federation": set(),

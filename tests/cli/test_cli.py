@@ -15,8 +15,9 @@ import pytest
 import torch
 
 import scinfl
+from scinfl import _extras
 from scinfl._spelling import argument, spelling
-from scinfl.cli import _info, _keys, _main, _text, main
+from scinfl.cli import _keys, _main, _text, main
 from scinfl.privacy import Key
 
 
@@ -202,7 +203,7 @@ def test_info_shows_versions_devices_and_what_an_extra_lacks(monkeypatch, capsys
         "pytest>=8; extra == 'test'",
         'anndata>=0.12; (python_version >= "3.11") and extra == "test"',
     ]
-    monkeypatch.setattr(_info, "requires", lambda name: requirements)
+    monkeypatch.setattr(_extras, "requires", lambda name: requirements)
     assert main(["info"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert [line for line in lines if " " not in line] == ["versions", "devices", "extras"]
@@ -212,8 +213,8 @@ def test_info_shows_versions_devices_and_what_an_extra_lacks(monkeypatch, capsys
     extras = lines[lines.index("extras") + 1 :]
     found = version("anndata")
     assert extras == [
-        "dp nothing-of-this-name is missing: pip install 'scinfl[dp]'",
-        f"he anndata is {found}, not >=999: pip install 'scinfl[he]'",
+        "dp nothing-of-this-name is missing: pip install 'nothing-of-this-name>=1'",
+        f"he anndata is {found}, not >=999: pip install 'anndata>=999'",
         f"there anndata {found}",
     ]
 

@@ -38,16 +38,16 @@ def drawn(ax):
 def test_scores_and_baselines_stand_where_they_should(table):
     ax = pl.audit(table)
     assert ax.get_xlabel() == "Pearson"
-    assert drawn(ax) == {(1.0, 1.0), (0.0, 0.0), (0.2, 1.0), (0.2, 0.0)}
-    labels = [label.get_text() for label in ax.get_yticklabels()]
-    assert labels == ["server, keyed sums: first layer", "server, in the open: first layer"]
+    labels = {label.get_text(): tick for label, tick in zip(ax.get_yticklabels(), ax.get_yticks(), strict=True)}
+    assert labels == {"server (in the open)": 0, "server (keyed sums)": 2, "first layer": 3}  # twice: rows 1 and 3
+    assert drawn(ax) == {(1.0, 1.0), (0.0, 3.0), (0.2, 1.0), (0.2, 3.0)}
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["leaks", "holds", "baseline"]
 
 
 def test_family_metric_and_axes_are_a_choice(table):
     _, own = plt.subplots()
     assert pl.audit(table, "reconstruction", metric="re-identified", ax=own) is own
-    assert (0.9, 0.0) in drawn(own)
+    assert (0.9, 1.0) in drawn(own)
     assert pl.audit(table, "membership").get_xlabel() == "AUC"
 
 

@@ -21,7 +21,11 @@ def _close():
 def test_history_draws_losses_sites_and_the_best_round(cells):
     model = fit(cells, 3)
     ax = pl.history(model)
-    assert [line.get_label() for line in ax.lines] == ["train loss", "validation loss", "best round"]
+    assert [line.get_label() for line in ax.lines] == [
+        "train loss",
+        "validation loss",
+        "best round, by validation balanced accuracy",
+    ]
     np.testing.assert_array_equal(ax.lines[0].get_ydata(), model.history["train_loss"])
     assert ax.lines[-1].get_xdata()[0] == model.history.attrs["best_round"]
     assert len(pl.history(model, sites=True).lines) == 3 + 3
@@ -42,7 +46,8 @@ def test_a_private_run_tells_no_loss_and_shows_what_was_spent(cells, validation_
     np.testing.assert_array_equal(ax.lines[3].get_ydata(), model.history["epsilon"])
     np.testing.assert_array_equal(ax.lines[0].get_ydata(), model.site_history["epsilon"].unstack().iloc[:, 0])
     names = [line.get_label() for line in pl.history(model).lines]
-    assert names == ["validation loss" if validation_size else "epsilon", "best round"]
+    chosen = "best round, by validation balanced accuracy" if validation_size else "last round"
+    assert names == ["validation loss" if validation_size else "epsilon", chosen]
     with pytest.raises(ValueError, match="no loss is reported"):
         pl.history(model, "n_sites", sites=True)
 
@@ -59,9 +64,12 @@ def test_confusion_has_rows_that_sum_to_one(cells):
     tl.annotate(cells, fit(cells, 1), min_confidence=0.6)
     ax = pl.confusion(cells, "label")
     shown = ax.images[0].get_array()
-    assert shown.shape[0] == 4
-    np.testing.assert_allclose(shown.sum(1), 1)
-    assert ax.get_xlabel() == "infl_label"
+    labels = [tick.get_text() for tick in ax.get_xticklabels()]
+    assert shown.shape == (len(labels), len(labels))  # what was not annotated has a column, and an empty row
+    np.testing.assert_allclose(shown.sum(1)[:4], 1)
+    n_first = (cells.obs["label"] == labels[0]).sum()
+    assert ax.get_yticklabels()[0].get_text() == f"{labels[0]} (n = {n_first})"
+    assert ax.get_xlabel() == "predicted (infl_label)"
     with pytest.raises(KeyError, match="predicted_key"):
         pl.confusion(cells, "label", predicted_key="guess")
 

@@ -125,7 +125,7 @@ def test_what_cannot_be_clustered_is_named(spots):
 
 def test_leiden_without_igraph_says_how_to_get_it(spots, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install .scinfl\[leiden\]"):
+    with pytest.raises(ImportError, match=r"pip install .igraph>=0\.11"):
         tl.cluster(spots, method="leiden")
     assert "infl_domain" not in spots.obs
 

@@ -223,5 +223,5 @@ def test_other_models_and_a_missing_shap_are_named(cells, monkeypatch):
         tl.explain(cells[:, ::-1].copy(), fit(cells, 1))
     monkeypatch.setattr(_shap_values, "find_spec", lambda _: None)
     assert _explain.require_shap is _shap_values.require_shap
-    with pytest.raises(ImportError, match=r"pip install 'scinfl\[explain\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'shap>=0\.51'"):
         tl.explain(cells, Classifier(cells))

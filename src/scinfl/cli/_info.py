@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from scinfl._extras import extras, install_line
 from scinfl.cli._models import load_model
 
 _PACKAGES = (
@@ -28,7 +29,6 @@ _PACKAGES = (
     "scikit-learn",
     "cryptography",
 )
-_FOR_DEVELOPERS = {"test", "lint", "doc"}
 
 
 def describe_setup() -> Iterator[str]:
@@ -41,7 +41,7 @@ def describe_setup() -> Iterator[str]:
     for name, found in _devices():
         yield _line(name, found)
     yield "extras"
-    for extra, requirements in _extras().items():
+    for extra, requirements in extras().items():
         yield _line(extra, _state(extra, requirements))
 
 
@@ -76,22 +76,6 @@ def _devices() -> Iterator[tuple[str, str]]:
     yield "auto", "cuda" if cuda else "cpu"
 
 
-def _extras() -> dict[str, list[Requirement]]:
-    """What each extra needs, as the installed package states it."""
-    extras: dict[str, list[Requirement]] = {}
-    for requirement in map(Requirement, requires("scinfl") or []):
-        # a requirement of an extra holds for this name and not for another
-        for extra in _named(requirement) - _FOR_DEVELOPERS:
-            extras.setdefault(extra, []).append(requirement)
-    return dict(sorted(extras.items()))
-
-
-def _named(requirement: Requirement) -> set[str]:
-    marker = str(requirement.marker or "")
-    _, found, rest = marker.partition('extra == "')
-    return {rest.partition('"')[0]} if found else set()
-
-
 def _state(extra: str, requirements: list[Requirement]) -> str:
     there, lacking = [], []
     for requirement in requirements:
@@ -104,4 +88,4 @@ def _state(extra: str, requirements: list[Requirement]) -> str:
             there.append(f"{requirement.name} {found}")
     if not lacking:
         return ", ".join(there)
-    return f"{', '.join(lacking)}: pip install 'scinfl[{extra}]'"
+    return f"{', '.join(lacking)}: {install_line(extra)}"

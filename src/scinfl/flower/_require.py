@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from importlib.metadata import PackageNotFoundError, version
 
+from scinfl._extras import install_line
+
 TESTED = "1.41"
 
 
@@ -21,7 +23,7 @@ def require_flower() -> None:
     except PackageNotFoundError:
         found = "none"
     if not found.startswith(f"{TESTED}."):
-        msg = f"Expected Flower {TESTED}, found {found}. Install it with `pip install 'scinfl[flower]'`."
+        msg = f"Expected Flower {TESTED}, found {found}. Install it with `{install_line('flower')}`."
         raise ImportError(msg)
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
     os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import fill
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -12,11 +14,13 @@ from scinfl.pl._axes import axes
 from scinfl.pl._methods import legend_above, require_columns
 from scinfl.pl._palette import BLACK, VERDICTS
 
+_WIDTH = 7.0  # inches: a page
+_LINE = 46  # letters of a label, so that half of the width is left for the scores
 _SYMBOLS = {"leaks": "o", "unclear": "D", "holds": "s"}
 
 
 def audit(table: pd.DataFrame, family: str | None = None, *, metric: str | None = None, ax: Axes | None = None) -> Axes:
-    """Score of every attack of one family with its interval, and its baseline as a bar.
+    """Score of every attack of one family with its interval, and its baseline as a bar; attacks by adversary.
 
     Parameters
     ----------
@@ -65,9 +69,16 @@ def audit(table: pd.DataFrame, family: str | None = None, *, metric: str | None 
     metrics = list(dict.fromkeys(own["metric"]))
     metric = metrics[0] if metric is None and metrics else metric
     one_of("metric", metric, metrics)
-    own = own[own["metric"] == metric].iloc[::-1]
-    place = np.arange(len(own))
-    ax = axes(ax, 8.5, 1.1 + 0.3 * len(own))
+    own = own[own["metric"] == metric]
+    who = own["adversary"].astype(str) + own["uploads"].map(lambda uploads: f" ({uploads})" if uploads else "")
+    own, groups = own.assign(who=pd.Categorical(who, categories=list(dict.fromkeys(who)))), []
+    own = own.sort_values("who", kind="stable")
+    place, next_row = np.zeros(len(own)), 0
+    for group, rows in own.reset_index().groupby("who", observed=True).groups.items():
+        groups.append((next_row, str(group)))
+        place[rows] = next_row + 1 + np.arange(len(rows))
+        next_row += len(rows) + 1
+    ax = axes(ax, _WIDTH, 1.1 + 0.3 * next_row)
     for verdict, colour in VERDICTS.items():
         chosen = (own["verdict"] == verdict).to_numpy()
         part, at = own[chosen], place[chosen]
@@ -76,8 +87,13 @@ def audit(table: pd.DataFrame, family: str | None = None, *, metric: str | None 
             at, part["low"].fillna(part["score"]), part["high"].fillna(part["score"]), color=colour, linewidth=1.5
         )
     ax.plot(own["baseline"], place, "|", color=BLACK, markersize=11, markeredgewidth=1.8, linestyle="none")
-    ax.set_yticks(place, [_described(row) for _, row in own.iterrows()], fontsize="small")
-    ax.set_ylim(-0.6, len(own) - 0.4)
+    attacks = [_described(row) for _, row in own.iterrows()]
+    ticks = [*((row, name, "bold") for row, name in groups), *zip(place, attacks, ["normal"] * len(place), strict=True)]
+    ax.set_yticks([row for row, _, _ in ticks], [name for _, name, _ in ticks], fontsize="small")
+    for label, (_, _, weight) in zip(ax.get_yticklabels(), ticks, strict=True):
+        label.set_fontweight(weight)
+    ax.tick_params(axis="y", length=0)
+    ax.set_ylim(next_row - 0.4, -0.6)
     ax.set_xlabel(str(metric))
     ax.grid(axis="x", linewidth=0.4, alpha=0.5)
     handles = [
@@ -92,6 +108,5 @@ def audit(table: pd.DataFrame, family: str | None = None, *, metric: str | None 
 
 
 def _described(row: pd.Series) -> str:
-    who = f"{row['adversary']}, {row['uploads']}" if row["uploads"] else str(row["adversary"])
-    how = f"{row['attack']}, {row['setting']}" if row["setting"] else str(row["attack"])
-    return f"{who}: {how}"
+    what = f"{row['attack']}, {row['setting']}" if row["setting"] else str(row["attack"])
+    return fill(what, _LINE)

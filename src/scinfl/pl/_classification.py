@@ -18,6 +18,8 @@ _MAX_LABELS_WITH_NUMBERS = 20
 def confusion(adata: AnnData, labels_key: str, *, predicted_key: str = _names.LABEL, ax: Axes | None = None) -> Axes:
     """Share of each true label (rows) that was given each predicted label (columns).
 
+    Both axes have all labels, true ones first; a row without cells is empty, and ``n`` is the number of cells in a row.
+
     Parameters
     ----------
     adata
@@ -36,22 +38,23 @@ def confusion(adata: AnnData, labels_key: str, *, predicted_key: str = _names.LA
     >>> adata.obs["infl_label"] = adata.obs["bulk_labels"]  # as `si.tl.annotate` would, without an error
     >>> ax = si.pl.confusion(adata, "bulk_labels")
     >>> ax.get_ylabel()
-    'bulk_labels'
+    'true (bulk_labels)'
     """
     true = complete_column(adata, labels_key, "labels_key", "a label for every row").astype(str)
     predicted = complete_column(adata, predicted_key, "predicted_key", "a label for every row").astype(str)
-    shares = pd.crosstab(true, predicted, normalize="index")
-    columns = [*[label for label in shares.index if label in shares], *shares.columns.difference(shares.index)]
-    shares = shares[columns]
-    ax = axes(ax, 2.5 + 0.4 * len(columns), 2 + 0.35 * len(shares))
-    image = ax.imshow(shares, vmin=0, vmax=1, cmap=SHARES, aspect="auto")
-    ax.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
-    ax.set_yticks(range(len(shares)), shares.index)
-    ax.set(xlabel=predicted_key, ylabel=labels_key)
-    if len(columns) <= _MAX_LABELS_WITH_NUMBERS:
+    labels = sorted({*true, *predicted}, key=lambda label: (label not in set(true), label))
+    counts = pd.crosstab(true, predicted).reindex(index=labels, columns=labels, fill_value=0)
+    n = counts.sum(axis=1)
+    shares = counts.div(n.where(n > 0), axis=0)
+    ax = axes(ax, 2.5 + 0.4 * len(labels), 2 + 0.4 * len(labels))
+    image = ax.imshow(shares, vmin=0, vmax=1, cmap=SHARES)
+    ax.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(len(labels)), [f"{label} (n = {n[label]:,})" for label in labels])
+    ax.set(xlabel=f"predicted ({predicted_key})", ylabel=f"true ({labels_key})")
+    if len(labels) <= _MAX_LABELS_WITH_NUMBERS:
         for (row, column), share in np.ndenumerate(shares.to_numpy()):
             if share >= 0.01:
                 colour = "white" if share > 0.5 else "black"
                 ax.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize="x-small", color=colour)
-    ax.figure.colorbar(image, ax=ax, label="share of the true label")
+    ax.figure.colorbar(image, ax=ax, label="share of the true label", shrink=0.6)
     return ax

@@ -11,6 +11,8 @@ from scinfl._checks import one_of
 from scinfl.pl._axes import axes
 from scinfl.pl._palette import BLUE, VERMILION
 
+_APART = 0.045  # of the axis, between names of sites
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def history(model: Classifier, metric: str | None = None, *, sites: bool = False, ax: Axes | None = None) -> Axes:
-    """Metrics by round, with the round that the model keeps as a dotted line.
+    """Metrics by round, with the round that the model keeps, and the metric that chose it, as a dotted line.
 
     Parameters
     ----------
@@ -56,18 +58,21 @@ def history(model: Classifier, metric: str | None = None, *, sites: bool = False
     if metric is None and (not columns or (own is not None and "loss" not in own)):
         metric = "epsilon"
     ax = axes(ax)
-    if own is not None:
-        _draw_sites(own, metric, ax)
+    ends = _draw_sites(own, metric, ax) if own is not None else {}
     for name, colour in zip([metric] if metric else columns, (BLUE, VERMILION), strict=False):
         ax.plot(table.index, table[name], color=colour, label=name.replace("_", " "))
-    ax.axvline(table.attrs["best_round"], color="0.4", linestyle=":", label="best round")
+    monitor = table.attrs.get("monitor")
+    chosen = f"best round, by {monitor.replace('_', ' ')}" if monitor else "last round"
+    ax.axvline(table.attrs["best_round"], color="0.4", linestyle=":", label=chosen)
     ax.set(xlabel="round", ylabel=metric.replace("_", " ") if metric else "loss")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, fontsize="small")
+    _name_sites(ends, ax)
     return ax
 
 
-def _draw_sites(table: pd.DataFrame, metric: str | None, ax: Axes) -> None:
+def _draw_sites(table: pd.DataFrame, metric: str | None, ax: Axes) -> dict[str, tuple[float, float]]:
+    """Lines of sites, and where they end."""
     name = "epsilon" if metric == "epsilon" else "loss"
     if name not in table:
         msg = (
@@ -75,5 +80,18 @@ def _draw_sites(table: pd.DataFrame, metric: str | None, ax: Axes) -> None:
             "is reported. Draw 'epsilon', or leave out `sites`."
         )
         raise ValueError(msg)
-    for _, values in table[name].groupby("site", observed=True):
-        ax.plot(values.index.get_level_values("round"), values, color="0.8", linewidth=0.8, zorder=0)
+    ends = {}
+    for site, values in table[name].groupby("site", observed=True):
+        rounds = values.index.get_level_values("round")
+        ax.plot(rounds, values, color="0.75", linewidth=0.8, zorder=0)
+        ends[str(site)] = (rounds[-1], values.iloc[-1])
+    return ends
+
+
+def _name_sites(ends: dict[str, tuple[float, float]], ax: Axes) -> None:
+    """Names beside the ends of lines; those of sites that end alike stand one above the other."""
+    bottom, top = ax.get_ylim()
+    lowest = -float("inf")
+    for site, (x, y) in sorted(ends.items(), key=lambda item: item[1][1]):
+        lowest = max(y, lowest + _APART * (top - bottom))
+        ax.annotate(site, (x, lowest), (4, 0), textcoords="offset points", color="0.4", fontsize="x-small", va="center")

@@ -9,6 +9,8 @@ import numpy as np
 import scanpy as sc
 from anndata import AnnData
 
+from scinfl._extras import install_line
+
 _LOWEST, _HIGHEST = 1e-3, 1e3
 _STEPS = 30
 _FEWEST = 3
@@ -19,7 +21,7 @@ def leiden(
 ) -> tuple[np.ndarray, float]:
     """Community of each row, and the resolution; with a number of clusters the one that reaches it."""
     if importlib.util.find_spec("igraph") is None:
-        msg = "Expected the package igraph for `method='leiden'`, found none. Run `pip install 'scinfl[leiden]'`."
+        msg = f"Expected the package igraph for `method='leiden'`, found none. Run `{install_line('leiden')}`."
         raise ImportError(msg)
     if len(X) < _FEWEST:
         msg = f"Expected at least {_FEWEST} cells for `method='leiden'`, found {len(X)}. Pass `method='kmeans'`."

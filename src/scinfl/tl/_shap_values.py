@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scinfl._extras import install_line
+
 
 @dataclass(frozen=True)
 class Shares:
@@ -66,7 +68,7 @@ def explain_network(
 def require_shap() -> None:
     """Refuse to go on without shap, which is an extra."""
     if find_spec("shap") is None:
-        msg = "Explanations need shap. Install it with `pip install 'scinfl[explain]'`."
+        msg = f"Explanations need shap. Install it with `{install_line('explain')}`."
         raise ImportError(msg)
 
 

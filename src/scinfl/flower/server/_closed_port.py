@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 
+from scinfl._extras import install_line
 from scinfl.flower._flwr import OPERATOR_CALL
 from scinfl.flower._require import TESTED
 from scinfl.flower.server._superlink_process import REFUSAL
@@ -37,7 +38,7 @@ def check_closed(address: str, authority: Path) -> None:
         msg = (
             "Expected Flower's SuperLink to refuse calls of operators from other machines, found that it answers them "
             f"(HTTP {odd[0]}): anybody could start a run. The server stops before it lets a site in. Install the "
-            f"Flower that this was tested with, {TESTED}: `pip install 'scinfl[flower]'`."
+            f"Flower that this was tested with, {TESTED}: `{install_line('flower')}`."
         )
         raise RuntimeError(msg)
 

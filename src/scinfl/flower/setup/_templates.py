@@ -64,7 +64,7 @@ def site_guide(site: str) -> str:
 
 This folder is for site {site} alone. It holds private keys (`link.key`, `identity.json`).
 
-1. Install: `pip install 'scinfl[flower]'`.
+1. Install scinfl with its extra for Flower: `pip install '.[flower]'` in a copy of its source.
 2. Get the key of the federation from another site, over a channel that the operator does not see, or make it once for
    all sites: `scinfl key new consortium.key`. Compare `scinfl key show consortium.key` by telephone.
 3. Compare the fingerprints of the identities by telephone: `scinfl federation show .`

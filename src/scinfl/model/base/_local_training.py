@@ -151,7 +151,7 @@ class LocalSite:
     training
         How to train.
     strategy
-        Tells the weight of the site, and how near it is held to the shared state (``proximal``).
+        States the weight of the site, and how near it is held to the shared state (``proximal``).
     lock
         Turns plain parameters into what leaves the site.
     prepare

@@ -166,7 +166,7 @@ class LockedModel(RegisteredModel):
         Unfolds the old key and folds the new one in every keyed layer and table, and in the personal parameters of
         every site; trained meta learners keep their parameters. The model is left unlocked with the new key.
 
-        Whoever keeps the old model and its key could compare its weights with the new ones and read off what the new
+        Anyone who keeps the old model and its key could compare its weights with the new ones and read off what the new
         key does to each unit, so a rekeyed model is saved sealed only. He also goes on using the old model: rekeying
         takes nothing back.
 
@@ -290,7 +290,7 @@ class LockedModel(RegisteredModel):
             "share": self._share,
             "history": {
                 "rounds": {} if history is None else history.reset_index().to_dict("list"),
-                "best_round": None if history is None else history.attrs.get("best_round"),
+                **{name: None if history is None else history.attrs.get(name) for name in ("best_round", "monitor")},
             },
             "facts": self._facts(),
         }
@@ -389,7 +389,7 @@ class LockedModel(RegisteredModel):
         rounds = document["history"]["rounds"]
         if rounds:
             model._history = pd.DataFrame(rounds).set_index("round")
-            model._history.attrs["best_round"] = document["history"]["best_round"]
+            model._history.attrs.update({name: document["history"].get(name) for name in ("best_round", "monitor")})
         return model
 
     def _load_weights(self, content: bytes) -> None:

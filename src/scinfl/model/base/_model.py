@@ -140,6 +140,7 @@ class FederatedModel(LockedModel):
         self._local_states = {site: self._keyed.locked(state) for site, state in run.best_local.items() if state}
         self._name_version(new_model_id())
         self._history = pd.DataFrame(run.history).set_index("round")
-        self._history.attrs["best_round"] = run.best_round
+        monitor = options.monitor if options.monitor in self._history else None
+        self._history.attrs.update(best_round=run.best_round, monitor=monitor)
         self._site_history = pd.DataFrame(run.site_history).set_index(["round", "site"])
         self.is_trained_ = True

@@ -12,6 +12,7 @@ import numpy as np
 
 from scinfl._checks import one_of
 from scinfl._errors import TamperedSumError
+from scinfl._extras import install_line
 from scinfl.federation import Update
 from scinfl.privacy.aggregation._secure_sum import SecureSum
 from scinfl.privacy.keys._key import Key
@@ -272,6 +273,6 @@ def _tenseal() -> ModuleType:
     try:
         import tenseal
     except ImportError as error:
-        msg = "Homomorphic sums need TenSEAL. Install it with `pip install 'scinfl[he]'`."
+        msg = f"Homomorphic sums need TenSEAL. Install it with `{install_line('he')}`."
         raise ImportError(msg) from error
     return tenseal

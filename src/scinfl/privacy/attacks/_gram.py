@@ -112,7 +112,7 @@ def _gram(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     closed = np.square(cosines)
     size = np.log(norm)
     with np.errstate(divide="ignore"):
-        said = [
+        columns = [
             size,
             np.log(np.abs(unit).mean(0)),
             np.log(np.square(np.square(unit)).mean(0)),
@@ -121,7 +121,7 @@ def _gram(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
             np.log(np.diag(np.linalg.inv(cosines + (1 + _LEAST) * np.eye(len(cosines))))),
             np.cbrt(((cosines @ cosines) * cosines).sum(0)),
         ]
-    says = np.nan_to_num(np.stack(said, axis=1), neginf=0.0)
+    says = np.nan_to_num(np.stack(columns, axis=1), neginf=0.0)
     says -= says.mean(0)
     return cosines, says / np.maximum(says.std(0), 1e-12), float(max(size.std(), 1e-12))
 

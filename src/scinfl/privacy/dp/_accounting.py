@@ -17,6 +17,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
+from scinfl._extras import install_line
 from scinfl.federation import Journal
 
 _ORDERS = (*(1 + step / 10 for step in range(1, 100)), *range(12, 65), 80, 96, 128, 192, 256, 384, 512)
@@ -111,7 +112,7 @@ def _opacus_rdp() -> ModuleType:
     except ImportError as error:
         msg = (
             "Expected opacus, which accounts for differential privacy, found none. Install it with "
-            "`pip install 'scinfl[dp]'`."
+            f"`{install_line('dp')}`."
         )
         raise ImportError(msg) from error
     return rdp

@@ -59,7 +59,7 @@ class SampleDP(SpendsPrivacy):
 
     Works with any network whose rows do not mix, keyed layers of all schemes included. Refused: batch normalisation and
     class weights (through both, rows change each other's gradients) and spots of tissue (a spot's features hold its
-    neighbours; :class:`UpdateDP` guards whole sites). Needs opacus: ``pip install 'scinfl[dp]'``.
+    neighbours; :class:`UpdateDP` guards whole sites). Needs opacus (the extra ``dp``).
 
     **Perturbations.** :class:`~scinfl.model.GEARS` trains on moments of cells, so each site releases them once: every
     cell is clipped to norm :math:`C` over its genes and counted, and sums and numbers of all conditions get noise

@@ -12,6 +12,7 @@ from anndata import AnnData
 from tqdm import tqdm
 
 from scinfl._checks import number_between, obs_column, whole_number
+from scinfl._extras import install_line
 from scinfl.tl._compare._job import Job, Split
 from scinfl.tl._compare._methods import METHODS, NEEDS_TENSEAL, PRIVATE_TRAINING, Method, method_of
 
@@ -132,7 +133,7 @@ def _chosen(methods: Sequence[str] | None) -> Sequence[str]:
     if methods is None:
         if find_spec("tenseal") is not None:
             return METHODS
-        logger.warning("Left out '%s': TenSEAL is not installed (`pip install 'scinfl[he]'`).", NEEDS_TENSEAL)
+        logger.warning("Left out '%s': TenSEAL is not installed (`%s`).", NEEDS_TENSEAL, install_line("he"))
         return [name for name in METHODS if name != NEEDS_TENSEAL]
     unknown = [name for name in methods if name not in METHODS]
     if unknown or not methods:
