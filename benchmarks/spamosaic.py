@@ -128,9 +128,9 @@ def run_ours(path: Path, *, keyed: bool, profile: bool) -> None:
     steps, times = [0], []
 
     class Timed(si.model.SpaMosaic):
-        def _federate(self, *args: Any, **kwargs: Any) -> None:
+        def _federate(self, *args: Any, **kwargs: Any) -> Any:
             times.append(clock())
-            super()._federate(*args, **kwargs)
+            return super()._federate(*args, **kwargs)
 
     def count(*_: Any) -> None:
         steps[0] += 1
