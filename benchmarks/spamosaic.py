@@ -2,7 +2,9 @@
 
 The data are the three STARmap sections of the prefrontal cortex, 166 genes. Fewer spots than they have are cut from
 their left edges; more are made of mirrored copies of each section side by side, with counts drawn anew (Poisson around
-the real ones) and coordinates shifted by a normal of a quarter of the spacing.
+the real ones) and coordinates shifted by a normal of a quarter of the spacing. There are three sections, and more of
+them where one would have more than 50,000 spots (`--sections` names another number). `--genes` adds genes that are
+found in a twentieth of the spots, as most of a transcriptome is, every second twice as often in a stripe of the tissue.
 
 Both sides pool the spots, as the published package must, and run with their own defaults. An epoch is a pass over all
 spots: one step of its optimiser there, many steps on batches here, so whole training runs are compared beside epochs.
@@ -11,6 +13,8 @@ the process, and how much that grew after imports and data. The published packag
 same, so its CPU seconds exceed its wall seconds.
 
     OMP_NUM_THREADS=1 python benchmarks/spamosaic.py --peer PEER/bin/python [--size 1300 9000 50000 200000] [--profile]
+    OMP_NUM_THREADS=1 python benchmarks/spamosaic.py --size 500000 --genes 300
+    OMP_NUM_THREADS=1 python benchmarks/spamosaic.py --size 50000 --sections 1 --genes 20000
 
 How to make the environment of the published package stands in `spamosaic_peer.py`. From 20,000 spots on, and without
 `--peer`, ours runs alone. Bar: five times faster at 9,000 spots, memory linear in the number of spots.
@@ -28,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,29 +44,44 @@ from scipy import sparse
 SHARED = Path(os.environ.get("SCINFL_SHARED", Path(__file__).parents[2] / "shared"))
 PEER = Path(__file__).with_name("spamosaic_peer.py")
 PEER_LIMIT = 20_000
+MOST_SPOTS = 50_000  # of a section
 
 
 # ---- data
 
 
-def write_sections(path: Path, n_spots: int, source: Path) -> None:
+def write_sections(path: Path, n_spots: int, source: Path, n_sections: int | None, n_genes: int | None) -> None:
     """Counts, coordinates and sections as plain arrays, for both sides."""
     adata, rng = ad.read_h5ad(source), np.random.default_rng(0)
     names = adata.obs["slice"].astype(str).to_numpy()
-    parts = np.array_split(np.arange(n_spots), len(np.unique(names)))
+    parts = np.array_split(np.arange(n_spots), n_sections or max(3, -(-n_spots // MOST_SPOTS)))
     counts, coordinates, section = [], [], []
-    for number, (name, part) in enumerate(zip(np.unique(names), parts, strict=True)):
+    for number, (name, part) in enumerate(zip(cycle(np.unique(names)), parts, strict=False)):
         rows, where = tiled(np.asarray(adata.obsm["spatial"])[names == name], len(part), rng)
         own = sparse.csr_matrix(adata.X[np.flatnonzero(names == name)[rows]], dtype=np.float32)
         if len(part) > (names == name).sum():
             own.data = rng.poisson(own.data).astype(np.float32)
             own.eliminate_zeros()
+        if n_genes is not None and n_genes > adata.n_vars:
+            own = sparse.hstack([own, rare_genes(where, n_genes - adata.n_vars, rng)], format="csr")
         counts.append(own)
         coordinates.append(where)
         section.append(np.full(len(part), number))
     x = sparse.vstack(counts, format="csr")
     arrays = {"data": x.data, "indices": x.indices, "indptr": x.indptr, "shape": np.array(x.shape)}
     np.savez(path, coordinates=np.vstack(coordinates), section=np.concatenate(section), **arrays)
+
+
+def rare_genes(where: np.ndarray, n: int, rng: np.random.Generator) -> sparse.csr_matrix:
+    """Counts of genes that one spot in twenty has; every second of them twice as often in one of four stripes."""
+    stripe = np.minimum((where[:, 0] - where[:, 0].min()) * 4 // max(np.ptp(where[:, 0]), 1e-9), 3).astype(int)
+    found = []
+    for spots in stripe:
+        chosen = np.flatnonzero(rng.random(n) < np.where(np.arange(n) % 8 == 2 * spots, 0.1, 0.05))
+        found.append(chosen.astype(np.int32))
+    indptr = np.r_[0, np.cumsum([len(chosen) for chosen in found])]
+    data = (1 + rng.poisson(0.3, indptr[-1])).astype(np.float32)
+    return sparse.csr_matrix((data, np.concatenate(found), indptr), shape=(len(where), n))
 
 
 def tiled(xy: np.ndarray, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -109,9 +128,9 @@ def run_ours(path: Path, *, keyed: bool, profile: bool) -> None:
     steps, times = [0], []
 
     class Timed(si.model.SpaMosaic):
-        def _federate(self, *args: Any, **kwargs: Any) -> None:
+        def _federate(self, *args: Any, **kwargs: Any) -> Any:
             times.append(clock())
-            super()._federate(*args, **kwargs)
+            return super()._federate(*args, **kwargs)
 
     def count(*_: Any) -> None:
         steps[0] += 1
@@ -169,13 +188,22 @@ def line(n: int, who: str, found: dict, kind: str) -> dict:
     }  # fmt: skip
 
 
-def compare(sizes: list[int], peer: str | None, source: Path, *, repeats: int, profile: bool) -> dict:
+def compare(
+    sizes: list[int],
+    peer: str | None,
+    source: Path,
+    *,
+    n_sections: int | None,
+    n_genes: int | None,
+    repeats: int,
+    profile: bool,
+) -> dict:
     """The quickest of some runs by size and side, which take turns."""
     runs: dict[tuple[int, str], dict] = {}
     with tempfile.TemporaryDirectory() as folder:
         for n in sizes:
             path = Path(folder) / f"{n}.npz"
-            write_sections(path, n, source)
+            write_sections(path, n, source, n_sections, n_genes)
             ours: list[str | Path] = [sys.executable, __file__, "--child", path, *(["--profile"] if profile else [])]
             commands: dict[str, list[str | Path]] = {"scinfl": ours}
             if n <= PEER_LIMIT:
@@ -221,6 +249,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", help="python of an environment with spamosaic 1.0.3")
     parser.add_argument("--size", type=int, nargs="+", default=[1300, 9000, 50_000, 200_000])
+    parser.add_argument("--sections", type=int, help="number of sections, at most 50,000 spots each by default")
+    parser.add_argument("--genes", type=int, help="number of genes; 166 by default")
     parser.add_argument("--repeats", type=int, default=3, help="runs a side, up to 20,000 spots; the quickest counts")
     parser.add_argument("--data", type=Path, default=SHARED / "data" / "spatial" / "starmap_mpfc_3slices_labelled.h5ad")
     parser.add_argument("--profile", action="store_true", help="where ours spends its time")
@@ -230,7 +260,8 @@ def main() -> None:
     if options.child:
         run_ours(options.child, keyed=options.keyed, profile=options.profile)
         return
-    settings = {"repeats": options.repeats, "profile": options.profile}
+    settings = {"n_sections": options.sections, "n_genes": options.genes}
+    settings |= {"repeats": options.repeats, "profile": options.profile}
     report(compare(options.size, options.peer, options.data, **settings), options.size)
 
 

@@ -68,6 +68,7 @@ if os.environ.get("READTHEDOCS") == "True" or os.environ.get("SCINFL_INTERSPHINX
         "scanpy": ("https://scanpy.readthedocs.io/en/stable/", None),
         "scipy": ("https://docs.scipy.org/doc/scipy/", None),
         "scvi-tools": ("https://docs.scvi-tools.org/en/stable/", None),
+        "spatialdata": ("https://spatialdata.scverse.org/en/stable/", None),
         "squidpy": ("https://squidpy.readthedocs.io/en/stable/", None),
         "torch": ("https://docs.pytorch.org/docs/stable/", None),
     }
@@ -77,9 +78,9 @@ nitpick_ignore_regex = [
     # names of other packages, which nothing can be looked up for without their inventories
     (
         "py:.*",
-        r"(anndata|collections|cryptography|matplotlib|mudata|numpy|os|pandas|pathlib|scanpy|scipy|scvi|squidpy|torch)\..*",
+        r"(anndata|collections|cryptography|matplotlib|mudata|numpy|os|pandas|pathlib|scanpy|scipy|scvi|spatialdata|squidpy|torch)\..*",
     ),
-    ("py:class", r"Axes|Tensor|pd\.DataFrame"),  # imported for type checkers alone
+    ("py:class", r"AnnData|Axes|SpatialData|Tensor|pd\.DataFrame"),  # imported for type checkers alone
 ]
 nitpick_ignore = [
     # in signatures of public names, but nothing to build with
@@ -100,7 +101,9 @@ nitpick_ignore = [
 
 # Where a class is defined is not always where its own documentation puts it.
 PUBLIC_NAMES = {
+    "AnnData": "anndata.AnnData",
     "Axes": "matplotlib.axes.Axes",
+    "SpatialData": "spatialdata.SpatialData",
     "Tensor": "torch.Tensor",
     "anndata._core.anndata.AnnData": "anndata.AnnData",
     "matplotlib.axes._axes.Axes": "matplotlib.axes.Axes",

@@ -26,9 +26,9 @@ EVERY_MODEL = frozenset({"_checks.py", "model/base"})
 """Where a message may be about any model: an argument that it offers must be one of all of them."""
 OF_OTHERS = {"model": MODELS, "adata": [anndata.AnnData], "mdata": [mudata.MuData], "sc": [scanpy]}
 """Whose attributes are meant where a message spells a name as users do."""
-LIBRARIES = {name: importlib.import_module(name) for name in ("anndata", "mudata", "scinfl")} | {
-    "pd": importlib.import_module("pandas")
-}
+LIBRARIES = {
+    name: importlib.import_module(name) for name in ("anndata", "mudata", "scinfl", "spatialdata", "squidpy")
+} | {"pd": importlib.import_module("pandas")}
 FOREIGN = {"subplot_kw", "modality_weights", "dispersion"}
 """Arguments of functions of other libraries."""
 

@@ -85,6 +85,50 @@ def test_a_list_takes_sections_from_the_column():
     assert same.obs["slice"].tolist() == ["x", "x"]
 
 
+def test_a_list_without_the_column_is_numbered():
+    joined = join_sections([make_section(n=4), make_section(n=2, names="other")])
+    assert joined.obs["section"].tolist() == ["0"] * 4 + ["1"] * 2
+
+
+def test_spots_outside_of_the_tissue_are_left_out():
+    one, other = make_section(n=4), make_section(n=3, names="other")
+    one.obs["in_tissue"] = [1, 0, 1, 0]
+    with pytest.warns(UserWarning, match="Left out 2 spots outside of the tissue"):
+        joined = join_sections({"a": one, "b": other})
+    assert joined.obs_names.tolist() == [*one.obs_names[[0, 2]], *other.obs_names]
+    assert one.n_obs == 4
+    one.obs["in_tissue"] = False
+    with pytest.warns(UserWarning, match="Left out 4"), pytest.raises(ValueError, match="found none in number 1"):
+        join_sections({"a": one, "b": other})
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda xy, names: xy.astype(str),
+        lambda xy, names: xy.astype(object),
+        lambda xy, names: pd.DataFrame(xy, names, ["x", "y"]).astype("category"),
+        lambda xy, names: sparse.csr_matrix(xy),
+    ],
+    ids=["text", "objects", "categories", "sparse"],
+)
+def test_coordinates_of_any_form_are_read(form):
+    one = make_section()
+    expected = np.asarray(one.obsm["spatial"], dtype=float)
+    one.obsm["spatial"] = form(expected, one.obs_names)
+    np.testing.assert_allclose(join_sections({"a": one}).obsm["spatial"], expected)
+
+
+def test_coordinates_that_are_none_are_refused():
+    one = make_section()
+    one.obsm["spatial"] = np.full((4, 2), "left")
+    with pytest.raises(TypeError, match=r"numbers as coordinates in adata.obsm\['spatial'\] of section a, .* 'left'"):
+        join_sections({"a": one})
+    one.obsm["spatial"] = np.zeros((4, 2, 2))
+    with pytest.raises(ValueError, match=r"found shape \(4, 2, 2\)"):
+        join_sections({"a": one})
+
+
 def test_features_in_common_keep_the_order_of_the_first():
     joined = join_sections({"a": make_section("DABC"), "b": make_section("CXDB", names="other")}, join="inner")
     assert list(joined.var_names) == ["D", "B", "C"]
@@ -112,12 +156,15 @@ def test_a_union_marks_which_zeros_were_never_measured(form, tmp_path):
 def test_what_a_section_lacks_is_left_out_and_images_stay():
     one, other = make_section(), make_section(names="other")
     one.layers["scaled"], one.obs["only"], other.var["kind"] = one.X, 1, "protein"
-    one.uns["spatial"], other.uns["spatial"] = {"s1": {"images": np.ones((2, 2))}}, {"s2": {"images": np.zeros((2, 2))}}
+    one.uns["spatial"], other.uns["spatial"] = ({"library": {"images": np.full((2, 2), n)}} for n in (1, 0))
     joined = join_sections({"a": one, "b": other})
     assert (list(joined.layers), list(joined.obs), list(joined.var)) == (["counts"], ["type", "depth", "section"], [])
     assert list(joined.uns) == ["spatial"]
-    np.testing.assert_array_equal(joined.uns["spatial"]["s1"]["images"], 1)
-    np.testing.assert_array_equal(joined.uns["spatial"]["s2"]["images"], 0)
+    np.testing.assert_array_equal(joined.uns["spatial"]["a"]["images"], 1)
+    np.testing.assert_array_equal(joined.uns["spatial"]["b"]["images"], 0)
+    assert list(one.uns["spatial"]) == ["library"]
+    one.obs["section"], other.obs["section"] = ["1", "1", "2", "2"], "3"
+    assert list(join_sections([one, other]).uns["spatial"]) == ["library", "3"]  # whose library is not clear
 
 
 def test_kinds_of_numbers_and_of_matrices_may_differ():
@@ -136,17 +183,15 @@ def test_sections_must_be_named_once():
         join_sections(make_section())
     with pytest.raises(ValueError, match="at least one section"):
         join_sections({})
-    with pytest.raises(KeyError, match=r"adatas\[0\]\.obs\['section'\], found none\. Pass a dict"):
-        join_sections([make_section()])
     one, other = make_section(), make_section()
     one.obs["section"] = other.obs["section"] = "a"
     with pytest.raises(ValueError, match="found a in several"):
         join_sections([one, other])
     with pytest.raises(ValueError, match=r"the section 'b' in adata\.obs\['section'\], found 'a'"):
         join_sections({"a": one, "b": other})
-    other.obs["section"] = ["b", None, "b", "b"]
-    with pytest.raises(KeyError, match=r"adatas\[1\]"):
-        join_sections([one, other])
+    for other.obs["section"] in (["b", None, "b", "b"], None):
+        with pytest.raises(KeyError, match=r"adatas\[1\]\.obs\['section'\], found none\. Pass a dict"):
+            join_sections([one, other])
     with pytest.raises(ValueError, match="none in number 2 of"):
         join_sections({"a": one, "c": one[:0]})
 
@@ -191,7 +236,7 @@ def test_coordinates_must_be_there_and_of_one_shape():
     with pytest.raises(ValueError, match=r"found shape \(4, 3\) in section b after 2 columns in section a"):
         join_sections({"a": one, "b": other})
     one.obsm["line"] = np.zeros((4, 1))
-    with pytest.raises(ValueError, match=r"found shape \(4, 1\) in section a\."):
+    with pytest.raises(ValueError, match=r"obsm\['line'\] of section a, found shape \(4, 1\)\."):
         join_sections({"a": one}, spatial_key="line")
     other.obsm["spatial"] = np.array([[0, 1], [np.nan, 1], [1, np.inf], [0, 0]])
     with pytest.raises(ValueError, match="found 2 of 4 without in section b"):

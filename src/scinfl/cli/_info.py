@@ -19,6 +19,8 @@ _PACKAGES = (
     "mudata",
     "scanpy",
     "scvi-tools",
+    "squidpy",
+    "spatialdata",
     "torch",
     "torch-geometric",
     "numpy",

@@ -36,6 +36,8 @@ def propagate(adjacency: Tensor, x: Tensor, n_hops: int = 1) -> Tensor:
     tensor([[2.0000],
             [2.0000]])
     """
+    # what SGConv computes, by the product that torch_geometric uses for a sparse adjacency too; its own linear map is
+    # left out, because the one that follows here is keyed
     for _ in range(n_hops):
         x = torch.sparse.mm(adjacency, x)
     return x

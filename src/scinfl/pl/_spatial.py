@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import EllipseCollection
-from matplotlib.colors import to_hex
+from matplotlib.colors import Normalize, to_hex
 from matplotlib.lines import Line2D
 from scipy.spatial import KDTree
 
 from scinfl import _names
-from scinfl._checks import first_of, missing, number_between, obs_column, unmasked, whole_number
+from scinfl._checks import first_of, missing, number_between, obs_column, whole_number
+from scinfl._coordinates import coordinates_of, in_tissue
 from scinfl.pl._axes import axes
+from scinfl.pl._images import diameter_of, draw_on_images, images_of, microns_of
 from scinfl.pl._palette import SEQUENTIAL, category_colours
 
 _MISSING = "0.85"
@@ -32,12 +36,16 @@ def sections(
     spatial_key: str = "spatial",
     size: float | None = None,
     ncols: int | None = None,
+    image: bool = True,
+    microns: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Spots of all sections side by side in one pair of axes, coloured by a column of ``obs`` or a gene.
 
     Sections keep their scale and their orientation: the second coordinate points down, as in images. Only their places
-    are moved, so the coordinates of the axes mean nothing and are not drawn.
+    are moved, so the coordinates of the axes mean nothing and are not drawn. Where ``.uns["spatial"]`` has an image of
+    every section, as readers of Visium write it, spots are drawn on it by :func:`squidpy.pl.spatial_scatter`, without
+    those outside of the tissue (``.obs["in_tissue"]`` is 0).
 
     Parameters
     ----------
@@ -51,9 +59,16 @@ def sections(
     spatial_key
         Coordinates in ``.obsm``; the first two columns are drawn.
     size
-        Diameter of a spot in the unit of the coordinates; by default close to the distance between spots.
+        Diameter of a spot in the unit of the coordinates; by default close to the distance between spots, or that of
+        the image's scale factors.
     ncols
         Sections in a row; by default all of them up to 4.
+    image
+        Draw images where there are some: one for each section, under its name, or one for a single section.
+    microns
+        Micrometres per unit of the coordinates, for a scale bar on images. By default those of the scale factors
+        (``microns_per_pixel``), or, for Visium (``array_row`` in ``.obs``), those by which nearest spots are 100 µm
+        apart.
     ax
         Axes to draw on.
 
@@ -74,6 +89,8 @@ def sections(
     >>> [text.get_text() for text in ax.texts]
     ['slice 1', 'slice 2']
     """
+    if not (inside := in_tissue(adata.obs)).all():
+        adata = adata[inside]
     values = _values(adata, color)
     section = obs_column(adata, section_key, "section_key").astype("category").cat.remove_unused_categories()
     spots = _coordinates(adata, spatial_key, section, section_key)
@@ -81,30 +98,44 @@ def sections(
     if ncols is None:
         ncols = min(4, len(names))
     whole_number("ncols", ncols, 1)
-    if size is not None:
-        number_between("size", size, 0, np.inf, open_low=True)
-    diameter = _spacing(spots, codes) if size is None else float(size)
-    spots, labels, extent = _side_by_side(spots, codes, min(ncols, len(names)), diameter)
+    for argument, value in (("size", size), ("microns", microns)):
+        if value is not None:
+            number_between(argument, value, 0, np.inf, open_low=True)
+    images = images_of(adata, spatial_key, names) if image else None
+    diameter = float(size or (diameter_of(images) if images else _spacing(spots, codes)))
+    moved, labels, extent = _side_by_side(spots, codes, min(ncols, len(names)), diameter)
     ax = _sized_axes(ax, extent)
+    ax.set(xlim=(0, extent[0]), ylim=(extent[1], 0), aspect="equal")
+    ax.set_axis_off()
+    for name, (x, y) in zip(names, labels, strict=True):
+        ax.annotate(name, (x, y), (0, 3), textcoords="offset points", ha="center", va="bottom", fontsize="small")
+    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
+        colours = _colour_bar(ax, values.to_numpy(np.float64), color)
+        how: dict[str, Any] = {"norm": colours.norm, "cmap": colours.cmap}
+    else:
+        values = values.astype("category")
+        palette = _legend(ax, values, adata.uns.get(f"{color}_colors"), color)
+        how = {"palette": palette[:-1]}
+    if images:
+        microns = microns_of(images, adata.obs, spots, codes) if microns is None else microns
+        how |= {"diameter": diameter, "microns": microns, "missing": _MISSING}
+        draw_on_images(ax, images, values, codes, spots, moved, **how)
+        return ax
     dots = EllipseCollection(
         diameter,
         diameter,
         0,
         units="xy",  # in the unit of the data, so that spots fit their density at any size of the figure
-        offsets=spots,
+        offsets=moved,
         offset_transform=ax.transData,
         linewidths=0,
         rasterized=len(spots) > _MANY,
     )
-    ax.add_collection(dots)
-    for name, (x, y) in zip(names, labels, strict=True):
-        ax.annotate(name, (x, y), (0, 3), textcoords="offset points", ha="center", va="bottom", fontsize="small")
-    ax.set(xlim=(0, extent[0]), ylim=(extent[1], 0), aspect="equal")
-    ax.set_axis_off()
-    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
-        _colour_numbers(ax, dots, values.to_numpy(np.float64), color)
+    if "palette" in how:
+        dots.set_facecolor([palette[code] for code in values.cat.codes])  # code −1, missing, is the last
     else:
-        _colour_names(ax, dots, values, adata.uns.get(f"{color}_colors"), color)
+        dots.set(array=np.ma.masked_invalid(values.to_numpy(np.float64)), **how)
+    ax.add_collection(dots)
     return ax
 
 
@@ -127,7 +158,7 @@ def _coordinates(adata: AnnData, spatial_key: str, section: pd.Series, section_k
             "Name others with `spatial_key=`."
         )
         raise KeyError(msg)
-    spots = unmasked(adata.obsm[spatial_key]).astype(np.float64)[:, :2]
+    spots = coordinates_of(adata.obsm[spatial_key], f"adata.obsm[{spatial_key!r}]")[:, :2]
     for what, bad, cure in (
         (f"finite coordinates in adata.obsm[{spatial_key!r}]", ~np.isfinite(spots).all(1), "others"),
         (f"a section for every spot in adata.obs[{section_key!r}]", missing(section).to_numpy(), "none"),
@@ -177,30 +208,26 @@ def _sized_axes(ax: Axes | None, extent: tuple[float, float]) -> Axes:
     return axes(ax, max(2.0, extent[0] * scale) + 1.3, max(1.5, extent[1] * scale) + 0.4)
 
 
-def _colour_numbers(ax: Axes, dots: EllipseCollection, values: np.ndarray, label: str) -> None:
+def _colour_bar(ax: Axes, values: np.ndarray, label: str) -> ScalarMappable:
     known = values[np.isfinite(values)]
     low, high = np.percentile(known, [1, 99]) if len(known) else (0.0, 1.0)
     if low == high and len(known):
         low, high = known.min(), known.max()
     below, above = bool((known < low).any()), bool((known > high).any())
-    dots.set_array(np.ma.masked_invalid(values))
-    dots.set_cmap(colormaps[SEQUENTIAL].with_extremes(bad=_MISSING))
-    dots.set_clim(low, high)
     extend = "both" if below and above else "min" if below else "max" if above else "neither"
-    bar = ax.figure.colorbar(dots, ax=ax, extend=extend, shrink=0.6, aspect=15, pad=0.02)
+    colours = ScalarMappable(Normalize(low, high), colormaps[SEQUENTIAL].with_extremes(bad=_MISSING))
+    bar = ax.figure.colorbar(colours, ax=ax, extend=extend, shrink=0.6, aspect=15, pad=0.02)
     bar.set_label(label.replace("_", " "), fontsize="small")
     bar.ax.tick_params(labelsize="small")
+    return colours
 
 
-def _colour_names(
-    ax: Axes, dots: EllipseCollection, values: pd.Series, colours: Sequence[str] | None, title: str
-) -> None:
-    named = values.astype("category")
+def _legend(ax: Axes, named: pd.Series, colours: Sequence[str] | None, title: str) -> list[str]:
+    """Draw the legend; returns a colour for each category, and that of missing ones."""
     names, codes = list(map(str, named.cat.categories)), named.cat.codes.to_numpy()
     if colours is None or len(colours) != len(names):
         colours = category_colours(len(names))
     palette = [to_hex(colour) for colour in [*colours, _MISSING]]
-    dots.set_facecolor([palette[code] for code in codes])  # code −1, missing, is the last
     shown = [(name, palette[code]) for code, name in enumerate(names) if (codes == code).any()]
     if (codes < 0).any():
         shown.append(("missing", palette[-1]))
@@ -217,3 +244,4 @@ def _colour_names(
         fontsize="small",
         handletextpad=0.2,
     )
+    return palette

@@ -2,8 +2,10 @@
 
 from scinfl.pp._align_genes import align_genes
 from scinfl.pp._clr import clr
+from scinfl.pp._from_spatialdata import from_spatialdata
 from scinfl.pp._join_modalities import join_modalities
 from scinfl.pp._join_sections import join_sections
+from scinfl.pp._lift import lift
 from scinfl.pp._perturbations import perturbations
 from scinfl.pp.federated._class_means import federated_class_means
 from scinfl.pp.federated._highly_variable_genes import federated_highly_variable_genes
@@ -23,8 +25,10 @@ __all__ = [
     "federated_offsets",
     "federated_pca",
     "federated_scale",
+    "from_spatialdata",
     "join_modalities",
     "join_sections",
+    "lift",
     "perturbations",
     "split_perturbations",
     "split_sites",
@@ -32,3 +36,4 @@ __all__ = [
 
 # for other packages of scinfl: not part of the public interface
 from scinfl.pp._clr import centred_log_ratios  # noqa: F401
+from scinfl.pp._lift import joined_column  # noqa: F401

@@ -12,7 +12,8 @@ import pandas as pd
 from anndata import AnnData
 
 from scinfl import _names
-from scinfl._checks import first_of, layers_of, missing, one_of, unmasked
+from scinfl._checks import first_of, layers_of, missing, one_of, warn
+from scinfl._coordinates import coordinates_of, in_tissue
 from scinfl.pp._align_genes import align_genes
 
 
@@ -31,8 +32,11 @@ def join_sections(
 
     The new AnnData holds X, and what every section has: columns of ``.obs`` (with the categories of all), layers,
     coordinates. Of ``.var`` it keeps columns that agree in all sections, of ``.uns`` images under
-    ``spatial_key`` (none whose name two sections use for different ones). Embeddings, pairwise distances and ``.raw``
-    stay behind: what was computed on each section alone cannot be compared between them. Nothing is changed in place.
+    ``spatial_key``: the one library of a section gets the name of the section, so that ``squidpy.pl.spatial_scatter``
+    finds it with ``library_key=section_key``; others keep theirs, unless two sections use it for different ones. Spots
+    outside of the tissue (``.obs["in_tissue"]`` is 0) are left out with a warning. Embeddings, pairwise distances and
+    ``.raw`` stay behind: what was computed on each section alone cannot be compared between them. Nothing is changed in
+    place.
 
     Spots keep their names where they are unique. Names that occur more than once become ``"{section}-{name}"``, in all
     sections in which they occur.
@@ -40,7 +44,8 @@ def join_sections(
     Parameters
     ----------
     adatas
-        AnnData by the name of their section; or a list of AnnData whose column ``section_key`` names it.
+        AnnData by the name of their section; or a list of AnnData whose column ``section_key`` names it. Without this
+        column in any of them, sections of a list are called ``"0"``, ``"1"``, … by their place.
     section_key
         Column of ``.obs`` for the section.
     site_key
@@ -85,6 +90,9 @@ def join_sections(
         msg = "Expected at least one section in `adatas`, found none."
         raise ValueError(msg)
     every = list(adatas.values()) if isinstance(adatas, Mapping) else list(adatas)
+    if not isinstance(adatas, Mapping) and not any(section_key in one.obs for one in every):
+        adatas = {str(number): one for number, one in enumerate(every)}
+    every = _in_tissue(every)
     sections = _sections(adatas, every, section_key)
     where = ["section " + first_of(list(dict.fromkeys(names))) for names in sections]
     _check(every, where)
@@ -92,7 +100,7 @@ def join_sections(
         _check_sites(every, where, sections, site_key)
     _check_features(every, where, join)
     coordinates = _coordinates(every, where, spatial_key)
-    pieces = _pieces(every, _spot_names(every, sections, prefix), spatial_key)
+    pieces = _pieces(every, _spot_names(every, sections, prefix), sections, spatial_key)
     align_genes(pieces[0], pieces[1:], how="union" if join == "outer" else "intersection")
     joined = ad.concat(pieces, merge="same", uns_merge="unique")
     del joined.uns[_names.UNS]  # what `align_genes` noted of the pieces
@@ -114,7 +122,7 @@ def _sections(
 ) -> list[np.ndarray]:
     """Section of every spot of each AnnData."""
     if isinstance(adatas, Mapping):
-        sections = [np.full(one.n_obs, str(name), dtype=object) for name, one in adatas.items()]
+        sections = [np.full(one.n_obs, str(name), dtype=object) for name, one in zip(adatas, every, strict=True)]
         for one, names in zip(every, sections, strict=True):
             if (
                 section_key in one.obs
@@ -208,11 +216,11 @@ def _coordinates(every: Sequence[AnnData], where: Sequence[str], spatial_key: st
                 "one with `spatial_key`."
             )
             raise KeyError(msg)
-        places = unmasked(one.obsm[spatial_key]).astype(np.float64)
-        if places.ndim != 2 or places.shape[1] not in {2, 3} or places.shape[1] != (found or [places])[0].shape[1]:
+        places = coordinates_of(one.obsm[spatial_key], f"adata.obsm['{spatial_key}'] of {name}")
+        if places.shape[1] != (found or [places])[0].shape[1]:
             msg = (
-                f"Expected 2 or 3 coordinates of each spot, as many in every section, found shape {places.shape} in "
-                f"{name}{f' after {found[0].shape[1]} columns in {where[0]}' if found else ''}. Keep the same axes."
+                f"Expected as many coordinates of each spot in every section, found shape {places.shape} in {name} "
+                f"after {found[0].shape[1]} columns in {where[0]}. Keep the same axes."
             )
             raise ValueError(msg)
         if odd := int((~np.isfinite(places)).any(1).sum()):
@@ -240,7 +248,27 @@ def _spot_names(every: Sequence[AnnData], sections: Sequence[np.ndarray], prefix
     return np.split(names.to_numpy(), np.cumsum([one.n_obs for one in every])[:-1])
 
 
-def _pieces(every: Sequence[AnnData], names: Sequence[np.ndarray], spatial_key: str) -> list[AnnData]:
+def _in_tissue(every: Sequence[AnnData]) -> list[AnnData]:
+    """Sections without the spots outside of their tissue."""
+    inside = [in_tissue(one.obs) for one in every]
+    if outside := sum(int((~spots).sum()) for spots in inside):
+        warn(f"Left out {outside} spots outside of the tissue (obs['in_tissue'] is 0).")
+    return [one if spots.all() else one[spots] for one, spots in zip(every, inside, strict=True)]
+
+
+def _images(one: AnnData, section: np.ndarray, spatial_key: str) -> dict[str, object]:
+    """Images of a section under its name, where that is clear."""
+    if spatial_key not in one.uns:
+        return {}
+    images = one.uns[spatial_key]
+    if len(images) == 1 and len(set(section)) == 1:
+        images = {str(section[0]): next(iter(images.values()))}
+    return {spatial_key: images}
+
+
+def _pieces(
+    every: Sequence[AnnData], names: Sequence[np.ndarray], sections: Sequence[np.ndarray], spatial_key: str
+) -> list[AnnData]:
     """What all sections have, with new names of spots; arrays are shared with the originals."""
     columns = [name for name in every[0].obs if all(name in one.obs for one in every)]
     layers = [name for name in layers_of(every[0]) if all(name in one.layers for one in every)]
@@ -250,7 +278,7 @@ def _pieces(every: Sequence[AnnData], names: Sequence[np.ndarray], spatial_key: 
             one.obs[columns].set_axis(index),
             one.var,
             layers={name: one.layers[name] for name in layers},
-            uns={spatial_key: one.uns[spatial_key]} if spatial_key in one.uns else {},
+            uns=_images(one, section, spatial_key),
         )
-        for one, index in zip(every, names, strict=True)
+        for one, index, section in zip(every, names, sections, strict=True)
     ]

@@ -7,6 +7,7 @@ from scinfl.tl._audit_report import audit_report
 from scinfl.tl._cluster import cluster
 from scinfl.tl._compare._compare import METHODS, compare
 from scinfl.tl._compare._perturbations import PERTURBATION_METHODS, compare_perturbations
+from scinfl.tl._domain_neighbours import domain_neighbours
 from scinfl.tl._embed import embed
 from scinfl.tl._explain import explain
 from scinfl.tl._impute import impute
@@ -22,6 +23,7 @@ __all__ = [
     "cluster",
     "compare",
     "compare_perturbations",
+    "domain_neighbours",
     "embed",
     "explain",
     "impute",

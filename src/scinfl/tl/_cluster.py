@@ -41,7 +41,7 @@ def cluster(
     Sets the following fields:
 
     ``.obs["infl_domain"]``
-        Domain (categorical).
+        Domain (categorical); missing where the embedding is NaN throughout, as that of spots outside of the tissue.
     ``.uns["infl"]["cluster"]``
         Settings and the number of domains; the resolution that was reached, with Leiden.
     ``.uns["infl_domain_colors"]``
@@ -95,6 +95,8 @@ def cluster(
         whole_number(name, value, 1)
     number_between("resolution", resolution, 0, 1000, open_low=True)
     X = _embedding(adata, use_rep)
+    known = ~np.isnan(X).all(1)
+    X = X[known]
     _check_number(n_clusters, len(X), method)
     settings: dict[str, object] = {"method": method, "use_rep": use_rep, "key_added": key_added, "rng": rng}
     if section_key is not None:
@@ -106,13 +108,14 @@ def cluster(
     else:
         fit = _kmeans if method == "kmeans" else _gaussian
         found, settings["n_init"] = fit(X, n_clusters, n_init, rng), n_init
-    domains = _by_size(found)
+    domains = np.full(adata.n_obs, -1)
+    domains[known] = _by_size(found)
     settings["n_clusters"] = n_found = int(domains.max()) + 1
     if n_clusters is not None and n_found != n_clusters:
         msg = f"Expected {n_clusters} clusters that hold a cell, found {n_found}. Ask for fewer, or change `method`."
         raise ValueError(msg)
     if section_key is not None:
-        _warn_of_sections_apart(sections, domains)
+        _warn_of_sections_apart(sections[known], domains[known])
     adata.obs[key_added] = pd.Categorical.from_codes(domains, list(map(str, range(n_found))))
     adata.uns.setdefault(_names.UNS, {})["cluster"] = settings
     adata.uns[f"{key_added}_colors"] = _colours(n_found)
@@ -127,12 +130,15 @@ def _embedding(adata: AnnData | MuData, use_rep: str) -> np.ndarray:
         raise KeyError(msg)
     X = unmasked(adata.obsm[use_rep]).astype(np.float64)
     X = X[:, None] if X.ndim == 1 else X
-    if bad := int((~np.isfinite(X)).any(1).sum()):
+    lacking = np.isnan(X).all(axis=1)
+    if bad := int((~np.isfinite(X).all(1) & ~lacking).sum()):
         msg = (
             f"Expected finite values in adata.obsm[{use_rep!r}], found {bad} of {len(X)} cells with others. "
             "Drop these cells first."
         )
         raise ValueError(msg)
+    if n := int(lacking.sum()):
+        warn(f"{n} of {len(X)} cells have no embedding in adata.obsm[{use_rep!r}], and get no domain.")
     return X
 
 

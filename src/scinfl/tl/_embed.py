@@ -7,6 +7,7 @@ from mudata import MuData
 
 from scinfl import _names
 from scinfl.model import Classifier, ScviModel, SpaMosaic
+from scinfl.tl._spatial_neighbours import write_neighbours
 
 
 def embed(adata: AnnData | MuData, model: Classifier | ScviModel | SpaMosaic) -> None:
@@ -18,6 +19,14 @@ def embed(adata: AnnData | MuData, model: Classifier | ScviModel | SpaMosaic) ->
         Latent representation (cells × dimensions, float32).
     ``.uns["infl"]["embed"]``
         Fingerprint of the key.
+
+    With a :class:`~scinfl.model.SpaMosaic` also the neighbours that spots are averaged over (of a MuData in each
+    modality), for ``squidpy.gr``, unless there is a graph that something else wrote:
+
+    ``.obsp["spatial_connectivities"]``, ``.obsp["spatial_distances"]``
+        Ones, and distances in the unit of the coordinates (spots × spots).
+    ``.uns["spatial_neighbors"]``
+        Their names and parameters.
 
     Parameters
     ----------
@@ -41,3 +50,5 @@ def embed(adata: AnnData | MuData, model: Classifier | ScviModel | SpaMosaic) ->
     """
     adata.obsm[_names.EMBEDDING] = model.get_latent_representation(adata)
     adata.uns.setdefault(_names.UNS, {})["embed"] = {"key_fingerprint": model.key_fingerprint or "none"}
+    if isinstance(model, SpaMosaic):
+        write_neighbours(adata, model)

@@ -118,7 +118,8 @@ def impute(
         rows = np.flatnonzero(np.isin(section, by_decoder))
         values[rows] = model.impute(modality, mdata)[rows]
         std[rows], by[rows] = model.imputation_error(modality), "decoder"
-    chosen = np.flatnonzero(np.isin(section, list(sections)))
+    inside = spots[list(model.feature_names)].any(axis=1).to_numpy()  # not outside of the tissue
+    chosen = np.flatnonzero(np.isin(section, list(sections)) & inside)
     if lacking := sorted(set(section[chosen[np.isnan(values[chosen]).any(1)]])):
         msg = (
             f"Expected another modality of every spot to impute '{modality}' from, found none for spots of section "

@@ -434,7 +434,7 @@ def test_every_part_of_the_loss_counts(weights, small):
 
 
 def test_contrast_brings_modalities_of_a_spot_together():
-    mdata = mosaic_simulated(**SMALL)
+    mdata = mosaic_simulated(**{**TWO, "n_spots": 200})
     both = (mdata.obs["section"] == "section_1").to_numpy()
     gaps = []
     for weight in (0.0, 1.0):

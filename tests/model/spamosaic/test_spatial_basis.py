@@ -49,7 +49,7 @@ def fields_of_waves(n=300, n_features=12, *, wavelength=1.0, noise=0.3, rng=0) -
         phase = 2 * np.pi * xy @ [np.cos(number), np.sin(number)] / wavelength
         x[:, number] = np.sin(phase) + generator.normal(0, noise, n)
     every = np.full(n, "a")
-    return Measured(None, x.astype(np.float32), "none", np.arange(n), xy, every, every)
+    return Measured(None, x.astype(np.float32), "none", np.arange(n), xy, every, every, np.arange(n))
 
 
 # ---- sums over sites are enough

@@ -81,7 +81,52 @@ def test_spots_at_one_place_are_neighbours_and_none_is_lost(how):
     np.testing.assert_array_equal(graph.diagonal(), 1)
     assert graph.data.max() == 1
     same = spatial_graph(np.zeros((6, 2)), np.repeat("a", 6), n_neighbours=2, directed=True)
-    np.testing.assert_array_equal(same.sum(1), 3)
+    np.testing.assert_array_equal(same.sum(1), 6)
+    many = spatial_graph(np.zeros((500, 2)), np.repeat("a", 500), n_neighbours=2, directed=True)
+    assert many.sum(1).max() <= 18
+
+
+def lattice(kind, n=20):
+    x, y = np.meshgrid(np.arange(n), np.arange(n + 3))
+    if kind == "hexagons":
+        return np.c_[(2 * x + y % 2).ravel() * 50.0, (y * 50 * np.sqrt(3)).ravel()]
+    return np.c_[x.ravel(), y.ravel()] * {"squares": 8.0, "bins": 0.1}[kind] + 1000
+
+
+RULES = [
+    *({"n_neighbours": k} for k in (1, 6, 8, 12, 20, 30)),
+    {"n_neighbours": 8, "directed": True},
+    {"n_neighbours": None, "radius": 100.0},
+    {"delaunay": True, "n_neighbours": None},
+    {"delaunay": True, "n_neighbours": 5},
+]
+
+
+@pytest.mark.parametrize("how", RULES, ids=str)
+@pytest.mark.parametrize("kind", ["squares", "bins", "hexagons"])
+def test_neighbours_on_a_lattice_depend_on_neither_rows_nor_axes(kind, how):
+    if how.get("radius") and kind != "hexagons":
+        how = {**how, "radius": {"squares": 16.0, "bins": 0.201}[kind]}
+    xy = lattice(kind)
+    xy = xy[np.random.default_rng(0).random(len(xy)) > 0.05]  # with holes, as in tissue
+    section = np.repeat("a", len(xy))
+    expected = spatial_graph(xy, section, **how)
+    for seed, turn in enumerate(([0, 1], [1, 0], [1, 0])):
+        order = np.random.default_rng(seed).permutation(len(xy))
+        mirror = np.array([1, -1]) if seed == 2 else 1
+        found = spatial_graph((xy * mirror)[order][:, turn], section, **how)
+        assert (found != expected[order][:, order]).nnz == 0
+    middle = np.argmin(np.linalg.norm(xy - xy.mean(0), axis=1))
+    assert spatial_graph(xy, section, **how)[middle].nnz <= 2 * (how["n_neighbours"] or 12) + 13
+
+
+def test_ties_are_taken_whole():
+    squares, hexagons = lattice("squares"), lattice("hexagons")
+    for xy, sizes in ((squares, {1: 4, 4: 4, 5: 8, 9: 12, 13: 20, 29: 36}), (hexagons, {1: 6, 6: 6, 7: 12, 19: 30})):
+        middle = np.argmin(np.linalg.norm(xy - xy.mean(0), axis=1))
+        for k, size in sizes.items():
+            graph = spatial_graph(xy, np.repeat("a", len(xy)), n_neighbours=k, directed=True)
+            assert graph[middle].nnz == size + 1
 
 
 @pytest.mark.parametrize("how", [{"n_neighbours": 10}, {"n_neighbours": None, "radius": 1.0}, {"delaunay": True}])

@@ -1,14 +1,19 @@
 """Integration of spatial sections of one or several modalities."""
 
 from scinfl.model.spamosaic._batches import MosaicBatches, SpotTensors
+from scinfl.model.spamosaic._given_graph import BUILDER, CONNECTIVITIES, DISTANCES, UNS, has_graph_of_others
 from scinfl.model.spamosaic._measured import Measured
 from scinfl.model.spamosaic._model import SpaMosaic
 from scinfl.model.spamosaic._options import SpaMosaicOptions, batch_size_of
 from scinfl.model.spamosaic._spot_checks import linked
-from scinfl.model.spamosaic._spots import Data, column_of
+from scinfl.model.spamosaic._spots import Data, column_of, modalities_of
 from scinfl.model.spamosaic._view import SpaMosaicView
 
 __all__ = [
+    "BUILDER",
+    "CONNECTIVITIES",
+    "DISTANCES",
+    "UNS",
     "Data",
     "Measured",
     "MosaicBatches",
@@ -18,5 +23,7 @@ __all__ = [
     "SpotTensors",
     "batch_size_of",
     "column_of",
+    "has_graph_of_others",
     "linked",
+    "modalities_of",
 ]

@@ -24,7 +24,11 @@ def hop_matrix(graph: sparse.csr_matrix, *, compat: bool = False) -> sparse.csr_
 
 
 def propagated(x: np.ndarray, hop: sparse.csr_matrix, n_hops: int) -> list[np.ndarray]:
-    """Features after 0, 1, … hops. No parameters, so once is enough."""
+    """Features after 0, 1, … hops.
+
+    No parameters, so once before training is enough, and scipy's product needs no edges as tensors, as message passing
+    in torch_geometric would.
+    """
     hops = [x]
     for _ in range(n_hops):
         hops.append(np.asarray(hop @ hops[-1], dtype=np.float32))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
+from scipy import sparse
 
 from scinfl.model.base._cells import Matrix
 from scinfl.model.base._remote import RemoteContext
@@ -22,6 +24,23 @@ class Measured:
     coordinates: np.ndarray
     section: np.ndarray
     site: np.ndarray
+    rank: np.ndarray  # of the spot's name among all, by which spots are ordered: the order of rows means nothing
+    graph: sparse.csr_matrix | None = None  # neighbours, where they are given
+
+    def take(self, chosen: np.ndarray) -> Self:
+        """Some of the spots, in this order."""
+        if np.array_equal(chosen, np.arange(len(self.rows))):
+            return self
+        return replace(
+            self,
+            matrix=self.matrix[chosen],
+            rows=self.rows[chosen],
+            coordinates=self.coordinates[chosen],
+            section=self.section[chosen],
+            site=self.site[chosen],
+            rank=self.rank[chosen],
+            graph=None if self.graph is None else self.graph[chosen][:, chosen],
+        )
 
 
 def owners_of(measured: Mapping[str, Measured], remote: RemoteContext | None) -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
@@ -12,7 +13,7 @@ from mudata import MuData
 from scvi.data import AnnDataManager
 from scvi.data.fields import LayerField, MuDataLayerField
 
-from scinfl._checks import first_of, number_between, one_of, warn, whole_number
+from scinfl._checks import number_between, one_of, whole_number
 from scinfl.federation import OwnedParts, Payload, Protection, State, Strategy
 from scinfl.model.base._noise_checks import check_noise_of_spots, sums_alone
 from scinfl.model.base._options import takes
@@ -20,16 +21,19 @@ from scinfl.model.base._registry import UNPAIRED
 from scinfl.model.base._training import SiteData, resolve_device
 from scinfl.model.spamosaic._basis_fit import BasisFit
 from scinfl.model.spamosaic._batches import MosaicBatches, SpotTensors
+from scinfl.model.spamosaic._given_graph import CONNECTIVITIES, has_graph_of_others
 from scinfl.model.spamosaic._imputation import judge_imputation
 from scinfl.model.spamosaic._measured import owners_of
 from scinfl.model.spamosaic._normalise import NORMALISATIONS
 from scinfl.model.spamosaic._options import SpaMosaicOptions, batch_size_of
 from scinfl.model.spamosaic._prediction import SpotPredictor, X, place_of
 from scinfl.model.spamosaic._spatial_basis import BasisOptions, SpatialBasis, width_of
-from scinfl.model.spamosaic._spots import Data, Measured, read_spots
+from scinfl.model.spamosaic._spot_checks import warn_of_background, warn_of_pairs
+from scinfl.model.spamosaic._spots import Data, Measured, modalities_of, read_spots
 from scinfl.module import SpaMosaicModule
-from scinfl.privacy import Key
 from scinfl.privacy.aggregation import default_protections
+
+logger = logging.getLogger(__name__)
 
 
 class SpaMosaic(SpotPredictor):
@@ -62,11 +66,16 @@ class SpaMosaic(SpotPredictor):
         ``"niche"``: a spot and its six nearest. ``"cell"``: each spot by itself, aligned between sections and not
         smoothed, for cell types and other labels that do not follow the place. Or a number of spots, over two hops.
     n_neighbours, n_hops
-        Nearest spots in a section that are averaged over, and how often; by default those of the scale.
+        Nearest spots in a section that are averaged over, and how often; by default those of the scale. On a lattice
+        all spots as far as the last of them are taken.
     radius
         Largest distance of a neighbour, in the unit of the coordinates; with ``n_neighbours`` at most so many.
     delaunay
         Neighbours by triangulation.
+    graph
+        Neighbours that the data bring: ``"squidpy"`` for those that ``squidpy.gr`` wrote to
+        ``.obsp["spatial_connectivities"]`` (of a MuData: of each modality), or the name of another entry of ``.obsp``.
+        Weights count, and every spot is its own neighbour with weight 1.
     compat
         Directed lists of neighbours and weights of a hop as in the published network.
     mutual_weight
@@ -111,6 +120,7 @@ class SpaMosaic(SpotPredictor):
         n_hops: int | None = None,
         radius: float | None = None,
         delaunay: bool = False,
+        graph: str | None = None,
         compat: bool = False,
         mutual_weight: float = 0.0,
         dropout: float = 0.2,
@@ -134,6 +144,7 @@ class SpaMosaic(SpotPredictor):
             delaunay=delaunay,
             compat=compat,
             mutual_weight=mutual_weight,
+            given=graph,
         )
         self._network_options: dict[str, Any] = {"n_latent": n_latent, "n_hidden": n_hidden, "dropout": dropout}
         self._bases: dict[str, SpatialBasis] = {}
@@ -196,6 +207,7 @@ class SpaMosaic(SpotPredictor):
             normalise={X: normalise} if normalise else None,
             train="source_registry" not in kwargs,
         )
+        warn_of_background(adata)
         manager = AnnDataManager(
             fields=[LayerField(X, layer, is_count_data=False, correct_data_format=False)],
             setup_method_args=setup_args,
@@ -247,7 +259,7 @@ class SpaMosaic(SpotPredictor):
             sites, or no section links the modalities.
         """
         _check_modalities(mdata, layers, normalise)
-        layers = {**(layers or {}), **dict.fromkeys(name for name in mdata.mod if name not in (layers or {}))}
+        layers = _every_layer(mdata, layers or {}, trained="source_registry" in kwargs)
         setup_args = cls._get_setup_method_args(**{k: v for k, v in locals().items() if k != "kwargs"})
         read_spots(
             mdata,
@@ -258,6 +270,7 @@ class SpaMosaic(SpotPredictor):
             normalise=normalise,
             train="source_registry" not in kwargs,
         )
+        warn_of_background(mdata)
         manager = AnnDataManager(
             fields=[
                 MuDataLayerField(
@@ -332,6 +345,8 @@ class SpaMosaic(SpotPredictor):
             )
             raise ValueError(msg)
         measured = self._measured(self._adata, train=True, remote=options.remote)
+        if self._options.finds_width and any(map(has_graph_of_others, modalities_of(self._adata).values())):
+            logger.warning("The graph in .obsp['%s'] is not used, but with `graph='squidpy'`.", CONNECTIVITIES)
         owners = owners_of(measured, options.remote)
         everyone = sorted(set().union(*owners.values()))
         site = None if options.remote is None else options.remote.site
@@ -343,7 +358,7 @@ class SpaMosaic(SpotPredictor):
             guards = sums_alone(protections)
         self._check_share(options)
         sum_key = options.key if protections else None
-        _warn_of_pairs(owners, len(everyone), sum_key)
+        warn_of_pairs(owners, len(everyone), sum_key)
         payload = self._payload or Payload()
         sums: dict[str, Any] = {"key": sum_key, "protections": guards, "payload": payload, "rng": options.seed}
         sums["site"] = site
@@ -356,7 +371,7 @@ class SpaMosaic(SpotPredictor):
             tensors[modality] = fit.tensors(place, values=len(measured) > 1, graph=bool(options.graph_weight))
         self._normalise = {modality: own.normalise for modality, own in measured.items()}
         strategy, metadata = _over_owners(options.averaging, owners, everyone)
-        data = self._data(measured, tensors, names, options, metadata)
+        data = site_data(measured, tensors, names, options, metadata)
         batch_size = options.batch_size or _batch_size(data, options)
         local = options.local_training(batch_size, optimizer="adam", decay_rounds=options.n_rounds)
         (run,) = self._federate(self._training_of(data, local, options, protections, strategy=strategy))
@@ -396,25 +411,6 @@ class SpaMosaic(SpotPredictor):
             )
         return judged
 
-    def _data(
-        self,
-        measured: Mapping[str, Measured],
-        tensors: Mapping[str, SpotTensors],
-        names: Sequence[str],
-        options: SpaMosaicOptions,
-        metadata: Mapping[str, Mapping[str, float]],
-    ) -> dict[str, SiteData]:
-        """Spots of each site to train on and to validate with."""
-        device = resolve_device(options.device)
-        weights = {name: getattr(options, name) for name in ("graph_weight", "contrast_weight", "temperature")}
-        data = {}
-        for number, name in enumerate(names, options.first_number):
-            rows = np.unique(np.concatenate([own.rows[own.site == name] for own in measured.values()]))
-            aside = np.random.default_rng([options.seed, number]).random(len(rows)) < options.validation_size
-            train, validation = (MosaicBatches(tensors, part, device) for part in (rows[~aside], rows[aside]))
-            data[name] = SiteData(train, validation, weights, metadata=metadata.get(name, {}))
-        return data
-
     # ---- files
 
     def _facts(self) -> dict[str, Any]:
@@ -434,6 +430,32 @@ class SpaMosaic(SpotPredictor):
             f"codes of {options['n_latent']} from {self._options.n_hops} hops over {' or '.join(sorted(set(counts)))} "
             f"neighbours, {options['n_hidden']} hidden units"
         )
+
+
+def site_data(
+    measured: Mapping[str, Measured],
+    tensors: Mapping[str, SpotTensors],
+    names: Sequence[str],
+    options: SpaMosaicOptions,
+    metadata: Mapping[str, Mapping[str, float]],
+) -> dict[str, SiteData]:
+    """Spots of each site to train on and to validate with."""
+    device = resolve_device(options.device)
+    weights = {name: getattr(options, name) for name in ("graph_weight", "contrast_weight", "temperature")}
+    data = {}
+    for number, name in enumerate(names, options.first_number):
+        here = [(own.rank[own.site == name], own.rows[own.site == name]) for own in measured.values()]
+        rank, every = np.concatenate(here, axis=1)
+        rows = every[np.unique(rank, return_index=True)[1]]  # in the order of names
+        aside = np.random.default_rng([options.seed, number]).random(len(rows)) < options.validation_size
+        train, validation = (MosaicBatches(tensors, part, device) for part in (rows[~aside], rows[aside]))
+        data[name] = SiteData(train, validation, weights, metadata=metadata.get(name, {}))
+    return data
+
+
+def _every_layer(mdata: MuData, layers: Mapping[str, str | None], *, trained: bool) -> dict[str, str | None]:
+    """Layer of each modality, in the order of the MuData, or of the model where one was trained before."""
+    return {name: layers.get(name) for name in dict.fromkeys([*(layers if trained else ()), *mdata.mod])}
 
 
 def _check_modalities(
@@ -481,21 +503,3 @@ def _batch_size(data: Mapping[str, SiteData], options: SpaMosaicOptions) -> int:
         return min(own["batch_size"] for own in options.remote.facts.values())
     sizes = [len(own.train) + len(own.validation) for own in data.values()]
     return batch_size_of(min(sizes), options.validation_size)
-
-
-def _warn_of_pairs(owners: Mapping[str, Sequence[str]], n_sites: int, key: Key | None) -> None:
-    """Warn of sums that show a single site, where one or two of more sites measured a modality."""
-    alone, pairs = (
-        [f"'{modality}' ({first_of(sites)})" for modality, sites in owners.items() if len(sites) == n < n_sites]
-        for n in (1, 2)
-    )
-    if key is not None and alone:
-        warn(
-            f"One site alone measured {', '.join(alone)}: what is agreed on for it before the first round (components, "
-            "means, scales) is that of this site, and nothing hides it. Let others measure it if that matters."
-        )
-    if key is not None and pairs:
-        warn(
-            f"Two sites alone measured {', '.join(pairs)}: the server cannot read their sums, but each of the two can "
-            "subtract its own and sees the other's. Let a third site measure it if that matters."
-        )

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from mudata import MuData
+from scipy import sparse
 
 from scinfl._checks import one_of, same_features, whole_number
 from scinfl.federation import State
@@ -69,6 +70,7 @@ class SpotPredictor(FederatedModel):
             spatial_key=setup["spatial_key"],
             layers=layers,
             normalise=normalise,
+            graph=self._options.given,
             train=train,
             elsewhere=remote is not None,
         )
@@ -198,6 +200,34 @@ class SpotPredictor(FederatedModel):
             table[modality] = np.isin(np.arange(len(table)), measured[modality].rows if modality in measured else [])
         return table
 
+    def neighbours(self, modality: str, data: Data | None = None) -> sparse.csr_matrix:
+        """Distances of the neighbours that spots of a modality are averaged over (spots × spots, float64).
+
+        In the unit of the coordinates, for rows and columns of the data. What is stored are the neighbours: two spots
+        at one place have a stored distance of 0.
+
+        Parameters
+        ----------
+        modality
+            Which modality; ``"X"`` of an AnnData.
+        data
+            The training data by default.
+
+        Raises
+        ------
+        ValueError
+            If the modality is unknown.
+        """
+        self._check_ready()
+        data = self._validate_anndata(data)
+        measured = self._measured(data)
+        one_of("modality", modality, list(measured))
+        own = measured[modality]
+        i, j = self._bases[modality].graph(own, self._options).nonzero()
+        i, j = i[i != j], j[i != j]
+        distance = np.linalg.norm(own.coordinates[i] - own.coordinates[j], axis=1)
+        return sparse.csr_matrix((distance, (own.rows[i], own.rows[j])), shape=(data.n_obs, data.n_obs))
+
     def normalised(self, modality: str, data: Data | None = None, rows: np.ndarray | None = None) -> np.ndarray:
         """Measured features of a modality as the model normalises them (spots × features, float32).
 
@@ -208,7 +238,7 @@ class SpotPredictor(FederatedModel):
         data
             The training data by default.
         rows
-            Spots of the data that measured it; all that did by default, in the order of the modality.
+            Spots of the data that measured it; all that did by default, in the order of the data.
 
         Raises
         ------
@@ -220,7 +250,7 @@ class SpotPredictor(FederatedModel):
         measured = self._measured(data)
         one_of("modality", modality, list(measured))
         own = measured[modality]
-        rows = own.rows if rows is None else np.asarray(rows)
+        rows = np.sort(own.rows) if rows is None else np.asarray(rows)
         place = place_of(own, data.n_obs).numpy()[rows]
         if (place < 0).any():
             msg = f"Expected spots that measured '{modality}', found {int((place < 0).sum())} that did not."

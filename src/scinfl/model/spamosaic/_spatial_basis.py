@@ -54,6 +54,7 @@ class BasisOptions:
     delaunay: bool = False  # neighbours by triangulation
     compat: bool = False  # propagate as the published network does
     mutual_weight: float = 0.0  # of pairs of spots in different sections of a site that list each other
+    given: str | None = None  # graph that the data bring, in place of these rules
 
     def __post_init__(self) -> None:
         for name, least in (("n_components", 1), ("n_features", 1), ("n_hops", 0)):
@@ -64,6 +65,14 @@ class BasisOptions:
         if self.radius is not None:
             number_between("radius", self.radius, 0, np.inf, open_low=True)
         number_between("mutual_weight", self.mutual_weight, 0, 1e6)
+        rules = {"n_neighbours": self.n_neighbours, "radius": self.radius, "delaunay": self.delaunay or None}
+        rules["n_hops"] = None if self.n_hops else 0
+        if self.given is not None and (others := [name for name, value in rules.items() if value is not None]):
+            msg = (
+                f"Expected one definition of neighbours, found `graph={self.given!r}` and `{others[0]}`, which a "
+                "`scale` other than 'domain' sets too. Leave out either."
+            )
+            raise ValueError(msg)
 
     def sizes(self, n_features: int) -> tuple[int, int, int]:
         """Principal components, directions and reconstructed components of a modality; none of them wait for data."""
@@ -74,12 +83,15 @@ class BasisOptions:
     @property
     def finds_width(self) -> bool:
         """Whether the number of neighbours is found from the data."""
-        return self.n_neighbours is None and self.radius is None and not self.delaunay and self.n_hops > 0
+        rules = (self.n_neighbours, self.radius, self.given, self.delaunay or None)
+        return self.n_hops > 0 and all(rule is None for rule in rules)
 
     def graph(self, measured: Measured, n_neighbours: int | None = None) -> sparse.csr_matrix:
         """Spatial graph of a modality's spots."""
         if not len(measured.rows):  # another site measured it
             return sparse.csr_matrix((0, 0), dtype=np.float32)
+        if measured.graph is not None:
+            return measured.graph
         return spatial_graph(
             measured.coordinates,
             measured.section,

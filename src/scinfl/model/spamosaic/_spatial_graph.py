@@ -6,14 +6,17 @@ from collections.abc import Iterator
 
 import numpy as np
 from scipy import sparse
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial import Delaunay, KDTree, QhullError
-from sklearn.neighbors import NearestNeighbors
 
 from scinfl._checks import number_between, warn, whole_number
 from scinfl._spelling import argument
 
 _MOST_NEIGHBOURS = 1000
 _PROBES = 1000
+_SPOTS_AT_ONCE = 20_000
+_TIE = 1e-9  # of a distance, within which two are equal
+_FLAT = 1e-9  # difference of unit normals, below which two triangles are one plane
 
 Edges = tuple[np.ndarray, np.ndarray]
 
@@ -32,12 +35,15 @@ def spatial_graph(
     ``n_neighbours`` alone joins the nearest spots, ``radius`` alone (``n_neighbours=None``) all spots within it, both
     together the nearest within it. ``delaunay`` takes the corners of a spot's Delaunay triangles in place of all spots
     of the section; the other two then bound them. Spots without a neighbour keep only themselves, with a warning.
+
+    Spots as far as the last of the nearest are neighbours too, and so are all corners of triangles on one circle: on
+    a lattice nothing depends on its axes. Only more than ``2 * n_neighbours + 12`` at no more than one distance, which
+    lie at one place, are cut there.
     """
     coordinates = _checked(coordinates, section, n_neighbours, radius, delaunay=delaunay)
     n = len(coordinates)
     rows, columns, alone = [np.arange(n)], [np.arange(n)], {}
-    for name, listed in rows_by_name(section):
-        own = listed[np.lexsort(coordinates[listed].T)]  # the order of rows must not decide between equal distances
+    for name, own in rows_by_name(section):
         if len(own) > 1:
             if (coordinates[own] == coordinates[own[0]]).all():
                 warn(
@@ -57,7 +63,9 @@ def spatial_graph(
         warn(msg)
     i, j = np.concatenate(rows), np.concatenate(columns)
     graph = sparse.csr_matrix((np.ones(len(i), np.float32), (i, j)), shape=(n, n))
-    return graph if directed else graph.maximum(graph.T).tocsr()
+    graph = graph if directed else graph.maximum(graph.T).tocsr()
+    graph.sort_indices()  # sums over neighbours come in one order
+    return graph
 
 
 def rows_by_name(of_row: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -106,30 +114,49 @@ def merged_graph(spatial: sparse.spmatrix, mutual: np.ndarray, weight: float = 0
 # ---- the neighbours of one section
 
 
-# scipy and scikit-learn rather than squidpy, whose builders call the same two: its kNN takes 1.4 to 1.7 times and its
-# radius 5 to 7 times as long, it refuses sections smaller than `n_neighs`, has no kNN within a radius, and its
-# triangulation leaves out spots at the place of another
+# scipy rather than squidpy: its kNN takes 1.4 to 1.7 times and its radius 5 to 7 times as long, it breaks ties by the
+# order of rows, refuses sections smaller than `n_neighs`, has no kNN within a radius, and its triangulation leaves out
+# spots at the place of another
 def _neighbours(xy: np.ndarray, name: str, n_neighbours: int | None, radius: float | None, *, delaunay: bool) -> Edges:
     """Which spot lists which, both as places in the section."""
-    n = len(xy)
     if delaunay:
         i, j = _triangulation(xy, name)
         distance = np.linalg.norm(xy[i] - xy[j], axis=1)
     elif n_neighbours is None:
         return _within(xy, name, radius)  # type: ignore[arg-type]
     else:
-        k = min(n_neighbours, n - 1)
-        near, at = NearestNeighbors(n_neighbors=k, algorithm="kd_tree").fit(xy).kneighbors()
-        i, j, distance = np.repeat(np.arange(n), k), at.ravel(), near.ravel()
+        i, j, distance = _nearest(xy, min(n_neighbours, len(xy) - 1))
     if radius is not None:
         close = distance <= radius
         i, j, distance = i[close], j[close], distance[close]
     if delaunay and n_neighbours is not None:
         order = np.lexsort((distance, i))
-        i, j = i[order], j[order]
-        first = np.arange(len(i)) - np.searchsorted(i, i) < n_neighbours
-        i, j = i[first], j[first]
+        i, j, distance = i[order], j[order], distance[order]
+        first = np.searchsorted(i, i)  # of the edges of the same spot
+        last = np.minimum(first + n_neighbours, np.searchsorted(i, i, side="right")) - 1
+        close = distance <= distance[last] * (1 + _TIE)
+        i, j = i[close], j[close]
     return i, j
+
+
+def _nearest(xy: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The k nearest of each spot and those as far as the last of them, with distances."""
+    tree, n = KDTree(xy), len(xy)
+    most = min(2 * k + 12, n - 1)
+    found: list[tuple[np.ndarray, ...]] = []
+    for chunk in np.array_split(np.arange(n), -(-n // _SPOTS_AT_ONCE)):
+        rows = chunk
+        for candidates in (min(k + 1, most), most):
+            distance, at = tree.query(xy[rows], k=candidates + 1)  # and the spot itself
+            reach = distance[:, [k]] * (1 + _TIE)
+            cut = (distance[:, -1] <= reach[:, 0]) & (candidates < most)
+            kept = (distance <= reach) & (at != rows[:, None]) & ~cut[:, None]
+            found.append((np.broadcast_to(rows[:, None], at.shape)[kept], at[kept], distance[kept]))
+            rows = rows[cut]
+            if not len(rows):
+                break
+    i, j, distance = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return i, j, distance
 
 
 def _within(xy: np.ndarray, name: str, radius: float) -> Edges:
@@ -153,15 +180,24 @@ def _triangulation(xy: np.ndarray, name: str) -> Edges:
     if n <= n_axes + 1:
         return np.nonzero(~np.eye(n, dtype=bool))  # type: ignore[return-value]
     try:
-        triangles = Delaunay(xy)
+        triangles = Delaunay(xy - xy.mean(0))
     except QhullError as error:
         msg = (
             f"Expected spots of section '{name}' that span {n_axes} dimensions, found {n} on a line or plane. Use "
             "`n_neighbours` or `radius` without `delaunay`."
         )
         raise ValueError(msg) from error
-    start, j = triangles.vertex_neighbor_vertices
-    i = np.repeat(np.arange(n), np.diff(start))
+    one, side = np.nonzero(triangles.neighbors >= 0)
+    other = triangles.neighbors[one, side]
+    # triangles of points on one circle, which could be cut in other ways, are one plane when lifted to a paraboloid
+    flat = np.abs(triangles.equations[one] - triangles.equations[other]).max(1) < _FLAT
+    n_triangles = len(triangles.simplices)
+    alike = sparse.coo_matrix((flat[flat], (one[flat], other[flat])), shape=(n_triangles, n_triangles))
+    group = np.repeat(connected_components(alike, directed=False)[1], n_axes + 1)
+    corners = sparse.csr_matrix((np.ones(len(group), np.int32), (group, triangles.simplices.ravel())))
+    corners.resize(corners.shape[0], n)
+    joined = (corners.T @ corners).tocoo()
+    i, j = joined.row[joined.row != joined.col], joined.col[joined.row != joined.col]
     left_out, twin = triangles.coplanar[:, 0], triangles.coplanar[:, 2]
     return np.r_[i, left_out, twin], np.r_[j, twin, left_out]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,10 +11,13 @@ from mudata import MuData
 from scipy import sparse
 
 from scinfl import _names
-from scinfl._checks import first_of
+from scinfl._checks import first_of, warn
+from scinfl._coordinates import in_tissue
 from scinfl.model.base._cells import Matrix
 from scinfl.model.spamosaic._measured import Measured
+from scinfl.privacy import Key
 
+_CLOSE = 1e-6  # of the largest coordinate, within which two places are the same
 _LEAST_SPOTS = 10  # what sums of a site are taken over at least
 
 
@@ -117,6 +120,24 @@ def paired(mdata: MuData, found: Mapping[str, Measured]) -> None:
             raise ValueError(msg)
 
 
+def same_places(found: Mapping[str, Measured], spatial_key: str) -> None:
+    """Refuse a spot that two modalities put at different places."""
+    first: dict[str, tuple[str, np.ndarray]] = {}
+    for modality, own in found.items():
+        for section in np.unique(own.section):
+            at = own.section == section
+            other, expected = first.setdefault(section, (modality, own.coordinates[at]))
+            here, close = own.coordinates[at], _CLOSE * np.abs(expected).max(initial=0)
+            if here.shape == expected.shape and np.allclose(here, expected, rtol=0, atol=close):
+                continue
+            msg = (
+                f"Expected '{other}' and '{modality}' to put the spots of section '{section}' at the same places, "
+                f"found other coordinates in obsm['{spatial_key}']. Correct them, or write those that hold to "
+                f"mdata.obsm['{spatial_key}']."
+            )
+            raise ValueError(msg)
+
+
 def linked(sections: Mapping[str, Collection[str]]) -> None:
     """Refuse modalities that no section links, given the sections that measured each."""
     groups: list[set[str]] = []
@@ -132,3 +153,31 @@ def linked(sections: Mapping[str, Collection[str]]) -> None:
         f"measured both '{one}' and '{other}', or integrate these groups one by one."
     )
     raise ValueError(msg)
+
+
+def warn_of_background(data: AnnData | MuData) -> None:
+    """Warn of spots that are left out because they lie outside of the tissue."""
+    parts = [data] if isinstance(data, AnnData) else [data, *data.mod.values()]
+    if outside := max(int((~in_tissue(part.obs)).sum()) for part in parts):
+        warn(
+            f"{outside} spots are outside of the tissue (obs['in_tissue'] is 0) and left out: their embedding is NaN. "
+            "Drop them with `adata = adata[adata.obs['in_tissue'] == 1].copy()`."
+        )
+
+
+def warn_of_pairs(owners: Mapping[str, Sequence[str]], n_sites: int, key: Key | None) -> None:
+    """Warn of sums that show a single site, where one or two of more sites measured a modality."""
+    alone, pairs = (
+        [f"'{modality}' ({first_of(sites)})" for modality, sites in owners.items() if len(sites) == n < n_sites]
+        for n in (1, 2)
+    )
+    if key is not None and alone:
+        warn(
+            f"One site alone measured {', '.join(alone)}: what is agreed on for it before the first round (components, "
+            "means, scales) is that of this site, and nothing hides it. Let others measure it if that matters."
+        )
+    if key is not None and pairs:
+        warn(
+            f"Two sites alone measured {', '.join(pairs)}: the server cannot read their sums, but each of the two can "
+            "subtract its own and sees the other's. Let a third site measure it if that matters."
+        )

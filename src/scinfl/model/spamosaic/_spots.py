@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from scinfl._checks import first_of, looks_like_counts, missing, obs_column, unmasked, values_of
+from scinfl._checks import first_of, looks_like_counts, missing, obs_column, values_of
+from scinfl._coordinates import coordinates_of, in_tissue
 from scinfl._spelling import argument
 from scinfl.model.base._cells import Matrix, owned
 from scinfl.model.spamosaic import _spot_checks as check
+from scinfl.model.spamosaic._given_graph import given_graph
 from scinfl.model.spamosaic._measured import Measured
+from scinfl.pp import joined_column
 
 Data: TypeAlias = AnnData | MuData
 
@@ -33,36 +36,11 @@ def column_of(data: Data, column: str, setting: str) -> np.ndarray:
     if isinstance(data, AnnData) or column in data.obs:
         found = obs_column(data, column, setting)
     else:
-        found = _joined(data, column, setting)
+        found = joined_column(data, column, setting)
     if n := int(missing(found).sum()):
         msg = f"Expected a value for every spot in obs['{column}'], found {n} spots without. Drop these spots."
         raise ValueError(msg)
     return found.astype(str).to_numpy()
-
-
-def _joined(mdata: MuData, column: str, setting: str) -> pd.Series:
-    """Column of the modalities' ``obs``, which must agree."""
-    found = pd.Series(np.nan, index=mdata.obs_names, dtype=object)
-    for name, adata in mdata.mod.items():
-        if column not in adata.obs:
-            continue
-        own = adata.obs[column].astype(object)
-        known = found[own.index]
-        if odd := int((known.notna() & own.notna() & (known.astype(str) != own.astype(str))).sum()):
-            msg = (
-                f"Expected the modalities to agree on obs['{column}'], found {odd} spots of which '{name}' has "
-                f"another value. Correct the column, or write one to mdata.obs['{column}']."
-            )
-            raise ValueError(msg)
-        found[own.index] = own.where(own.notna(), known)
-    if found.isna().all():
-        msg = (
-            f"Expected {argument(setting)} to name a column of mdata.obs or of the obs of its modalities, found "
-            f"{column!r}. "
-            f"Columns of mdata.obs are {first_of(list(map(str, mdata.obs.columns)), 20)}."
-        )
-        raise KeyError(msg)
-    return found
 
 
 def read_spots(
@@ -73,10 +51,11 @@ def read_spots(
     spatial_key: str,
     layers: Mapping[str, str | None],
     normalise: Mapping[str, str] | None = None,
+    graph: str | None = None,
     train: bool = True,
     elsewhere: bool = False,
 ) -> dict[str, Measured]:
-    """What each modality measured, once it is known that it can be joined.
+    """What each modality measured in tissue, once it is known that it can be joined; spots in the order of names.
 
     Where other sites are ``elsewhere``, some modalities may have been measured there alone: they have no spots here.
     """
@@ -85,6 +64,8 @@ def read_spots(
     if train and site_key is not None:
         check.several_sites(site, site_key)
     check.one_site_per_section(section, site)
+    rank = np.empty(len(section), np.int64)
+    rank[np.argsort(data.obs_names.to_numpy(str))] = np.arange(len(section))
     found = {}
     for name, adata in modalities_of(data).items():
         modality, of = (None, "") if isinstance(data, AnnData) else (name, f" of '{name}'")
@@ -93,20 +74,33 @@ def read_spots(
         if train and (adata.n_obs or not elsewhere):
             owned(adata, "AnnData" if isinstance(data, AnnData) else "MuData")
         rows = _rows(data, name, adata)
-        matrix = _values(data, name, adata, layers.get(name))
+        inside = np.flatnonzero(in_tissue(data.obs)[rows] & in_tissue(adata.obs))
+        rows, matrix = rows[inside], _values(data, name, adata, layers.get(name))
+        matrix = matrix if len(inside) == adata.n_obs else matrix[inside]
         check.known_values(matrix, adata, of)
         check.same_features(adata, of, section_key)
-        how = (normalise or {}).get(name) or normalisation_of(name, matrix)
+        first = np.argsort(rank[rows])[:_HEAD]
+        how = (normalise or {}).get(name) or normalisation_of(name, matrix[first])
         check.fits_normalisation(matrix, of, how)
-        coordinates = _coordinates(data, adata, rows, spatial_key, section[rows], name)
-        found[name] = Measured(modality, matrix, how, rows, coordinates, section[rows], site[rows].astype(str))
+        own = Measured(
+            modality=modality,
+            matrix=matrix,
+            normalise=how,
+            rows=rows,
+            coordinates=_coordinates(data, adata, rows, inside, spatial_key, section[rows], name),
+            section=section[rows],
+            site=site[rows].astype(str),
+            rank=rank[rows],
+        )
+        found[name] = own if graph is None else replace(own, graph=given_graph(adata, graph, inside, own.section, name))
     if isinstance(data, MuData):
         check.paired(data, found)
+        check.same_places(found, spatial_key)
     if train:
         check.enough_spots({name: own for name, own in found.items() if len(own.rows) or not elsewhere})
     if train and not elsewhere:
         check.linked({name: set(own.section) for name, own in found.items()})
-    return found
+    return {name: own.take(np.argsort(own.rank)) for name, own in found.items()}
 
 
 def _values(data: Data, name: str, adata: AnnData, layer: str | None) -> Matrix:
@@ -150,26 +144,31 @@ def _rows(data: Data, name: str, adata: AnnData) -> np.ndarray:
 
 
 def _coordinates(
-    data: Data, adata: AnnData, rows: np.ndarray, spatial_key: str, section: np.ndarray, name: str
+    data: Data,
+    adata: AnnData,
+    rows: np.ndarray,
+    inside: np.ndarray,
+    spatial_key: str,
+    section: np.ndarray,
+    name: str,
 ) -> np.ndarray:
+    where = f"obsm['{spatial_key}']"
     if isinstance(data, MuData) and spatial_key in data.obsm:
-        coordinates = unmasked(data.obsm[spatial_key]).astype(np.float64)[rows]
+        coordinates = coordinates_of(data.obsm[spatial_key], f"mdata.{where}")[rows]
     elif spatial_key in adata.obsm:
-        coordinates = unmasked(adata.obsm[spatial_key]).astype(np.float64)
+        at = "adata" if isinstance(data, AnnData) else f"mdata['{name}']"
+        coordinates = coordinates_of(adata.obsm[spatial_key], f"{at}.{where}")[inside]
     else:
-        where = "adata.obsm" if isinstance(data, AnnData) else f"mdata.obsm or mdata['{name}'].obsm"
+        places = "adata.obsm" if isinstance(data, AnnData) else f"mdata.obsm or mdata['{name}'].obsm"
         msg = (
-            f"Expected coordinates of the spots in {where}, found none called {spatial_key!r}. Entries are "
+            f"Expected coordinates of the spots in {places}, found none called {spatial_key!r}. Entries are "
             f"{list(adata.obsm)}. Name them with {argument('spatial_key')}."
         )
         raise KeyError(msg)
-    if coordinates.ndim != 2 or coordinates.shape[1] not in (2, 3):
-        msg = f"Expected 2 or 3 coordinates per spot in obsm['{spatial_key}'], found shape {coordinates.shape}."
-        raise ValueError(msg)
     odd = ~np.isfinite(coordinates).all(1)
     if odd.any():
         msg = (
-            f"Expected coordinates of every spot in obsm['{spatial_key}'], found {int(odd.sum())} without, in section "
+            f"Expected coordinates of every spot in {where}, found {int(odd.sum())} without, in section "
             f"{first_of(sorted(set(section[odd])))}. Drop these spots."
         )
         raise ValueError(msg)

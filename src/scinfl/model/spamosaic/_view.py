@@ -12,7 +12,7 @@ from scinfl.model.base._view import ModelView
 from scinfl.model.spamosaic._basis_fit import BasisFit
 from scinfl.model.spamosaic._batches import MosaicBatches, SpotTensors
 from scinfl.model.spamosaic._measured import Measured
-from scinfl.model.spamosaic._model import SpaMosaic
+from scinfl.model.spamosaic._model import SpaMosaic, site_data
 from scinfl.model.spamosaic._options import SpaMosaicOptions
 from scinfl.model.spamosaic._prediction import place_of
 from scinfl.model.spamosaic._spatial_basis import SpatialBasis
@@ -77,7 +77,7 @@ class SpaMosaicView(ModelView):
             place = place_of(own, data.n_obs)
             tensors[modality] = fit.tensors(place, values=len(measured) > 1, graph=bool(options.graph_weight))
         names = sorted(set().union(*(own.site for own in measured.values())))
-        sites = self.model._data(measured, tensors, names, options, {})
+        sites = site_data(measured, tensors, names, options, {})
         return measured, tensors, {name: (own.train, own.validation) for name, own in sites.items()}  # type: ignore[misc]
 
     def _arguments(self) -> dict[str, Any]:
