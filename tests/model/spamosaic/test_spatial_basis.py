@@ -233,7 +233,7 @@ def test_depth_that_follows_the_tissue_asks_for_log_ratios_and_depth_that_does_n
     for name, depth in (("noise", generator.lognormal(0, 0.4, (n, 1))), ("tissue", 1 + 4 * (xy[:, 1:] > 0.5))):
         shares = profile * np.where(band & (np.arange(40) < 8), 3.0, 1.0)
         counts = generator.poisson(8 * depth * shares).astype(np.float32)
-        measured = Measured(None, counts, "lognorm", np.arange(n), xy, every, every)
+        measured = Measured(None, counts, "lognorm", np.arange(n), xy, every, every, np.arange(n))
         found[name] = normalisation_of_counts(measured, OPTIONS, **sums)
     assert found == {"noise": "lognorm", "tissue": "clr"}
 

@@ -131,7 +131,8 @@ class ScviTarget(AttackTarget):
             return 0.0
         observed = torch.cat([batch[0] for batch in self.test.batches(4096)]).numpy()[:, : expected.shape[1]]
         shares = [np.nan_to_num(_log_shares(values)) for values in (expected, observed)]
-        return float(np.nan_to_num(np.corrcoef(*[(own - own.mean(0)).ravel() for own in shares])[0, 1]))
+        with np.errstate(invalid="ignore", divide="ignore"):  # a network without its key may say the same of all cells
+            return float(np.nan_to_num(np.corrcoef(*[(own - own.mean(0)).ravel() for own in shares])[0, 1]))
 
     def transfer(self, network: nn.Module, column: str) -> float:
         """Balanced accuracy of labels of test cells that their nearest training cells vote for."""

@@ -114,7 +114,10 @@ class SpatialTask(Task):
         names = _modalities(facts)
         owner = {name: next(site for site in sorted(facts) if name in facts[site]["modalities"]) for name in names}
         features = {name: _of(facts[owner[name]][_LIST], name) for name in names}
-        how = {name: _of(facts[owner[name]]["normalise"], name)[0] for name in names}
+        found = {name: _of(facts[owner[name]]["normalise"], name)[0] for name in names}
+        given = self._options.get("normalise") or {}
+        # counts that nobody named a normalisation for are compared in two, by all sites, in the model
+        how = {name: own for name, own in found.items() if own != "lognorm" or name in given}
         options = {**self._options, "normalise": how}
         agreed = MuData({name: self._blank(name, own, 10) for name, own in features.items()})
         self._class.setup_mudata(agreed, **options)

@@ -360,8 +360,7 @@ class SpaMosaic(SpotPredictor):
         sum_key = options.key if protections else None
         warn_of_pairs(owners, len(everyone), sum_key)
         payload = self._payload or Payload()
-        sums: dict[str, Any] = {"key": sum_key, "protections": guards, "payload": payload, "rng": options.seed}
-        sums["site"] = site
+        sums: Any = {"key": sum_key, "protections": guards, "payload": payload, "rng": options.seed, "site": site}
         measured = self._normalised_for_tissue(measured, **sums)
         tensors = {}
         for modality, own in measured.items():
@@ -482,18 +481,14 @@ def _check_modalities(
             raise ValueError(msg)
 
 
-def _parts(modality: str) -> list[str]:
-    """Beginnings of the names of parameters that only sites with a modality train."""
-    return [f"{part}.{modality}." for part in ("encoders", "decoders", "readouts")]
-
-
 def _over_owners(
     strategy: Strategy, owners: Mapping[str, Sequence[str]], sites: Sequence[str]
 ) -> tuple[Strategy, dict[str, dict[str, float]]]:
     """Strategy that averages parts over the sites that have them, and by site what it reports for that."""
     if all(len(own) == len(sites) for own in owners.values()):
         return strategy, {}
-    parts = OwnedParts(strategy, {modality: _parts(modality) for modality in owners})
+    names = ("encoders", "decoders", "readouts")
+    parts = OwnedParts(strategy, {own: [f"{name}.{own}." for name in names] for own in owners})
     return parts, {site: parts.shares([m for m, own in owners.items() if site in own]) for site in sites}
 
 

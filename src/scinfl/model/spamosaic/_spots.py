@@ -80,7 +80,8 @@ def read_spots(
         check.known_values(matrix, adata, of)
         check.same_features(adata, of, section_key)
         first = np.argsort(rank[rows])[:_HEAD]
-        how = (normalise or {}).get(name) or normalisation_of(name, matrix[first])
+        is_theirs = elsewhere and not len(first)  # what they measured is counts, or they name how it is normalised
+        how = (normalise or {}).get(name) or ("lognorm" if is_theirs else normalisation_of(name, matrix[first]))
         check.fits_normalisation(matrix, of, how)
         own = Measured(
             modality=modality,
