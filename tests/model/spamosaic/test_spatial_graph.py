@@ -73,7 +73,7 @@ def test_triangles_join_spots_of_a_section():
 
 
 @pytest.mark.parametrize("how", [{"n_neighbours": 2}, {"n_neighbours": None, "radius": 1.0}, {"delaunay": True}])
-@pytest.mark.filterwarnings("ignore:Expected coordinates that tell the spots")
+@pytest.mark.filterwarnings("ignore:Expected coordinates that differ between the spots")
 def test_spots_at_one_place_are_neighbours_and_none_is_lost(how):
     xy, _ = make_sections(30)
     xy[10] = xy[3]

@@ -268,6 +268,6 @@ def _place(own: Sum) -> Place:
 def _parts(combined: Update, members: Sequence[Update]) -> list[str | bytes]:
     """What distinguishes a sum from any other one."""
     names = [part for own in members for part in (own.site, own.header.get("nonce", b""))]
-    # its numbers, too: whoever has the key makes another sum with the same tag
+    # its numbers, too: anyone who has the key makes another sum with the same tag
     numbers = hashlib.sha256(np.ascontiguousarray(combined.state.get(MASKED, np.empty(0))).data).digest()
     return [combined.purpose, str(combined.round), combined.header.get("tag", b""), numbers, str(len(members)), *names]

@@ -25,7 +25,7 @@ from scinfl.model.gears._shrinkage import AT_LEAST, order_of
 from scinfl.module import Conditions, GEARSModule
 
 _COMPAT_CELLS = 300  # control cells that cell-gears predicts with
-_AT_MOST = 50  # measured pairs that tell the usual size of an interaction
+_AT_MOST = 50  # measured pairs that show the usual size of an interaction
 EVERYWHERE = ""  # in place of a site's name, for what all sites share
 
 

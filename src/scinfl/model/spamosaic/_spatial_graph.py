@@ -47,7 +47,7 @@ def spatial_graph(
         if len(own) > 1:
             if (coordinates[own] == coordinates[own[0]]).all():
                 warn(
-                    f"Expected coordinates that tell the spots of section '{name}' apart, found one place for all. "
+                    f"Expected coordinates that differ between the spots of section '{name}', found one place for all. "
                     f"Their neighbours are arbitrary: check {argument('spatial_key')}."
                 )
             i, j = _neighbours(coordinates[own], name, n_neighbours, radius, delaunay=delaunay)
