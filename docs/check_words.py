@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PLAIN = {
-    r"tells?|told|said|speaks? for": "predict, show, report",
+    r"(?<!\.)tells?|told|said|speaks? for": "predict, show, report",
     r"thie(f|ves)": "model-stealing attacker",
     r"whoever": "anyone who",
     r"anew": "again",
@@ -19,7 +19,7 @@ PLAIN = {
     r"betray(s|ed)?": "collude",
     r"fellow site": "honest-but-curious site",
 }
-_NO_ZERO = re.compile(r"(?<![\w.)\]/~`'\"*])\.\d")  # .83 beside 0.83
+_NO_ZERO = re.compile(r"(?<![\w.)\]/~`'\"])\.\d")  # .83 beside 0.83
 _FENCE = re.compile(r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$\n]*\$", re.DOTALL)
 
 
