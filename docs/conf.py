@@ -89,6 +89,7 @@ nitpick_ignore = [
     ("py:class", "scinfl.model.base._local_training.LocalTraining"),
     ("py:class", "scinfl.model.base._remote.RemoteContext"),
     ("py:class", "scinfl.module._gears.Conditions"),
+    ("py:class", "scinfl.nn._sparse_rows.SparseRows"),
     ("py:class", "scinfl.module._gears_loss.Targets"),
     ("py:class", "scinfl.module._spamosaic.SpotBatch"),
     ("py:class", "scinfl.privacy.aggregation._advertisement.Advertisement"),

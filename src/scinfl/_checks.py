@@ -104,7 +104,8 @@ def values_of(adata: AnnData, layer: str | None) -> Any:
         if is_on_file(values):
             return mapped(values, as_numbers)
     except ValueError as error:  # sparse float16 and foreign byte orders
-        msg = f"Expected values of a type that can be read from a file by rows, found: {error} Write them as float32."
+        where = f"'{adata.filename}'" if adata.filename else "a file"
+        msg = f"Expected values that can be read from {where} by rows, found: {error} Write them as float32."
         raise ValueError(msg) from error
     if values is None:
         msg = f"Expected values in adata.X, found none. Name a layer with {argument('layer')}."

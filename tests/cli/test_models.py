@@ -65,7 +65,7 @@ def test_models_of_scvi_tools_train_embed_and_label(folder, cells, capsys):
     assert run(capsys, f"{line} scvi.SCANVI --labels label --unlabeled none --out labels")[0] == 0
     assert run(capsys, "predict labels counts.h5ad --key a.key --out labels.csv")[0] == 0
     assert set(pd.read_csv("labels.csv")["infl_label"]) <= set(cells.obs["label"])
-    for name, reason in (("TOTALVI", "adversarial"), ("SCANVI", "`--labels` and `--unlabeled`")):
+    for name, reason in (("AUTOZI", "number of cells"), ("SCANVI", "`--labels` and `--unlabeled`")):
         code, _, error = run(capsys, f"{line} scvi.{name} --out refused")
         assert code == 1
         assert reason in error

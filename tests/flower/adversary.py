@@ -556,5 +556,5 @@ class Game:
 
 def prepare(patch):
     """Let sites train a toy, and write without waiting for the disk."""
-    patch.setattr(_run, "TASKS", {"Classifier": ToyTask})
+    patch.setattr(_run, "task_of", {"Classifier": ToyTask}.__getitem__)
     patch.setattr(os, "fsync", lambda number: None)

@@ -30,6 +30,9 @@ class ToyTask:
     def join(self, facts):
         pass
 
+    def shown(self, facts):
+        return {}
+
     def describe(self, facts):
         return f"{len(facts)} sites"
 

@@ -107,7 +107,7 @@ def test_what_cannot_be_clustered_is_named(spots):
     for method in ("kmeans", "gaussian"):
         with pytest.raises(ValueError, match="Expected `n_clusters` for"):
             tl.cluster(spots, method=method)
-    with pytest.raises(ValueError, match="as the 120 cells, found `n_clusters=121`"):
+    with pytest.raises(ValueError, match="at most the 120 cells, found 121"):
         tl.cluster(spots, 121)
     with pytest.raises(ValueError, match="`method` to be one of"):
         tl.cluster(spots, 3, method="mclust")

@@ -150,15 +150,14 @@ def _train(options: argparse.Namespace) -> None:
 def _of_scvi(options: argparse.Namespace, adata: Any) -> tuple[Any, dict[str, Any]]:
     """An untrained model of scvi-tools, and arguments of its training."""
     from scinfl import model as models
-    from scinfl.model.scvi import class_of
     from scinfl.pp import join_modalities
 
     kind, name = models.ScviModel, options.model.removeprefix(_OF_SCVI)
-    made_by: Any = class_of(name)
-    setup, own, to_train = (
-        _chosen(options, function, names)
-        for function, names in ((kind.setup_anndata, _SETUP), (made_by, _MODEL), (kind.train, _TRAIN))
+    setup, to_train = (
+        _chosen(options, function, names) for function, names in ((kind.setup_anndata, _SETUP), (kind.train, _TRAIN))
     )
+    sizes = {argument: getattr(options, _MODEL[argument][0]) for argument in ("n_hidden", "n_latent")}
+    own = {argument: size for argument, size in sizes.items() if size is not None}
     _check_all_taken(options, {*setup, *own, *to_train})
     cells = join_modalities(adata) if hasattr(adata, "mod") else adata
     site = setup.pop("site_key", None)

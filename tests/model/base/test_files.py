@@ -382,6 +382,9 @@ def test_a_seal_needs_the_models_own_key_and_a_plain_model_none(cells, key, save
     with pytest.raises(RuntimeError, match="Expected an unlocked model to save"):
         model.save(tmp_path / "x")
     model.save(tmp_path / "again", sealed=False)
+    assert not caplog.text  # behind offsets
+    bare = fit(cells, 1, key=key, scheme="permuted")
+    bare.save(tmp_path / "bare", sealed=False)
     assert "locked but not sealed" in caplog.text
     model.unlock(Key.generate(), force=True)
     with pytest.raises(RuntimeError, match="the right key"):

@@ -497,7 +497,7 @@ def broken(adata, **columns):
 
 def test_data_without_controls_is_refused(screen):
     adata = screen[(screen.obs["condition"] != "ctrl").to_numpy()].copy()
-    with pytest.raises(ValueError, match=r"control cells named 'ctrl'.*name the control with `control=`"):
+    with pytest.raises(ValueError, match=r"control cells named 'ctrl'.*name the control with `control`"):
         GEARS.setup_anndata(adata)
 
 

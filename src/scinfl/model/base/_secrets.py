@@ -18,7 +18,7 @@ def secret_arrays(network: nn.Module) -> dict[str, np.ndarray]:
     Secret is what a layer forgets when it is pickled. Scales of a trained meta learner change with every step and are
     not among them; its signs, permutations and features are.
     """
-    keyed_nn.lock(network, network.state_dict())  # lets layers derive what they keep
+    keyed_nn.unlock(network, network.state_dict())  # lets layers derive what they keep
     found: dict[str, np.ndarray] = {}
     for name, layer in keyed_nn.keyed_layers(network).items():
         if isinstance(layer, keyed_nn.SecretProjection):
