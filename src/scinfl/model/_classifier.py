@@ -34,7 +34,7 @@ from scinfl._checks import (
 )
 from scinfl.federation import State
 from scinfl.model.base._cells import Cells, Matrix, is_mostly_zero, owned, rows_per_step, sites_of
-from scinfl.model.base._labels import check_known_labels, check_labels, label_field
+from scinfl.model.base._labels import check_known_labels, check_labels, ordered_field
 from scinfl.model.base._model import FederatedModel
 from scinfl.model.base._options import TrainOptions, takes
 from scinfl.model.base._registry import categories_of, state_of
@@ -217,7 +217,7 @@ class Classifier(FederatedModel):
             known = categories_of(kwargs.get("source_registry"), "labels")
             check_known_labels(labels, known, labels_key)
         values = LayerField("X", layer, is_count_data=False, correct_data_format=False)
-        fields = [values, label_field(labels_key, unlabeled_category)]
+        fields = [values, ordered_field("labels", labels_key, unlabeled_category)]
         manager = AnnDataManager(fields=fields, setup_method_args=setup_args)
         with warnings.catch_warnings():
             warnings.filterwarnings(

@@ -123,6 +123,22 @@ def test_two_runs_with_one_key_and_seed_are_the_same_to_the_last_bit():
     assert np.array_equal(one, two)
 
 
+@pytest.mark.parametrize("kind", ["SCVI", "SCANVI"])
+def test_the_order_of_categories_in_a_file_means_nothing(kind):
+    """Each machine sees the sites and labels in an order of its own: the model must be that of one process."""
+    cells = make_counts()
+    states = []
+    for backwards in (False, True):
+        own = cells.copy()
+        for column in ("site", "label"):
+            names = sorted(own.obs[column].unique(), reverse=backwards)
+            own.obs[column] = pd.Categorical(own.obs[column], names)
+        states.append(ModelView(make(kind, own, train={"run": "r"})).state_without_offsets)
+    one, two = states
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
 @pytest.mark.parametrize("protections", [(), (KeyedSum(KEY),), (PairwiseSum(KEY),)], ids=["plain", "keyed", "pairwise"])
 def test_sums_of_all_kinds_give_the_same_model(protections):
     model = make(train={"protections": protections})

@@ -1,4 +1,4 @@
-"""Which labels a classifier can be trained on, and in what order its network gives them."""
+"""Which labels a classifier can be trained on, and in what order networks have labels and sites."""
 
 from __future__ import annotations
 
@@ -60,26 +60,28 @@ def check_known_labels(labels: pd.Series, known: list[str] | None, labels_key: s
         raise ValueError(msg)
 
 
-def label_field(labels_key: str, unlabeled_category: str | None) -> CategoricalObsField:
-    """Field of labels in the order of their text, those of unlabelled rows last.
+def ordered_field(name: str, column: str | None, unlabeled_category: str | None = None) -> CategoricalObsField:
+    """Field of a column in the order of its text, unlabelled rows last.
 
     The order of the categories of one file is not that of another: without an order of its own, the network of sites
     on several machines would not be that of one process.
     """
+    if column is None:
+        return CategoricalObsField(name, None)
     if unlabeled_category is None:
-        return _Labels("labels", labels_key)
-    return _PartialLabels("labels", labels_key, unlabeled_category)
+        return _Ordered(name, column)
+    return _PartlyOrdered(name, column, unlabeled_category)
 
 
-class _Labels(CategoricalObsField):
+class _Ordered(CategoricalObsField):
     _unlabeled_category: Any = None
 
     def register_field(self, adata: AnnData) -> dict[str, Any]:
-        """Register as with a registry that lists the labels in order."""
+        """Register as with a registry that lists the categories in order."""
         found = adata.obs[self._original_attr_key].astype("category").cat.categories
         order = sorted(range(len(found)), key=lambda i: (found[i] == self._unlabeled_category, str(found[i])))
         return self.transfer_field({self.CATEGORICAL_MAPPING_KEY: found[order].to_numpy(copy=True)}, adata)
 
 
-class _PartialLabels(_Labels, LabelsWithUnlabeledObsField):
+class _PartlyOrdered(_Ordered, LabelsWithUnlabeledObsField):
     pass

@@ -11,11 +11,11 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scvi.data import AnnDataManager
-from scvi.data.fields import CategoricalObsField, LabelsWithUnlabeledObsField, LayerField
+from scvi.data.fields import LayerField
 
 from scinfl._checks import first_of, obs_column
 from scinfl.model.base._cells import owned, sites_of
-from scinfl.model.base._labels import check_known_labels, check_labels
+from scinfl.model.base._labels import check_known_labels, check_labels, ordered_field
 from scinfl.model.base._model import FederatedModel
 from scinfl.model.base._registry import categories_of
 from scinfl.model.scvi._cells import CountCells, counts_of
@@ -105,10 +105,8 @@ class RegisteredScvi(FederatedModel):
             check_known_labels(labels, categories_of(known, "labels"), labels_key)
         fields = [
             LayerField("X", layer, is_count_data=True),
-            CategoricalObsField("batch", site_key),
-            CategoricalObsField("labels", labels_key)
-            if unlabeled_category is None
-            else LabelsWithUnlabeledObsField("labels", labels_key, unlabeled_category),
+            ordered_field("batch", site_key),
+            ordered_field("labels", labels_key, unlabeled_category),
         ]
         manager = AnnDataManager(fields=fields, setup_method_args=setup_args)
         with warnings.catch_warnings():
