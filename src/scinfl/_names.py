@@ -1,7 +1,10 @@
-"""Every name that scinfl writes into AnnData and MuData, in one place."""
+"""Every name that scinfl writes into AnnData and MuData, and those that jobs and commands share, in one place."""
 
 SITE = "site"
 """Default ``obs`` column of :func:`scinfl.pp.split_sites`."""
+
+OF_SCVI = "scvi."
+"""What stands before the name of a class of scvi-tools, in jobs and commands."""
 
 LABEL = "infl_label"
 """``obs``: predicted label."""

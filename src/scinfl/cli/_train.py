@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from scinfl._checks import new_path, obs_column, whole_number
 from scinfl._data_files import read_data
+from scinfl._names import OF_SCVI
 from scinfl.cli._text import Commands, command
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ Report = Callable[[str], None]
 
 MODELS = {"classifier": "Classifier", "gears": "GEARS", "spamosaic": "SpaMosaic"}
 """Model classes of ``scinfl.model`` by what users type; a further one needs an entry here alone."""
-_OF_SCVI = "scvi."
 _SETUP = {  # options by the argument of `setup_anndata` and `setup_mudata` that they set
     "labels_key": ("labels", "column of obs with the labels"),
     "condition_key": ("condition", "column of obs with the perturbation of each cell"),
@@ -81,7 +81,7 @@ def add_train(commands: Commands, report: Report) -> None:
 
 def _model(text: str) -> str:
     """What users type for a class of models."""
-    if text not in MODELS and not text.startswith(_OF_SCVI):
+    if text not in MODELS and not text.startswith(OF_SCVI):
         msg = f"invalid choice: {text!r} (choose from {', '.join(MODELS)}, or name a class of scvi-tools: scvi.SCVI)"
         raise argparse.ArgumentTypeError(msg)
     return text
@@ -115,7 +115,7 @@ def _train(options: argparse.Namespace) -> None:
             whole_number(argument, value, 1)
     key = key_of(options)
     # a Classifier has no `setup_mudata`: a misspelt file or column is reported before torch takes its time to load
-    may_have_modalities = options.model == "spamosaic" or options.model.startswith(_OF_SCVI)
+    may_have_modalities = options.model == "spamosaic" or options.model.startswith(OF_SCVI)
     adata = read_data(options.data, None if may_have_modalities else "h5ad")
     for option in ("labels", "condition", "section", "site", "group"):
         column = getattr(options, option)
@@ -126,7 +126,7 @@ def _train(options: argparse.Namespace) -> None:
     from scinfl.model.base import check_replaceable
 
     check_replaceable(options.out)
-    if options.model.startswith(_OF_SCVI):
+    if options.model.startswith(OF_SCVI):
         model, to_train = _of_scvi(options, adata)
     else:
         kind = getattr(models, MODELS[options.model])
@@ -152,7 +152,7 @@ def _of_scvi(options: argparse.Namespace, adata: Any) -> tuple[Any, dict[str, An
     from scinfl import model as models
     from scinfl.pp import join_modalities
 
-    kind, name = models.ScviModel, options.model.removeprefix(_OF_SCVI)
+    kind, name = models.ScviModel, options.model.removeprefix(OF_SCVI)
     setup, to_train = (
         _chosen(options, function, names) for function, names in ((kind.setup_anndata, _SETUP), (kind.train, _TRAIN))
     )

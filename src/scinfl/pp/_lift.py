@@ -10,6 +10,7 @@ from mudata import MuData
 
 from scinfl._checks import first_of, missing
 from scinfl._coordinates import coordinates_of
+from scinfl._spelling import argument
 
 _CLOSE = 1e-6
 
@@ -67,7 +68,7 @@ def lift(mdata: MuData, columns: Sequence[str] | None = None, *, spatial_key: st
         mdata.obsm[spatial_key] = coordinates
 
 
-def joined_column(mdata: MuData, column: str, argument: str) -> pd.Series:
+def joined_column(mdata: MuData, column: str, setting: str) -> pd.Series:
     """Column of the modalities' ``obs`` for all spots (objects), which must agree; missing where none has a value.
 
     Raises
@@ -92,8 +93,8 @@ def joined_column(mdata: MuData, column: str, argument: str) -> pd.Series:
         found[own.index] = own.where(own.notna(), known)
     if found.isna().all():
         msg = (
-            f"Expected `{argument}` to name a column of mdata.obs or of the obs of its modalities, found {column!r}. "
-            f"Columns of mdata.obs are {first_of(list(map(str, mdata.obs.columns)), 20)}."
+            f"Expected {argument(setting)} to name a column of mdata.obs or of the obs of its modalities, found "
+            f"{column!r}. Columns of mdata.obs are {first_of(list(map(str, mdata.obs.columns)), 20)}."
         )
         raise KeyError(msg)
     return found

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scinfl._checks import first_of, number_between, one_of, whole_number
+from scinfl._names import OF_SCVI
 
 JOB = "job.toml"
 SITE_SETTINGS = "site.toml"
 _MODELS = ("Classifier", "GEARS", "SpaMosaic")
-_OF_SCVI = "scvi."
+OF_ADAPTER = ("key_scheme", "rng")
+"""Options of a model of scvi-tools that are the adapter's; others are those of the class."""
 _NOISE = ("SampleDP", "UpdateDP")
 _MOST_TEXT = 1 << 20
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,40}")
@@ -145,8 +147,8 @@ class Job:
         )
 
     def __post_init__(self) -> None:
-        if not self.model.startswith(_OF_SCVI):
-            one_of("class in [model]", self.model, [*_MODELS, f"{_OF_SCVI}SCVI and others of scvi-tools"])
+        if not self.model.startswith(OF_SCVI):
+            one_of("class in [model]", self.model, [*_MODELS, f"{OF_SCVI}SCVI and others of scvi-tools"])
         one_of("class in [strategy]", self.strategy, _STRATEGIES)
         one_of("bits in [federation]", self.bits, [64, 32])
         one_of("sum in [federation]", self.sum, ["keyed", "pairwise"])
@@ -199,7 +201,7 @@ class Job:
         """Class of the model, which takes seconds to import."""
         from scinfl import model
 
-        return model.ScviModel if self.model.startswith(_OF_SCVI) else getattr(model, self.model)
+        return model.ScviModel if self.model.startswith(OF_SCVI) else getattr(model, self.model)
 
     def check_sites(self, sites: Sequence[str]) -> None:
         """Refuse a job for other sites."""
@@ -212,11 +214,11 @@ class Job:
         from scinfl import privacy
 
         kind, of_class = self._kind(), self.model_options
-        if self.model.startswith(_OF_SCVI):
+        if self.model.startswith(OF_SCVI):
             from scinfl.model.scvi import checked_arguments
 
-            name, own = self.model.removeprefix(_OF_SCVI), ("key_scheme", "rng")
-            checked_arguments(name, {option: value for option, value in of_class.items() if option not in own})
+            arguments = {option: value for option, value in of_class.items() if option not in OF_ADAPTER}
+            checked_arguments(self.model.removeprefix(OF_SCVI), arguments)
             of_class = {}
         setups = [kind.setup_anndata, *([kind.setup_mudata] if self.model == "SpaMosaic" else [])]
         for section, functions, options in (

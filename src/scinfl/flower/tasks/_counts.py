@@ -12,15 +12,15 @@ from anndata import AnnData
 from mudata import MuData
 
 from scinfl._checks import first_of
-from scinfl._names import FEATURE_TYPES
+from scinfl._names import FEATURE_TYPES, OF_SCVI
 from scinfl._spelling import spelling
+from scinfl.flower.setup._job import OF_ADAPTER
 from scinfl.flower.tasks._labelled import LabelledTask, labels_of
 from scinfl.flower.tasks._task import Facts
 from scinfl.privacy import Key
 
 _SITE = "site"
 _LABELS = ("labels_key", "unlabeled_category")
-_OWN = ("key_scheme", "rng")  # arguments of the adapter; others are those of the class
 
 
 class ScviTask(LabelledTask):
@@ -30,7 +30,7 @@ class ScviTask(LabelledTask):
 
     @property
     def _class_name(self) -> str:
-        return self._job.model.removeprefix("scvi.")
+        return self._job.model.removeprefix(OF_SCVI)
 
     def _check(self) -> None:
         from scinfl.model.scvi import check_labels_named, counts_of
@@ -68,8 +68,8 @@ class ScviTask(LabelledTask):
         agreed = self._agreed(sorted(facts), labels_of(facts), options)
         self._class.setup_anndata(agreed, **options)
         self._class.setup_anndata(self.data, source_registry=registry_of(self._class, agreed), **options)
-        own = {name: value for name, value in self._job.model_options.items() if name in _OWN}
-        arguments = {name: value for name, value in self._job.model_options.items() if name not in _OWN}
+        own = {name: value for name, value in self._job.model_options.items() if name in OF_ADAPTER}
+        arguments = {name: value for name, value in self._job.model_options.items() if name not in OF_ADAPTER}
         return self._class(self.data, class_name=self._class_name, arguments=arguments, **own)
 
     def load_model(self, path: Path, key: Key) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scinfl._names import OF_SCVI
 from scinfl.flower.tasks._classifier import ClassifierTask
 from scinfl.flower.tasks._counts import ScviTask
 from scinfl.flower.tasks._gears import PerturbationTask
@@ -13,4 +14,4 @@ _TASKS: dict[str, type[Task]] = {task.kind: task for task in (ClassifierTask, Pe
 
 def task_of(model: str) -> type[Task]:
     """Task for the class of a job."""
-    return ScviTask if model.startswith("scvi.") else _TASKS[model]
+    return ScviTask if model.startswith(OF_SCVI) else _TASKS[model]

@@ -166,9 +166,9 @@ class LockedModel(RegisteredModel):
         Unfolds the old key and folds the new one in every keyed layer and table, and in the personal parameters of
         every site; trained meta learners keep their parameters. The model is left unlocked with the new key.
 
-        Anyone who keeps the old model and its key could compare its weights with the new ones and read off what the new
-        key does to each unit, so a rekeyed model is saved sealed only. He also goes on using the old model: rekeying
-        takes nothing back.
+        Anyone who keeps the old model and its key goes on using it: rekeying takes nothing back. Without the offsets of
+        the scheme, they could also compare its weights with the new ones and read off what the new key does to each
+        unit, so such a rekeyed model is saved sealed only.
 
         Parameters
         ----------

@@ -185,7 +185,7 @@ class BasisFit(DirectionsFit):
         super()._fit()
         measured, options, scores, sums = self._measured, self._options, self.scores, self._sums
         finds = options.finds_width
-        width = self._width(sums, scores @ self.rotation[:, 0]) if finds else options.n_neighbours or 0
+        width = self._width(scores @ self.rotation[:, 0]) if finds else options.n_neighbours or 0
         self.graph = self._graph(width or None)
         self._graphs.clear()
         self.hop = options.hop(measured, self.graph, scores @ self.rotation)
@@ -212,19 +212,19 @@ class BasisFit(DirectionsFit):
         known = torch.from_numpy(self.values) if values else None
         return SpotTensors(place, inputs, target, known, self.graph if graph else None)
 
-    def _width(self, sums: SiteSums, direction: np.ndarray) -> int:
+    def _width(self, direction: np.ndarray) -> int:
         """Most neighbours whose means, two hops far, still predict the strongest direction of a spot they leave out."""
-        missed: dict[str, list[float]] = {site: [] for site in sums.rows}
+        missed: dict[str, list[float]] = {site: [] for site in self._sums.rows}
         for width in _WIDTHS:
             hop = hop_matrix(self._graph(width))
             own = np.asarray(hop.multiply(hop.T).sum(1)).ravel()
             predicted = (hop @ (hop @ direction) - own * direction) / np.maximum(1 - own, 1e-9)
-            for site, rows in sums.rows.items():
+            for site, rows in self._sums.rows.items():
                 missed[site].append(float(((direction - predicted)[rows] ** 2).sum()))
         arrays = {site: {"missed": np.array([*values, 0.0])} for site, values in missed.items()}
-        for site, rows in sums.rows.items():
+        for site, rows in self._sums.rows.items():
             arrays[site]["missed"][-1] = float((direction[rows] ** 2).sum())
-        *left, total = sums.mean("width of neighbourhoods", arrays)[0]["missed"]
+        *left, total = self._sums.mean("width of neighbourhoods", arrays)[0]["missed"]
         explained = 1 - np.array(left) / max(total, 1e-12)
         good = np.flatnonzero(explained >= (1 - _TOLERANCE) * explained.max())
         return _WIDTHS[int(good.max()) if explained.max() > 0 else -1]
