@@ -89,6 +89,25 @@ def follow(path: Path, process: subprocess.Popen, until: str, shown: int) -> int
         time.sleep(0.1)
 
 
+def stop(running: dict[str, subprocess.Popen]) -> None:
+    """Kill the processes that still run, with all that they started."""
+    for process in running.values():
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def prepare(out: Path, sites: list[str], job: str) -> si.privacy.Key:
+    """Key of the sites, and the folders that `scinfl federation init` makes of a job."""
+    key = si.privacy.Key.generate("demo")
+    key.save(out / "consortium.key")
+    (out / "job.toml").write_text(job)
+    initial = ("init", "--sites", ",".join(sites), "--address", f"127.0.0.1:{free_port()}", "--job", out / "job.toml")
+    print("$ scinfl federation", *initial, "--out", out / "kit")
+    subprocess.run(command(*initial, "--out", out / "kit"), check=True)  # noqa: S603
+    return key
+
+
 def search(server: subprocess.Popen, kit: Path, secrets: dict[str, bytes]) -> list[str]:
     """Stop the server's processes, look into them, and let them go on."""
     pids = [server.pid]
@@ -162,14 +181,8 @@ def main() -> int:  # noqa: PLR0915 (a story from the first command to the last)
     print(f"{what}: {adata.n_vars} features, {adata.obs[label].nunique()} labels, {dict(counts)}")
     for site in sites:
         adata[adata.obs["site"] == site].copy().write_h5ad(out / f"{site}.h5ad")
-    key = si.privacy.Key.generate("demo")
-    key.save(out / "consortium.key")
-    (out / "job.toml").write_text(
-        JOB.format(sites=json.dumps(sites), n_hidden=options.hidden, label=label, n_rounds=options.rounds)
-    )
-    initial = ("init", "--sites", ",".join(sites), "--address", f"127.0.0.1:{free_port()}", "--job", out / "job.toml")
-    print("$ scinfl federation", *initial, "--out", out / "kit")
-    subprocess.run(command(*initial, "--out", out / "kit"), check=True)  # noqa: S603
+    job = JOB.format(sites=json.dumps(sites), n_hidden=options.hidden, label=label, n_rounds=options.rounds)
+    key = prepare(out, sites, job)
     kit = out / "kit" / "server"
     begin = time.perf_counter()
     running = {"server": start(out, "server", "server", kit, "--job", kit / "job.toml", "--host", "127.0.0.1")}
@@ -204,10 +217,7 @@ def main() -> int:  # noqa: PLR0915 (a story from the first command to the last)
             except subprocess.TimeoutExpired:
                 continue
     finally:
-        for process in running.values():
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        stop(running)
 
     print()
     equal = True

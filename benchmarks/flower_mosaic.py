@@ -14,8 +14,6 @@ import argparse
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 import warnings
@@ -25,7 +23,7 @@ import anndata as ad
 import mudata as md
 import numpy as np
 import torch
-from flower import command, follow, free_port, overhead, start
+from flower import follow, overhead, prepare, start, stop
 from mosaic import NAME, joined
 
 import scinfl as si
@@ -112,10 +110,7 @@ def run_federation(out: Path, n_rounds: int) -> tuple[float, float]:
         for process in running.values():
             process.wait(60)
     finally:
-        for process in running.values():
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        stop(running)
     return before, total
 
 
@@ -134,11 +129,7 @@ def main() -> int:
     print(f"{what}: {dict(mdata.obs['section'].value_counts())} spots")
     for site in HAS:
         part_of(mdata, site).write_h5mu(out / f"{site}.h5mu")
-    key = si.privacy.Key.generate("demo")
-    key.save(out / "consortium.key")
-    (out / "job.toml").write_text(JOB.format(sites=json.dumps(list(HAS)), n_rounds=options.rounds))
-    initial = ("init", "--sites", ",".join(HAS), "--address", f"127.0.0.1:{free_port()}", "--job", out / "job.toml")
-    subprocess.run(command(*initial, "--out", out / "kit"), check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+    key = prepare(out, list(HAS), JOB.format(sites=json.dumps(list(HAS)), n_rounds=options.rounds))
     before, total = run_federation(out, options.rounds)
     run = out / "kit" / "server" / "run"
     started = time.perf_counter()
