@@ -187,13 +187,16 @@ def main() -> int:  # noqa: PLR0915 (a story from the first command to the last)
     begin = time.perf_counter()
     running = {"server": start(out, "server", "server", kit, "--job", kit / "job.toml", "--host", "127.0.0.1")}
     try:
-        for site in sites:
-            secret = ("--data", out / f"{site}.h5ad", "--key", out / "consortium.key", "--yes")
-            running[site] = start(out, site, "site", out / "kit" / f"site_{site}", *secret)
         stranger = out / "stranger"  # has all that a site has but the key that the server knows it by
         shutil.copytree(out / "kit" / f"site_{sites[0]}", stranger)
         (stranger / LINK_KEY).write_bytes(_openssh(ec.generate_private_key(ec.SECP384R1())))
-        running["stranger"] = start(out, "stranger", "site", stranger, *secret)
+        folders = {site: out / "kit" / f"site_{site}" for site in sites}
+        for site, folder in {"stranger": stranger, **folders}.items():
+            own = out / f"{sites[0] if folder == stranger else site}.h5ad"
+            secret = ("--data", own, "--key", out / "consortium.key", "--yes")
+            running[site] = start(out, site, "site", folder, *secret)
+            if site == sites[-2]:  # before the last site comes: a short run could be over first
+                running["stranger"].wait(120)
         shown = follow(out / "server.log", running["server"], f"round {options.rounds}/", 0)
         stopped = time.perf_counter()
         server = running["server"].pid
