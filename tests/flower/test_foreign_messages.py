@@ -18,7 +18,7 @@ from scinfl.flower.protocol._message import Message
 from scinfl.flower.protocol._preflight import open_facts, run_context
 from scinfl.flower.protocol._round_history import RoundHistory
 from scinfl.flower.server._coordinator import Coordinator, StoppedError
-from scinfl.flower.setup._job import Job
+from scinfl.flower.setup._job import Job, SiteSettings
 from scinfl.flower.site._mailbox import EndedError, Mailbox, OtherRunError
 from scinfl.privacy import Seal
 from scinfl.privacy.aggregation import MASKED, Aggregator
@@ -223,6 +223,40 @@ def test_deep_jobs_and_names_that_share_a_file_are_refused():
     for names in (["uni/köln", "b", "c"], ["../x", "b", "c"], ["A", "a", "c"]):
         with pytest.raises(ValueError, match="names"):
             Job.parse(job_text(names))
+
+
+HEADER = ".".join("a" * 1900)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n".join([f"[{HEADER}]", *(f"{HEADER}.b{n}=1" for n in range(15))]),  # 16 s to parse
+        "\n".join([f"[{HEADER}]", *(f"b{n}=1" for n in range(8000))]),
+        "\n".join(f"[{HEADER}.b{n}]" for n in range(60)),
+        "a" * (1 << 20),
+    ],
+    ids=["keys below a long header", "many keys below one", "many long headers", "long"],
+)
+def test_a_job_that_takes_long_to_parse_is_refused_before_it_is(tmp_path, text):
+    evil = Evil(tmp_path / "evil")
+    evil.federation.start()
+    started = time.process_time()
+    assert evil.handle(SITES[0], Message("hello", {"run": "r0", "job": text})).kind == "unread"
+    (tmp_path / "site.toml").write_text(text)
+    with pytest.raises(ValueError, match=r"Expected the settings of a site of at most .* dots in a line"):
+        SiteSettings.read(tmp_path / "site.toml")
+    assert time.process_time() - started < 1
+
+
+def test_a_job_at_the_limits_is_parsed_within_seconds():
+    key = ".".join("a" * 32)
+    text = "\n".join([f"[{key}.a]", *(f"{key}.b{n}=1" for n in range(3650))])
+    assert 250_000 < len(text) < 1 << 18
+    started = time.process_time()
+    with pytest.raises(ValueError, match="section of the job"):
+        Job.parse(text)
+    assert time.process_time() - started < 5
 
 
 def test_what_comes_over_flower_is_read_under_the_same_limits():

@@ -19,8 +19,6 @@ MOST_ATTEMPTS = 1_000_000_000_000
 
 _MOST_TEXT = 1 << 28
 _MOST_ENTRIES = 1 << 22  # of all lists and objects: an empty one is two characters, and half a hundred bytes once read
-_MOST_JOB = 1 << 16
-_MOST_LINE = 1 << 12
 _MOST_DEPTH = 32
 _MOST_UPDATES = 100_000
 _MOST_HEADER = 1 << 12
@@ -78,11 +76,6 @@ def read_json(text: str) -> Any:
         _refuse_depth()
     _check_depth(content)
     return content
-
-
-def is_a_job(text: str) -> bool:
-    """Whether a text may be parsed as a job: its lines are short, since keys of many parts take long."""
-    return len(text) <= _MOST_JOB and max(map(len, text.split("\n"))) <= _MOST_LINE
 
 
 def check_updates(heads: object) -> None:

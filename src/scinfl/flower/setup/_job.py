@@ -22,7 +22,8 @@ _MODELS = ("Classifier", "GEARS", "SpaMosaic")
 OF_ADAPTER = ("key_scheme", "rng")
 """Options of a model of scvi-tools that are the adapter's; others are those of the class."""
 _NOISE = ("SampleDP", "UpdateDP")
-_MOST_TEXT = 1 << 20
+_MOST_TEXT = 1 << 18
+_MOST_DOTS = 32  # in a line: the parser takes time in the product of the parts of a header and of the keys below it
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,40}")
 """Names of sites and runs: they become names of files."""
 _BY_US = {  # what the federation itself decides
@@ -117,14 +118,7 @@ class Job:
         ValueError
             If it cannot be used; the message names the entry.
         """
-        if len(text) > _MOST_TEXT:
-            msg = f"Expected a job of at most {_MOST_TEXT} characters, found {len(text)}. Compare it with the template."
-            raise ValueError(msg)
-        try:
-            content = tomllib.loads(text)
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
-            msg = f"Expected a job in TOML, found a mistake: {error}. Compare it with the template."
-            raise ValueError(msg) from error
+        content = _read_toml(text, "a job")
         known = ("federation", "model", "setup", "train", "strategy", "protections")
         for section in content:
             one_of("section of the job", section, known)
@@ -288,7 +282,7 @@ class SiteSettings:
         if not path.is_file():
             msg = f"Expected the settings of a site at '{path}', found none. Name the folder that the operator sent."
             raise FileNotFoundError(msg)
-        content = tomllib.loads(path.read_text())
+        content = _read_toml(path.read_text(), "the settings of a site")
         _refuse_unknown(path.name, content, {entry.name for entry in fields(cls)})
         if "site" not in content:
             msg = f"Expected `site` in '{path}', found none. Write for example `site = \"north\"`."
@@ -301,6 +295,22 @@ class SiteSettings:
         """Arguments of ``setup_anndata`` at this site."""
         own = {name: getattr(self, name) for name in _COLUMNS}
         return {**job.setup_options, **{name: value for name, value in own.items() if value is not None}}
+
+
+def _read_toml(text: str, what: str) -> dict[str, Any]:
+    """Content of a text that another party may have written, under limits that keep parsing short."""
+    dots = max(line.count(".") for line in text.split("\n"))
+    if len(text) > _MOST_TEXT or dots > _MOST_DOTS:
+        msg = (
+            f"Expected {what} of at most {_MOST_TEXT} characters, with up to {_MOST_DOTS} dots in a line, found "
+            f"{len(text)} and {dots}. Compare it with the template; write a long list in several lines."
+        )
+        raise ValueError(msg)
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        msg = f"Expected {what} in TOML, found a mistake: {error}. Compare it with the template."
+        raise ValueError(msg) from error
 
 
 def _refuse_unknown(section: str, options: Mapping[str, Any], allowed: set[str]) -> None:

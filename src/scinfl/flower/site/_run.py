@@ -21,7 +21,6 @@ from scinfl.federation import Protection, Strategy
 from scinfl.federation.rounds import write_atomically
 from scinfl.flower._format import readable
 from scinfl.flower._require import require_flower
-from scinfl.flower.protocol._limits import is_a_job
 from scinfl.flower.protocol._message import Message
 from scinfl.flower.protocol._preflight import (
     agreement_hash,
@@ -321,9 +320,9 @@ class _Site:
         """Report what differs in the job of the server, which refuses this site then."""
         if text == self._job.text:
             return
-        theirs = Job.parse(text) if is_a_job(text) else None
-        if theirs is None or theirs.digest != self._job.digest:
-            odd = "it is no job" if theirs is None else readable(", ".join(self._job.differences(theirs)))
+        theirs = Job.parse(text)
+        if theirs.digest != self._job.digest:
+            odd = readable(", ".join(self._job.differences(theirs)))
             self._report(f"the job of the server differs from the one agreed to here: {odd}")
 
     # ---- what it trains with
