@@ -8,6 +8,7 @@ from scinfl.datasets._public import adamson, dixit, gene_ontology, norman, replo
 from scinfl.datasets._screens import mcfaline, norman_subset, papalexi
 from scinfl.datasets._spamosaic import spamosaic
 from scinfl.datasets._tcga import tcga_mirna, tcga_proteins
+from scinfl.datasets._visium import visium_simulated
 
 __all__ = [
     "adamson",
@@ -26,4 +27,5 @@ __all__ = [
     "spamosaic",
     "tcga_mirna",
     "tcga_proteins",
+    "visium_simulated",
 ]

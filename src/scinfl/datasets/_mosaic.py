@@ -17,7 +17,7 @@ from scipy.special import expit
 from scinfl._checks import number_between, one_of, whole_number
 from scinfl._data_files import without_pull
 
-_SPACING = 100.0
+SPACING = 100.0
 _BORDER = 0.04
 _N_NICHES = 3
 _N_PROGRAMMES = 4
@@ -224,7 +224,7 @@ def _draw_tissue(n_sections: int, n_spots: int, n_domains: int, generator: np.ra
     coordinates, domains, sizes = [], [], []
     for _ in range(n_sections):
         lattice, place = _draw_outline(n_spots, generator)
-        coordinates.append(_SPACING * lattice)
+        coordinates.append(SPACING * lattice)
         domains.append(_draw_domains(place, n_domains, generator))
         sizes.append(np.exp(0.25 * _draw_field(place, generator) + generator.normal(0, 0.25, n_spots)))
     return _Tissue(

@@ -7,6 +7,7 @@ from scinfl.pp._join_modalities import join_modalities
 from scinfl.pp._join_sections import join_sections
 from scinfl.pp._lift import lift
 from scinfl.pp._perturbations import perturbations
+from scinfl.pp._read_visium import read_visium
 from scinfl.pp.federated._class_means import federated_class_means
 from scinfl.pp.federated._highly_variable_genes import federated_highly_variable_genes
 from scinfl.pp.federated._lsi import federated_lsi
@@ -30,6 +31,7 @@ __all__ = [
     "join_sections",
     "lift",
     "perturbations",
+    "read_visium",
     "split_perturbations",
     "split_sites",
 ]

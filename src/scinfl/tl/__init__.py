@@ -11,6 +11,7 @@ from scinfl.tl._domain_neighbours import domain_neighbours
 from scinfl.tl._embed import embed
 from scinfl.tl._explain import explain
 from scinfl.tl._impute import impute
+from scinfl.tl._match_domains import match_domains
 from scinfl.tl._score_perturbations import score_perturbations
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "embed",
     "explain",
     "impute",
+    "match_domains",
     "score_perturbations",
 ]

@@ -118,7 +118,7 @@ def cluster(
         _warn_of_sections_apart(sections[known], domains[known])
     adata.obs[key_added] = pd.Categorical.from_codes(domains, list(map(str, range(n_found))))
     adata.uns.setdefault(_names.UNS, {})["cluster"] = settings
-    adata.uns[f"{key_added}_colors"] = _colours(n_found)
+    adata.uns[f"{key_added}_colors"] = default_colours(n_found)
 
 
 def _embedding(adata: AnnData | MuData, use_rep: str) -> np.ndarray:
@@ -193,7 +193,8 @@ def _warn_of_sections_apart(sections: pd.Series, domains: np.ndarray) -> None:
         warn(msg)
 
 
-def _colours(n: int) -> list[str]:
+def default_colours(n: int) -> list[str]:
+    """Colours of so many categories, as scanpy takes them."""
     from scanpy.plotting import palettes
 
     palette = next((p for p in (palettes.default_20, palettes.default_28) if len(p) >= n), palettes.default_102)
