@@ -59,9 +59,8 @@ def test_classes_and_their_methods_are_documented(name, value):
 def test_tools_take_data_first_and_options_by_name(part):
     for name, function in public(part):
         parameters = list(inspect.signature(function).parameters.values())
-        first = (
-            {"adatas"} if name.endswith("join_sections") else {"adata", "mdata", "sdata", "model", "table"}
-        )  # it makes one
+        makes_one = {"pp.join_sections": {"adatas"}, "pp.read_visium": {"folder"}}
+        first = makes_one.get(name, {"adata", "mdata", "sdata", "model", "table"})
         assert parameters[0].name in first, name
         most = 3 if name == "pl.perturbation" else 2  # cells, model and what to draw
         assert sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters) <= most, name

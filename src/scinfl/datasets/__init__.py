@@ -2,6 +2,7 @@
 
 from scinfl.datasets._bundled import pbmc
 from scinfl.datasets._huvec import huvec
+from scinfl.datasets._mixology import cell_mixtures
 from scinfl.datasets._mosaic import mosaic_simulated
 from scinfl.datasets._perturbseq import perturbseq_simulated
 from scinfl.datasets._public import adamson, dixit, gene_ontology, norman, replogle_k562, replogle_rpe1
@@ -12,6 +13,7 @@ from scinfl.datasets._visium import visium_simulated
 
 __all__ = [
     "adamson",
+    "cell_mixtures",
     "dixit",
     "gene_ontology",
     "huvec",
