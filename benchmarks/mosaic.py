@@ -39,7 +39,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 import scinfl as si
 from scinfl.federation import Payload
-from scinfl.model.spamosaic._basis_fit import BasisFit
+from scinfl.model.spamosaic._basis_fit import fit_bases
 from scinfl.model.spamosaic._normalise import normalised
 from scinfl.model.spamosaic._spatial_basis import BasisOptions
 from scinfl.model.spamosaic._spots import read_spots
@@ -103,10 +103,7 @@ def fitted(mdata, seed, *, site_key, key=None, **options):
 def targets(mdata, seed):
     """Smoothed and aligned directions of each modality, which the networks learn to say, and its spots."""
     found = read_spots(mdata, section_key="section", site_key=None, spatial_key="spatial", layers={})
-    fits = {
-        name: BasisFit(own, OPTIONS, key=None, protections=None, payload=Payload(), rng=seed)
-        for name, own in found.items()
-    }
+    fits = fit_bases(found, OPTIONS, key=None, protections=None, payload=Payload(), rng=seed)
     return {name: (fits[name].target, own.rows) for name, own in found.items()}
 
 

@@ -28,7 +28,7 @@ from scipy import stats
 
 import scinfl as si
 from scinfl.federation import Payload
-from scinfl.model.spamosaic._basis_fit import BasisFit
+from scinfl.model.spamosaic._basis_fit import fit_bases
 from scinfl.model.spamosaic._batches import centred, hop_matrix, propagated
 from scinfl.model.spamosaic._spatial_basis import BasisOptions
 from scinfl.model.spamosaic._spatial_graph import spatial_graph
@@ -90,11 +90,10 @@ def with_harmony(adata, x, seed):
 
 def aligned_target(adata, seed):
     """What the network of SpaMosaic learns to say, itself: sums over sites, and no network at all."""
-    (measured,) = read_spots(
-        adata, section_key="section", site_key="section", spatial_key="spatial", layers={}
-    ).values()
+    found = read_spots(adata, section_key="section", site_key="section", spatial_key="spatial", layers={})
     options = BasisOptions(n_components=30, n_features=2000, n_target=None, n_hops=2)
-    return BasisFit(measured, options, key=None, protections=None, payload=Payload(), rng=seed).target
+    (fit,) = fit_bases(found, options, key=None, protections=None, payload=Payload(), rng=seed).values()
+    return fit.target
 
 
 NARROW = {"diversity": 0.0, "width": 0.05, "n_prototypes": 39}  # as SpaMosaic aligns its target

@@ -227,7 +227,7 @@ def test_a_dry_run_of_a_model_lists_what_training_sends_and_changes_nothing(
     purposes = {
         "Classifier": {"training", "evaluation"},
         "GEARS": {"coexpression", "changes", "training cells", "validation cells", "training", "evaluation"},
-        "SpaMosaic": {"PCA, around the mean", "scale of neighbourhoods", "training", "evaluation"},
+        "SpaMosaic": {"PCA, around the mean", "directions of the tissue", "training", "evaluation"},
     }[kind]
     assert purposes <= set(table["purpose"])
 

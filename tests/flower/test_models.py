@@ -284,6 +284,8 @@ def test_sites_with_other_modalities_train_the_model_that_one_process_would(make
     expected.train(2, key=fresh_key, run=RUN, progress=False, **batch_size)
     assert any("'protein' is missing at hospital_1" in line for line in federation.lines)
     assert any("'rna' is measured at hospital_0, hospital_1 alone" in line for line in federation.lines)
+    history = federation.folder / "kit" / "server" / "run" / "history.csv"
+    assert int(history.read_text().splitlines()[1].split(",")[0]) <= 25  # the step of round 1
     for site in SITES:
         trained = load(model.SpaMosaic, federation.kit(site) / "model", fresh_key)
         assert same(trained, expected)

@@ -13,7 +13,7 @@ from scinfl.federation._owned_parts import OwnedParts
 from scinfl.federation._payload import Payload
 from scinfl.federation._protection import Protection
 from scinfl.federation._robust import Median, TrimmedMean
-from scinfl.federation._simulate import mean_of, simulate
+from scinfl.federation._simulate import mean_of, means_of, simulate
 from scinfl.federation._site import Site
 from scinfl.federation._strategy import FedAvg, Strategy
 from scinfl.federation._update import State, Update
@@ -36,6 +36,7 @@ __all__ = [
     "TrimmedMean",
     "Update",
     "mean_of",
+    "means_of",
     "simulate",
 ]
 

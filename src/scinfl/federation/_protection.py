@@ -41,6 +41,10 @@ class Protection:
         del purpose, weights
         return None
 
+    def agree_on(self, weights: Mapping[str, Mapping[str, float]]) -> Mapping[str, float | None]:
+        """Learn the total weights of several purposes at once."""
+        return {purpose: self.agree(purpose, own) for purpose, own in weights.items()}
+
     def reuse_total(self, purpose: str, agreed: str) -> None:
         """Take the total weight of a purpose from another one, whose weights are the same at all sites."""
         del purpose, agreed

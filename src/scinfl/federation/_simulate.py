@@ -98,9 +98,9 @@ def simulate(
     rounds.check_sites(sites, strategy, protections, fraction, min_sites)
     number_between("smoothing", smoothing, 0, 0.999)
     listed, payload = payload is not None, payload or Payload()
-    _agree_on_totals(protections, "training", {site.name: strategy.weight(site.n_obs) for site in sites}, payload)
+    weights = {site.name: strategy.weight(site.n_obs) for site in sites}
     validating = {site.name: float(site.n_validation) for site in sites if site.n_validation}
-    _agree_on_totals(protections, "evaluation", validating, payload)
+    _agree_on_totals(protections, {"training": weights, "evaluation": validating}, payload)
     run, settings = rounds.Run(state=state, smooth=state, best_state=state), dict(settings or {})
     if journal is not None:
         _resume(run, sites, journal, settings)
@@ -116,7 +116,7 @@ def simulate(
             number, started = run.n_rounds + 1, time.perf_counter()
             chosen = rounds.choose_sites(sites, fraction, min_sites, rng, number)
             updates = [site.fit(number, run.state) for site in chosen]
-            mean, encoded = _sum(protections, strategy, updates, payload)
+            ((mean, encoded),) = _sums(protections, strategy, [updates], payload)
             rules.apply(run, number, mean)
             validation = _validate(sites, run.smooth, number, protections, strategy, payload)
             record = rounds.record_of(
@@ -172,47 +172,85 @@ def mean_of(
     >>> mean_of(updates).state["mean"].tolist()
     [1.75]
     """
-    purpose = updates[0].purpose
+    return means_of([updates], protections, payload=payload, agree=[agree])[0]
+
+
+def means_of(
+    groups: Sequence[Sequence[Update]],
+    protections: Sequence[Protection] = (),
+    *,
+    payload: Payload | None = None,
+    agree: Sequence[bool | str] | None = None,
+) -> list[Update]:
+    """Means that do not wait for each other: sites on machines of their own take one exchange for all of them.
+
+    Parameters
+    ----------
+    groups
+        For each mean one update per site, see :func:`mean_of`; every mean has a purpose of its own.
+    protections, payload
+        As there.
+    agree
+        For each mean as there; all agree by default.
+    """
     check_order(protections)
     payload = payload or Payload()
-    if isinstance(agree, str):
-        for protection in protections:
-            protection.reuse_total(purpose, agree)
-    elif agree:
-        _agree_on_totals(protections, purpose, {update.site: update.weight for update in updates}, payload)
-    return replace(_sum(protections, FedAvg(), updates, payload)[0], purpose=purpose)
+    settled = dict(zip([updates[0].purpose for updates in groups], agree or [True] * len(groups), strict=True))
+    fresh = [updates for updates in groups if settled[updates[0].purpose] is True]
+    totals = {own[0].purpose: {update.site: update.weight for update in own} for own in fresh}
+    if totals:
+        _agree_on_totals(protections, totals, payload)
+    for purpose, agreed in settled.items():
+        if isinstance(agreed, str):
+            for protection in protections:
+                protection.reuse_total(purpose, agreed)
+    found = _sums(protections, FedAvg(), groups, payload)
+    return [replace(mean, purpose=purpose) for purpose, (mean, _) in zip(settled, found, strict=True)]
 
 
 def _agree_on_totals(
-    protections: Sequence[Protection], purpose: str, weights: Mapping[str, float], payload: Payload
+    protections: Sequence[Protection], weights: Mapping[str, Mapping[str, float]], payload: Payload
 ) -> None:
-    payload.add_totals(protections, purpose, weights)
-    if weights and not payload.planned:
+    for purpose, own in weights.items():
+        payload.add_totals(protections, purpose, own)
+    if not payload.planned:
         for protection in protections:
-            protection.agree(purpose, weights)
+            protection.agree_on({purpose: own for purpose, own in weights.items() if own})
 
 
-def _sum(
-    protections: Sequence[Protection], strategy: Strategy, updates: Sequence[Update], payload: Payload
-) -> tuple[Update, list[Update]]:
-    """Mean of updates, and what was sent for it. A protection may ask to send again."""
-    payload.check(updates)
+def _sums(
+    protections: Sequence[Protection], strategy: Strategy, groups: Sequence[Sequence[Update]], payload: Payload
+) -> list[tuple[Update, list[Update]]]:
+    """Means of updates, and what was sent for them. A protection may ask to send again."""
+    for updates in groups:
+        payload.check(updates)
     if payload.planned:
-        payload.plan(updates, protections)
-        return strategy.reduce(updates), []
-    n_open = next((n for n, guard in enumerate(protections) if guard.sums), len(protections))
+        for updates in groups:
+            payload.plan(updates, protections)
+        return [(strategy.reduce(updates), []) for updates in groups]
     for attempt in range(_MAX_ATTEMPTS):
         try:
-            exchange(protections, updates)
-            opened = [encode(protections[:n_open], update) for update in updates]
-            encoded = [encode(protections[n_open:], update) for update in opened]
-            combined = combine(protections, strategy, encoded)
-            payload.add(opened, encoded)
-            return decode(protections, combined, [replace(update, state={}) for update in encoded]), encoded
+            sent = [_encoded(protections, updates) for updates in groups]
+            sums = [combine(protections, strategy, encoded) for _, encoded in sent]
         except RepeatRoundError as error:
-            logger.info("Round %d is sent again (attempt %d): %s", updates[0].round, attempt + 2, error)
-    msg = f"Expected a sum within {_MAX_ATTEMPTS} attempts, found none in round {updates[0].round}."
+            logger.info("Round %d is sent again (attempt %d): %s", groups[0][0].round, attempt + 2, error)
+            continue
+        found = []
+        for combined, (opened, encoded) in zip(sums, sent, strict=True):
+            payload.add(opened, encoded)
+            members = [replace(update, state={}) for update in encoded]
+            found.append((decode(protections, combined, members), encoded))
+        return found
+    msg = f"Expected a sum within {_MAX_ATTEMPTS} attempts, found none in round {groups[0][0].round}."
     raise RuntimeError(msg)
+
+
+def _encoded(protections: Sequence[Protection], updates: Sequence[Update]) -> tuple[list[Update], list[Update]]:
+    """What sites make of updates before something hides them, and what they send."""
+    n_open = next((n for n, guard in enumerate(protections) if guard.sums), len(protections))
+    exchange(protections, updates)
+    opened = [encode(protections[:n_open], update) for update in updates]
+    return opened, [encode(protections[n_open:], update) for update in opened]
 
 
 def _validate(
@@ -227,7 +265,7 @@ def _validate(
     updates = [update for site in sites if (update := site.evaluate(number, state)) is not None]
     if not updates:
         return None
-    return _sum(protections, strategy, updates, payload)[0]
+    return _sums(protections, strategy, [updates], payload)[0][0]
 
 
 def _keep(

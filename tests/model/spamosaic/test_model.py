@@ -98,8 +98,7 @@ def test_what_leaves_a_site_is_masked_sums(sections, monkeypatch):
     monkeypatch.setattr(si.privacy.aggregation.Aggregator, "combine", spy)
     model = make_model(sections)
     model.train(key=Key.generate(), **QUICK)
-    purposes = {"moments of features", "PCA, around the mean", "directions of the tissue", "scale of neighbourhoods"}
-    purposes.add("members of prototypes")
+    purposes = {"moments of features", "PCA, around the mean", "directions of the tissue", "members of prototypes"}
     assert purposes | {"training", "evaluation"} <= {purpose for purpose, _ in seen}
     for purpose, masked in seen:
         if len(masked) > 200:

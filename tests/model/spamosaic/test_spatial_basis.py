@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 from scinfl.datasets import mosaic_simulated
 from scinfl.federation import Payload
 from scinfl.metrics import integration
-from scinfl.model.spamosaic._basis_fit import BasisFit, normalisation_of_counts
+from scinfl.model.spamosaic._basis_fit import BasisFit, fit_bases
 from scinfl.model.spamosaic._batches import centred
 from scinfl.model.spamosaic._measured import Measured
 from scinfl.model.spamosaic._normalise import normalised
@@ -33,7 +33,7 @@ def spots() -> dict[str, Measured]:
 
 def fit_basis(measured: Measured, options: BasisOptions = OPTIONS, *, key=None, rng=0, **settings) -> BasisFit:
     options = replace(options, **settings)
-    return BasisFit(measured, options, key=key, protections=None, payload=Payload(), rng=rng)
+    return fit_bases({"a": measured}, options, key=key, protections=None, payload=Payload(), rng=rng)["a"]
 
 
 def pooled(measured: Measured) -> Measured:
@@ -91,16 +91,16 @@ def test_rows_in_another_order_and_sites_under_other_names_change_nothing(spots)
 
 def test_every_sum_is_listed_and_none_is_as_large_as_the_spots(spots, key):
     payload = Payload()
-    BasisFit(spots["rna"], OPTIONS, key=key, protections=None, payload=payload, rng=0)
+    fit_bases({"rna": spots["rna"]}, OPTIONS, key=key, protections=None, payload=payload, rng=0)
     table = payload.table
     assert table["masked"].all()
-    assert table["purpose"].str.startswith("rna: ").all()
+    assert table["purpose"].str.contains("rna: ").all()
     for what in (
         "moments of features",
         "PCA, around the mean",
         "directions of the tissue",
-        "width of neighbourhoods",
-        "scale of neighbourhoods",
+        "prototypes",
+        "members of prototypes",
     ):
         assert f"rna: {what}" in set(table["purpose"])
     n = len(spots["rna"].rows)
@@ -234,7 +234,7 @@ def test_depth_that_follows_the_tissue_asks_for_log_ratios_and_depth_that_does_n
         shares = profile * np.where(band & (np.arange(40) < 8), 3.0, 1.0)
         counts = generator.poisson(8 * depth * shares).astype(np.float32)
         measured = Measured(None, counts, "lognorm", np.arange(n), xy, every, every, np.arange(n))
-        found[name] = normalisation_of_counts(measured, OPTIONS, **sums)
+        found[name] = fit_bases({"a": measured}, OPTIONS, undecided=["a"], **sums)["a"].measured.normalise
     assert found == {"noise": "lognorm", "tissue": "clr"}
 
 

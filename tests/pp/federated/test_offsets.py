@@ -11,7 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from scinfl.pp import federated_offsets, federated_pca, federated_scale
 from scinfl.pp.federated._assignment import Rule, SiteCells
 from scinfl.pp.federated._prototypes import find_prototypes, unit
-from scinfl.pp.federated._site_sums import SiteSums
+from scinfl.pp.federated._site_sums import SiteSums, run
 
 
 def mixing(points, sites, k=50):
@@ -127,13 +127,13 @@ def test_a_prototype_without_the_site_is_preferred():
 def test_prototypes_have_enough_members_and_find_the_types(shifted):
     sites = SiteSums(shifted, "test", site_key="site", key=None, min_cells=10)
     directions = {site: unit(3.0 * shifted.X[rows].astype(float)) for site, rows in sites.rows.items()}
-    four = find_prototypes(sites, directions, 4, 10)
+    four = run(find_prototypes(sites, directions, 4, 10))
     every = unit(shifted.X.astype(float))
     nearest, kinds = (every @ four.T).argmax(1), shifted.obs["label"].cat.codes.to_numpy()
     assert np.mean([np.bincount(kinds[nearest == k]).max() / (nearest == k).sum() for k in range(4)]) > 0.95
-    many = find_prototypes(sites, directions, 200, 30)
+    many = run(find_prototypes(sites, directions, 200, 30))
     assert 4 <= len(many) <= 12
-    assert find_prototypes(sites, directions, 1, 10).shape == (1, 30)
+    assert run(find_prototypes(sites, directions, 1, 10)).shape == (1, 30)
 
 
 def test_a_site_adds_coordinates_only_where_enough_of_its_cells_belong(shifted, monkeypatch):

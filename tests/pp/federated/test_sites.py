@@ -17,6 +17,8 @@ from scinfl.pp import (
     federated_pca,
     federated_scale,
 )
+from scinfl.pp.federated import SiteSums, in_step, run
+from scinfl.pp.federated import _site_sums as site_sums
 from scinfl.privacy import KeyedSum, PairwiseSum, SampleDP
 
 
@@ -201,3 +203,25 @@ def test_other_sums_can_replace_keyed_ones(name, positive, key, monkeypatch):
 def test_noise_on_training_is_no_guard_of_sums_over_cells(positive):
     with pytest.raises(ValueError, match=r"protections that sum, found SampleDP.*Use a `KeyedSum` or a `PairwiseSum`"):
         federated_scale(positive, site_key="site", protections=[SampleDP(noise_multiplier=1.0)])
+
+
+# ---- computations in step
+
+
+def test_computations_in_step_share_exchanges_and_each_gets_its_own_sums(cells, monkeypatch):
+    def halved(sums, start, least):
+        total = start
+        while total > least:
+            pooled, n = yield from sums.mean("halves", {site: {"x": np.array(total / 2)} for site in sums.rows})
+            total = float(pooled["x"]) * n / len(sums.rows)
+        return total
+
+    exchanges = []
+    means_of = site_sums.means_of
+    monkeypatch.setattr(site_sums, "means_of", lambda g, *a, **o: exchanges.append(len(g)) or means_of(g, *a, **o))
+    sites = [SiteSums(cells, "test", site_key="site", key=None, of=of, protections=()) for of in "ab"]
+    sites[1].payload, sites[1].protections = sites[0].payload, sites[0].protections
+    found = run(in_step(halved(sites[0], 16.0, 1.0), halved(sites[1], 2.0, 1.0), halved(sites[0], 0.5, 1.0)))
+    np.testing.assert_allclose(found, [1, 1, 0.5])
+    assert exchanges == [2, 1, 1, 1]
+    assert set(sites[0].payload.table["purpose"]) == {"a: halves", "b: halves"}

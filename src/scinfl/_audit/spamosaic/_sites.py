@@ -150,7 +150,8 @@ def prepared(target: SpaMosaicTarget, modality: str) -> list[dict[str, Any]]:
     attack = "sums before training" if modality == "X" else f"sums before training, '{modality}'"
     rows = []
     for adversary, uploads, received in received_before_training(prepare, target.key):
-        uploads_of = received.get("moments of features") or received["mean of features"]
+        of = "" if own.modality is None else f"{own.modality}: "
+        uploads_of = received.get(f"{of}moments of features") or received[f"{of}mean of features"]
         known = np.zeros_like(public) if uploads == MASKED else public  # noise less a mean would look like that mean
         found = {name: read_arrays(state, {"sum": public.shape})["sum"] - known for name, state in uploads_of.items()}
         rows.append(

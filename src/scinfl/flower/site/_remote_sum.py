@@ -15,7 +15,7 @@ from scinfl.flower.protocol._round_history import Sum, Summing
 from scinfl.flower.site._masking import Masking
 from scinfl.flower.site._upload_log import UploadLog
 from scinfl.privacy import Identity, Key
-from scinfl.privacy.aggregation import MASKED, Aggregator, MaskedSum, Place, UnsentSum, total_of
+from scinfl.privacy.aggregation import MASKED, Aggregator, MaskedSum, Place, UnsentSum, names_of, total_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +33,9 @@ class RemoteSum(Protection):
 
     def __init__(self, masking: Masking, steps: Summing, site: str) -> None:
         self.masking, self._steps = masking, steps
-        self._members: list[Update] = []
-        self._update = Update(site, 0, {}, 0)
+        self._site = site
+        self._pending: dict[str, Update] = {}  # that the next exchange takes along, by purpose
+        self._sums: dict[str, Sum] = {}  # of the last exchange
         self.min_sites = masking.protection.min_sites
 
     @property
@@ -48,13 +49,16 @@ class RemoteSum(Protection):
 
     def agree(self, purpose: str, weights: Mapping[str, float]) -> float:
         """Total weight of all sites."""
-        ((site, weight),) = weights.items()
+        return self.agree_on({purpose: weights})[purpose]
+
+    def agree_on(self, weights: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        """Total weights of all sites, in one exchange."""
 
         def hidden() -> list[Update]:
-            return [self.protection.encode_weight(purpose, site, weight)]
+            return [self.protection.encode_weight(what, self._site, own[self._site]) for what, own in weights.items()]
 
-        combined, members = self._sum((total_of(purpose), 0), hidden)
-        return self.protection.decode_weights(purpose, combined, members)
+        sums = self._exchange([(total_of(purpose), 0) for purpose in weights], hidden)
+        return {purpose: self.protection.decode_weights(purpose, *sums[total_of(purpose)]) for purpose in weights}
 
     def reuse_total(self, purpose: str, agreed: str) -> None:
         """Take the total weight of a purpose from another one with the same weights: no message is needed."""
@@ -62,34 +66,33 @@ class RemoteSum(Protection):
 
     def encode(self, update: Update) -> Update:
         """Give the form of this site's term; it is masked when the server asks for it."""
-        self._update = update  # masked when it is asked for: only then is it known with whom
+        self._pending[update.purpose] = update  # masked when it is asked for: only then is it known with whom
         n_values = sum(array.size for array in update.state.values()) + 1 + len(update.metrics)
         kind = np.uint64 if self.bytes_of(1_000) == 8_000 else np.uint32
         return replace(update, state={MASKED: np.zeros(n_values, kind)}, metrics={})
 
     def combine(self, encoded: Sequence[Update]) -> Update:
-        """Sum of the terms of all sites, as the server added them."""
-        del encoded
-        own = self._update
-        self.protection.learn(own)
-
-        def masked() -> list[Update]:
-            return [self.protection.encode(own)]
-
-        combined, self._members = self._sum((own.purpose, own.round), masked)
-        return combined
+        """Sum of the terms of all sites, as the server added them, in one exchange with all others that are encoded."""
+        if self._pending:
+            pending, self._pending = list(self._pending.values()), {}
+            for own in pending:
+                self.protection.learn(own)
+            places = [(own.purpose, own.round) for own in pending]
+            self._sums = self._exchange(places, lambda: list(map(self.protection.encode, pending)))
+        return self._sums[encoded[0].purpose][0]
 
     def decode(self, combined: Update, members: Sequence[Update]) -> Update:
         """Read the sum."""
         del members
-        return self.protection.decode(combined, self._members)
+        return self.protection.decode(combined, self._sums[combined.purpose][1])
 
-    def _sum(self, place: Place, encode: Callable[[], Sequence[Update]]) -> Sum:
+    def _exchange(self, places: Sequence[Place], encode: Callable[[], Sequence[Update]]) -> dict[str, Sum]:
+        """Sums by purpose."""
         position = self._steps.position
-        found = self._steps.sums(lambda asked: self.masking.answer(asked, position, [place], encode), keep=True)
-        if not self.masking.open_sums(position, [place], found):
-            logger.warning("The sum of '%s' went on without this site.", place[0])
-        return found[0]
+        found = self._steps.sums(lambda asked: self.masking.answer(asked, position, places, encode), keep=True)
+        if not self.masking.open_sums(position, places, found):
+            logger.warning("The sums of %s went on without this site.", names_of(places))
+        return {combined.purpose: (combined, members) for combined, members in found}
 
     def __repr__(self) -> str:
         return repr(self.protection)

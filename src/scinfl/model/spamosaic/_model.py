@@ -19,7 +19,7 @@ from scinfl.model.base._noise_checks import check_noise_of_spots, sums_alone
 from scinfl.model.base._options import takes
 from scinfl.model.base._registry import UNPAIRED
 from scinfl.model.base._training import SiteData, resolve_device
-from scinfl.model.spamosaic._basis_fit import BasisFit
+from scinfl.model.spamosaic._basis_fit import fit_bases
 from scinfl.model.spamosaic._batches import MosaicBatches, SpotTensors
 from scinfl.model.spamosaic._given_graph import CONNECTIVITIES, has_graph_of_others
 from scinfl.model.spamosaic._imputation import judge_imputation
@@ -361,13 +361,12 @@ class SpaMosaic(SpotPredictor):
         warn_of_pairs(owners, len(everyone), sum_key)
         payload = self._payload or Payload()
         sums: Any = {"key": sum_key, "protections": guards, "payload": payload, "rng": options.seed, "site": site}
-        measured = self._normalised_for_tissue(measured, **sums)
+        fits = fit_bases(measured, self._options, undecided=self._undecided(measured), **sums)
         tensors = {}
-        for modality, own in measured.items():
-            fit = BasisFit(own, self._options, **sums)
-            self._bases[modality] = fit.basis
-            place = place_of(own, self._adata.n_obs)
-            tensors[modality] = fit.tensors(place, values=len(measured) > 1, graph=bool(options.graph_weight))
+        for modality, fit in fits.items():
+            self._bases[modality], measured[modality] = fit.basis, fit.measured
+            place = place_of(fit.measured, self._adata.n_obs)
+            tensors[modality] = fit.tensors(place, values=len(fits) > 1, graph=bool(options.graph_weight))
         self._normalise = {modality: own.normalise for modality, own in measured.items()}
         strategy, metadata = _over_owners(options.averaging, owners, everyone)
         data = site_data(measured, tensors, names, options, metadata)

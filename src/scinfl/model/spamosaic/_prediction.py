@@ -19,7 +19,6 @@ from scinfl.model.base._model import FederatedModel
 from scinfl.model.base._registry import features_of
 from scinfl.model.base._remote import RemoteContext
 from scinfl.model.base._site_parameters import as_site
-from scinfl.model.spamosaic._basis_fit import normalisation_of_counts
 from scinfl.model.spamosaic._batches import MosaicBatches, SpotTensors
 from scinfl.model.spamosaic._spatial_basis import BasisOptions, SpatialBasis
 from scinfl.model.spamosaic._spots import Data, Measured, column_of, modalities_of, read_spots
@@ -78,16 +77,12 @@ class SpotPredictor(FederatedModel):
             measured = {name: replace(own, site=np.full(len(own.rows), remote.site)) for name, own in measured.items()}
         return measured
 
-    def _normalised_for_tissue(self, measured: Mapping[str, Measured], **sums: Any) -> dict[str, Measured]:
-        """The same with counts normalised as the tissue asks for, where nobody named it and places matter."""
+    def _undecided(self, measured: Mapping[str, Measured]) -> list[str]:
+        """Modalities of counts that nobody named a normalisation of, where places matter."""
         given = self._setup_args()["normalise"]
         named = set(self._normalise) | ({X} if isinstance(given, str) else set(given or {}))
-        return {
-            name: own
-            if own.normalise != "lognorm" or name in named or not self._options.n_hops
-            else replace(own, normalise=normalisation_of_counts(own, self._options, **sums))
-            for name, own in measured.items()
-        }
+        is_open = [name for name, own in measured.items() if own.normalise == "lognorm" and name not in named]
+        return is_open if self._options.n_hops else []
 
     def _has_sites(self, data: Data) -> bool:
         column = self._setup_args()["site_key"]

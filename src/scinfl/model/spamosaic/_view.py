@@ -9,12 +9,12 @@ import numpy as np
 
 from scinfl.federation import Payload, Protection
 from scinfl.model.base._view import ModelView
-from scinfl.model.spamosaic._basis_fit import BasisFit
+from scinfl.model.spamosaic._basis_fit import BasisFit, fit_bases
 from scinfl.model.spamosaic._batches import MosaicBatches, SpotTensors
 from scinfl.model.spamosaic._measured import Measured
 from scinfl.model.spamosaic._model import SpaMosaic, site_data
 from scinfl.model.spamosaic._options import SpaMosaicOptions
-from scinfl.model.spamosaic._prediction import place_of
+from scinfl.model.spamosaic._prediction import X, place_of
 from scinfl.model.spamosaic._spatial_basis import SpatialBasis
 from scinfl.model.spamosaic._spots import Data, column_of
 from scinfl.module import SpaMosaicModule
@@ -64,7 +64,8 @@ class SpaMosaicView(ModelView):
 
     def fitted(self, own: Measured, *, key: Key | None, protections: Sequence[Protection], rng: int) -> BasisFit:
         """Let the sites of a modality agree on its directions again."""
-        return BasisFit(own, self.model._options, key=key, protections=protections, payload=Payload(), rng=rng)
+        sums: Any = {"key": key, "protections": protections, "payload": Payload(), "rng": rng}
+        return fit_bases({X: own}, self.model._options, **sums)[X]
 
     def training_data(
         self, data: Data, training: Mapping[str, Any]

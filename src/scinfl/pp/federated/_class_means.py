@@ -10,7 +10,7 @@ from anndata import AnnData
 from scinfl import _names
 from scinfl._checks import first_of, missing, obs_column, warn
 from scinfl.federation import Protection
-from scinfl.pp.federated._site_sums import Matrix, SiteSums, blocks, matrix_of
+from scinfl.pp.federated._site_sums import Matrix, SiteSums, blocks, matrix_of, run
 from scinfl.privacy import Key
 
 
@@ -83,7 +83,7 @@ def federated_class_means(
         adata, "federated_class_means", site_key=site_key, key=key, min_cells=min_cells, protections=protections
     )
     matrix = matrix_of(adata, layer, sites.rows)
-    totals, n = sites.mean("class means", _sums(matrix, sites.rows, codes, len(names), min_cells))
+    totals, n = run(sites.mean("class means", _sums(matrix, sites.rows, codes, len(names), min_cells)))
     counts = np.rint(totals["members"] * n).astype(np.int64)
     kept = _kept(counts, names, min_cells)
     means = totals["values"][kept] * n / counts[kept, None]

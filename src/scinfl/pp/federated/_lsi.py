@@ -11,7 +11,7 @@ from scipy import sparse
 from scinfl.federation import Protection
 from scinfl.pp.federated._features import at_features, check_n_comps, chosen_features, params_of
 from scinfl.pp.federated._gram import Gram, full, leading_eigenvectors
-from scinfl.pp.federated._site_sums import Matrix, SiteSums, blocks, column_sums, matrix_of
+from scinfl.pp.federated._site_sums import Computation, Matrix, SiteSums, blocks, column_sums, matrix_of, run
 from scinfl.privacy import Key
 
 _SCALE = 1e4
@@ -102,7 +102,9 @@ def federated_lsi(
     columns, mask_name = chosen_features(adata, mask_var)
     check_n_comps(n_comps, min(adata.n_obs, len(columns)) - drop_first, "what cells and features allow", least=2)
     n_found = n_comps + drop_first
-    weights, values, loadings, n = latent_semantics(sites, matrix, columns, n_found)
+    _check_features(len(columns))
+    weights = run(inverse_means(sites, matrix, columns))
+    values, loadings, n = run(latent_semantics(sites, matrix, columns, n_found, weights))
     coordinates = np.empty((adata.n_obs, n_comps), np.float32)
     for rows in sites.rows.values():
         for own, block in blocks(matrix, rows, columns):
@@ -119,18 +121,17 @@ def federated_lsi(
 
 
 def latent_semantics(
-    sites: SiteSums, matrix: Matrix, columns: np.ndarray, n_found: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Weights of features, the largest eigenvalues of products of weighted logarithms, loadings, and cells."""
+    sites: SiteSums, matrix: Matrix, columns: np.ndarray, n_found: int, weights: np.ndarray
+) -> Computation[tuple[np.ndarray, np.ndarray, int]]:
+    """The largest eigenvalues of products of weighted logarithms, loadings, and cells."""
     _check_features(len(columns))
-    weights = _weights(sites, matrix, columns)
     sums = {}
     for site, rows in sites.rows.items():
         parts = (weighted_logarithms(block, weights) for _, block in blocks(matrix, rows, columns))
         sums[site] = {"products": Gram(len(columns), parts).products()}
-    pooled, n = sites.mean("LSI", sums)
+    pooled, n = yield from sites.mean("LSI", sums)
     values, loadings = leading_eigenvectors(full(pooled["products"], len(columns)), n_found)
-    return weights, values, loadings, n
+    return values, loadings, n
 
 
 def _check_features(n_features: int) -> None:
@@ -142,10 +143,11 @@ def _check_features(n_features: int) -> None:
         raise ValueError(msg)
 
 
-def _weights(sites: SiteSums, matrix: Matrix, columns: np.ndarray) -> np.ndarray:
+def inverse_means(sites: SiteSums, matrix: Matrix, columns: np.ndarray) -> Computation[np.ndarray]:
     """Inverse mean of each feature over all cells; 0 for features that no cell has."""
     sums = {site: {"sum": _counts(matrix, rows, columns, site)} for site, rows in sites.rows.items()}
-    mean = sites.mean("LSI, weights of features", sums)[0]["sum"]
+    pooled, _ = yield from sites.mean("LSI, weights of features", sums)
+    mean = pooled["sum"]
     return np.divide(1.0, mean, out=np.zeros_like(mean), where=mean > 0)
 
 

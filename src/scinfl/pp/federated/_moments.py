@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import sparse
 
-from scinfl.pp.federated._site_sums import Matrix, SiteSums, blocks, column_sums
+from scinfl.pp.federated._site_sums import Computation, Matrix, SiteSums, blocks, column_sums, run
 
 _ROUNDING = 1e-12  # what is left of the variance of a constant feature, as a share of its mean square
 
@@ -19,13 +19,13 @@ def pooled_moments(
     sites: SiteSums, matrix: Matrix, purpose: str, change: Change | None = None
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Mean and unbiased variance of each feature over all sites, and the number of cells."""
-    (found,), n = moments_of(sites, [(matrix, change)], purpose)
+    (found,), n = run(moments_of(sites, [(matrix, change)], purpose))
     return *found, n
 
 
 def moments_of(
     sites: SiteSums, parts: Sequence[tuple[Matrix, Change | None]], purpose: str
-) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:
+) -> Computation[tuple[list[tuple[np.ndarray, np.ndarray]], int]]:
     """Means and unbiased variances of several matrices at once, and the number of cells.
 
     Means come first and squares are taken around them: a difference of two large sums would lose digits.
@@ -33,7 +33,7 @@ def moments_of(
     zero, rows = np.zeros(1), sites.rows.items()
     numbered = [(f" {number}" * (number > 0), *part) for number, part in enumerate(parts)]
     sums = {site: {f"sum{n}": sum_around(x, own, zero, change) for n, x, change in numbered} for site, own in rows}
-    pooled, n_cells = sites.mean(purpose, sums)
+    pooled, n_cells = yield from sites.mean(purpose, sums)
     means = {n: pooled[f"sum{n}"] for n, _, _ in numbered}
     sums = {
         site: {
@@ -42,7 +42,7 @@ def moments_of(
         }
         for site, own in rows
     }
-    around, _ = sites.mean(f"{purpose}, around the mean", sums)
+    around, _ = yield from sites.mean(f"{purpose}, around the mean", sums)
     found = []
     for n, mean in means.items():
         variance = around[f"squares_around_mean{n}"] - around[f"sum_around_mean{n}"] ** 2

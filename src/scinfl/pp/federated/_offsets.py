@@ -12,7 +12,7 @@ from scinfl._checks import complete_column, number_between, unmasked, whole_numb
 from scinfl.federation import Protection, State
 from scinfl.pp.federated._assignment import Rule, SiteCells
 from scinfl.pp.federated._prototypes import find_prototypes, unit
-from scinfl.pp.federated._site_sums import SiteSums, check_finite
+from scinfl.pp.federated._site_sums import Computation, SiteSums, check_finite, run
 from scinfl.privacy import Key
 
 _STILL = 1e-4  # share of the variance that coordinates still move by when the rounds end
@@ -143,9 +143,8 @@ def federated_offsets(
     if batch_key is not None:
         column = complete_column(adata, batch_key, "batch_key", "a batch for every row")
         batches = column.astype("category").cat.codes.to_numpy()
-    corrected, prototypes, n_rounds = aligned(
-        sites, points, batches, n_prototypes, rule, max_rounds=max_rounds, n_assignments=n_assignments, rng=rng
-    )
+    options = {"max_rounds": max_rounds, "n_assignments": n_assignments, "rng": rng}
+    corrected, prototypes, n_rounds = run(aligned(sites, points, batches, n_prototypes, rule, **options))
     adata.obsm[key_added] = corrected
     settings = {"use_rep": use_rep, "site_key": site_key, "diversity": diversity, "shrinkage": shrinkage}
     settings |= {"width": width, "n_rounds": n_rounds, "prototypes": prototypes}
@@ -176,7 +175,7 @@ def aligned(
     n_assignments: int,
     n_dims: int = 1,
     rng: int,
-) -> tuple[np.ndarray, np.ndarray, int]:
+) -> Computation[tuple[np.ndarray, np.ndarray, int]]:
     """Coordinates without the offsets of their batches (cells × dimensions, float32), prototypes, and rounds."""
     cells = {
         site: SiteCells(
@@ -185,8 +184,9 @@ def aligned(
         for number, (site, rows) in enumerate(sites.rows.items())
     }
     directions = {site: unit(own.corrected) for site, own in cells.items()}
-    prototypes = find_prototypes(sites, directions, n_prototypes, rule.min_members, min(n_assignments, 3), n_dims)
-    prototypes, n_rounds = _align(sites, cells, prototypes, rule, max_rounds, n_assignments)
+    n_moves = min(n_assignments, 3)
+    prototypes = yield from find_prototypes(sites, directions, n_prototypes, rule.min_members, n_moves, n_dims)
+    prototypes, n_rounds = yield from _align(sites, cells, prototypes, rule, max_rounds, n_assignments)
     corrected = np.empty(points.shape, np.float32)
     for site, rows in sites.rows.items():
         corrected[rows] = cells[site].corrected
@@ -200,7 +200,7 @@ def _align(
     rule: Rule,
     max_rounds: int,
     n_assignments: int,
-) -> tuple[np.ndarray, int]:
+) -> Computation[tuple[np.ndarray, int]]:
     """Assign cells to prototypes, which move to them, and correct cells; returns prototypes and number of rounds.
 
     One exchange an assignment: it also brings how far cells moved before, and what the correction after the last one
@@ -214,7 +214,7 @@ def _align(
                 own.assign(prototypes, None if not len(members) else members - own.members.sum(0), sites.n_cells, rule)
             first = turn == 0 and number > 0
             sums = {site: own.sums(rule) | (moved[site] if first else {}) for site, own in cells.items()}
-            pooled, n = sites.mean("members of prototypes", sums)
+            pooled, n = yield from sites.mean("members of prototypes", sums)
             if first and pooled["moved"] <= _STILL * pooled["size"]:
                 return prototypes, number
             members, known = pooled["members"] * n, pooled["regressed members"] > 0

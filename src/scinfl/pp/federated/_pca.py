@@ -10,7 +10,7 @@ from anndata import AnnData
 from scinfl.federation import Protection
 from scinfl.pp.federated._features import at_features, check_n_comps, chosen_features, params_of
 from scinfl.pp.federated._gram import Gram, full, leading_eigenvectors
-from scinfl.pp.federated._site_sums import Matrix, SiteSums, blocks, column_sums, matrix_of
+from scinfl.pp.federated._site_sums import Computation, Matrix, SiteSums, blocks, column_sums, matrix_of, run
 from scinfl.privacy import Key
 
 
@@ -100,8 +100,9 @@ def federated_pca(
         for site, rows in sites.rows.items():
             totals = (column_sums(block) for _, block in blocks(matrix, rows, columns))
             sums[site] = {"sum": sum(totals, np.zeros(len(columns)))}
-        mean = sites.mean("PCA", sums)[0]["sum"]
-    values, loadings, total = principal_components(sites, matrix, columns, n_comps, mean, zero_mean=zero_mean)
+        mean = run(sites.mean("PCA", sums))[0]["sum"]
+    found = principal_components(sites, matrix, columns, n_comps, mean, zero_mean=zero_mean)
+    values, loadings, total = run(found)
     coordinates = np.empty((adata.n_obs, n_comps), np.float32)
     for rows in sites.rows.values():
         for own, block in blocks(matrix, rows, columns):
@@ -120,13 +121,13 @@ def federated_pca(
 
 def principal_components(
     sites: SiteSums, matrix: Matrix, columns: np.ndarray, n_comps: int, mean: np.ndarray, *, zero_mean: bool = True
-) -> tuple[np.ndarray, np.ndarray, float]:
+) -> Computation[tuple[np.ndarray, np.ndarray, float]]:
     """Variances and loadings of components of the chosen columns around their mean, and the variance of all."""
     sums = {}
     for site, rows in sites.rows.items():
         gram = Gram(len(columns), (block for _, block in blocks(matrix, rows, columns)))
         sums[site] = gram.around(mean, len(rows))
-    pooled, n = sites.mean("PCA, around the mean", sums)
+    pooled, n = yield from sites.mean("PCA, around the mean", sums)
     covariance = full(pooled["products_around_mean"], len(columns))
     if zero_mean:
         covariance -= np.outer(pooled["sum_around_mean"], pooled["sum_around_mean"])

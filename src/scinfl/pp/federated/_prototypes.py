@@ -7,7 +7,7 @@ from itertools import product
 
 import numpy as np
 
-from scinfl.pp.federated._site_sums import SiteSums
+from scinfl.pp.federated._site_sums import Computation, SiteSums
 
 _ROUNDS = 3  # of k-means after each split
 _MORE_SPLITS = 2  # doublings beyond the least that would do, where some are dropped
@@ -21,7 +21,7 @@ def find_prototypes(
     min_members: int,
     n_rounds: int = _ROUNDS,
     n_dims: int = 1,
-) -> np.ndarray:
+) -> Computation[np.ndarray]:
     """Find directions that the cells of all sites gather around (prototypes × dimensions).
 
     Starts from one and splits those of widest scatter until there are enough (Linde, Buzo & Gray 1980), so that no cell
@@ -29,7 +29,7 @@ def find_prototypes(
     of a prototype where it has ``min_members`` of them; prototypes that no site adds to are dropped.
     """
     alone = np.zeros((1, next(iter(directions.values())).shape[1]))  # all cells are nearest to the only one
-    prototypes, counts, variances = _move(sites, directions, alone, min_members)
+    prototypes, counts, variances = yield from _move(sites, directions, alone, min_members)
     n_parts = 2**n_dims
     for _ in range(int(np.ceil((np.log2(n_prototypes) + _MORE_SPLITS) / n_dims))):
         scatter = np.where(counts >= n_parts * min_members, counts * variances.sum(1), 0)
@@ -40,7 +40,7 @@ def find_prototypes(
             break
         prototypes = _split(prototypes, variances, widest, n_dims)[:n_prototypes]
         for _ in range(n_rounds):
-            prototypes, counts, variances = _move(sites, directions, prototypes, min_members)
+            prototypes, counts, variances = yield from _move(sites, directions, prototypes, min_members)
     return prototypes
 
 
@@ -52,7 +52,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 def _move(
     sites: SiteSums, directions: Mapping[str, np.ndarray], prototypes: np.ndarray, min_members: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> Computation[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """One round of k-means: new prototypes, their members, and the variance of each dimension among members."""
     sums = {}
     for site, own in directions.items():
@@ -60,7 +60,7 @@ def _move(
         counts = member.sum(0)
         member *= counts >= min_members
         sums[site] = {"members": member.sum(0), "coordinates": member.T @ own, "squares": member.T @ own**2}
-    pooled, n = sites.mean("prototypes", sums)
+    pooled, n = yield from sites.mean("prototypes", sums)
     counts = np.rint(pooled["members"] * n)
     kept = counts > 0
     mean, squares = ((pooled[name] * n)[kept] / counts[kept, None] for name in ("coordinates", "squares"))

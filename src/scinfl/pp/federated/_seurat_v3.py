@@ -8,7 +8,7 @@ from scipy import sparse
 
 from scinfl._checks import warn
 from scinfl.pp.federated._moments import pooled_moments
-from scinfl.pp.federated._site_sums import Matrix, SiteSums, blocks, column_sums
+from scinfl.pp.federated._site_sums import Matrix, SiteSums, blocks, column_sums, run
 
 _SPAN = 0.3
 
@@ -34,7 +34,7 @@ def normalised_variances(sites: SiteSums, matrix: Matrix, n_top_genes: int) -> p
     sums = {
         site: {"clipped_squares": _clipped_squares(matrix, rows, mean, largest)} for site, rows in sites.rows.items()
     }
-    pooled, _ = sites.mean("highly variable genes (seurat_v3), clipped", sums)
+    pooled, _ = run(sites.mean("highly variable genes (seurat_v3), clipped", sums))
     normalised = pooled["clipped_squares"] * n / ((n - 1) * deviation**2)
     order = np.argsort(-normalised, kind="stable")
     rank = np.empty(len(order), np.float32)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
 from scinfl import _names
 from scinfl._checks import complete_column, first_of, values_of, whole_number
-from scinfl.federation import Payload, Protection, State, Update, mean_of
+from scinfl.federation import Payload, Protection, State, Update, means_of
 from scinfl.federation.rounds import are_elsewhere
 from scinfl.privacy import Key, PayloadLinter
 from scinfl.privacy.aggregation import default_protections
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 Matrix: TypeAlias = Any
 """Dense array or compressed sparse rows, cells × features."""
+
+T = TypeVar("T")
 
 _ROWS = 4096
 _LARGEST = 2.0**40  # the widest bound of a keyed sum
@@ -47,6 +50,10 @@ class SiteSums:
         Least number of rows of a site.
     protections
         What guards the sums in place of keyed ones.
+    of
+        What the rows are of, where sums over other rows are taken as well; part of the purpose of each sum.
+    payload
+        Record of several such sums; one of its own by default.
 
     Raises
     ------
@@ -66,50 +73,50 @@ class SiteSums:
         key: Key | None,
         min_cells: int = 1,
         protections: Sequence[Protection] | None = None,
+        of: str | None = None,
+        payload: Payload | None = None,
     ) -> None:
         _check_own(adata, function)
         self.rows = rows_by_site(adata, site_key, min_cells) if rows is None else dict(rows)
-        self._protections = _guards(protections, key, len(self.rows))
+        self.protections = _guards(protections, key, len(self.rows))
         self._adata, self._function = adata, function
         self._n_cells: int | None = None
         self._agreed: str | None = None  # purpose that the total number of cells was agreed on for
         self._n_rounds: dict[str, int] = {}
-        self._payload = Payload(_LINTER.check)
+        self._prefix = "" if of is None else f"{of}: "
+        self.payload = sums_payload() if payload is None else payload
 
     @property
     def n_cells(self) -> int:
         """Cells of all sites, which they agree on with the first sum."""
-        return self._n_cells or self.mean("cells", {site: {} for site in self.rows})[1]
+        return self._n_cells or run(self.mean("cells", {site: {} for site in self.rows}))[1]
 
-    def mean(self, purpose: str, sums: Mapping[str, State]) -> tuple[State, int]:
+    def mean(self, purpose: str, sums: Mapping[str, State]) -> Computation[tuple[State, int]]:
         """Mean over the cells of all sites of what each site summed over its own, and the number of cells."""
+        (pooled,) = yield [_Asked(self, self._prefix + purpose, sums)]
+        self._n_cells = self._n_cells or round(pooled.weight)
+        return pooled.state, round(pooled.weight)
+
+    def updates(self, purpose: str, sums: Mapping[str, State]) -> tuple[list[Update], bool | str]:
+        """What the sites send, and whether they have to agree on their number of cells."""
         number = self._n_rounds[purpose] = self._n_rounds.get(purpose, 0) + 1
         updates = []
         for site, state in sums.items():
             n = len(self.rows[site])
             means = {name: np.asarray(array, np.float64) / max(n, 1) for name, array in state.items()}
-            if self._protections:
+            if self.protections:
                 self._check_size(site, means)
             updates.append(Update(site, number, means, n, float(n), purpose=purpose))
         agree = number == 1 and (self._agreed or True)
-        pooled = mean_of(updates, self._protections, payload=self._payload, agree=agree)
         self._agreed = self._agreed or purpose
-        self._n_cells = self._n_cells or round(pooled.weight)
-        return pooled.state, round(pooled.weight)
+        return updates, agree
 
     def keep(self) -> None:
         """Write what left each site to ``.uns["infl"]["payload"]`` and to the log."""
-        table = self._payload.table
+        table = self.payload.table
         table.index = table.index.astype(str)
         self._adata.uns.setdefault(_names.UNS, {}).setdefault(_PAYLOAD, {})[self._function] = table
-        for site, sent in table.groupby("site", sort=False):
-            arrays = ", ".join(
-                f"{array} ({shape}, {'masked ' if masked else ''}{dtype}) × {rounds}"
-                for array, shape, dtype, rounds, masked in sent[
-                    ["array", "shape", "type", "rounds", "masked"]
-                ].to_numpy()
-            )
-            logger.info("%s: site '%s' sent %s: %d bytes.", self._function, site, arrays, sent["bytes"].sum())
+        log_sent(self._function, table)
 
     @staticmethod
     def _check_size(site: str, means: State) -> None:
@@ -120,6 +127,80 @@ class SiteSums:
                 "Take the logarithm of the values, or divide all of them by a constant."
             )
             raise ValueError(msg)
+
+
+class _Asked(NamedTuple):
+    """What a computation needs to go on: the mean of these sums of its sites."""
+
+    sites: SiteSums
+    purpose: str
+    sums: Mapping[str, State]
+
+
+Computation: TypeAlias = Generator[list[_Asked], list[Update], T]
+"""Asks for means, a list at a time, goes on with these, and returns a result."""
+
+
+def run(computation: Computation[T]) -> T:
+    """Result of a computation, for which the sites exchange sums."""
+    means: list[Update] | None = None
+    while True:
+        try:
+            asked = next(computation) if means is None else computation.send(means)
+        except StopIteration as end:
+            return end.value
+        means = _exchange(asked)
+
+
+def in_step(*computations: Computation[Any]) -> Computation[list[Any]]:
+    """Results of computations that do not wait for each other: each exchange serves all of them."""
+    results: list[Any] = [None] * len(computations)
+    asked: dict[int, list[_Asked]] = {}
+
+    def go_on(number: int, means: list[Update] | None) -> None:
+        try:
+            asked[number] = next(computations[number]) if means is None else computations[number].send(means)
+        except StopIteration as end:
+            results[number] = end.value
+
+    for number in range(len(computations)):
+        go_on(number, None)
+    while asked:
+        turn, asked = asked, {}
+        means = yield [one for own in turn.values() for one in own]
+        for number, own in turn.items():
+            go_on(number, means[: len(own)])
+            means = means[len(own) :]
+    return results
+
+
+def _exchange(asked: Sequence[_Asked]) -> list[Update]:
+    """Means of all that is asked for; those with the same protections travel together."""
+    means: dict[int, Update] = {}
+    channels: dict[tuple[int, int], list[int]] = {}
+    for number, one in enumerate(asked):
+        channels.setdefault((id(one.sites.protections), id(one.sites.payload)), []).append(number)
+    for numbers in channels.values():
+        sites = asked[numbers[0]].sites
+        groups, agree = zip(*(asked[number].sites.updates(*asked[number][1:]) for number in numbers), strict=True)
+        found = means_of(groups, sites.protections, payload=sites.payload, agree=agree)
+        means |= zip(numbers, found, strict=True)
+    return [means[number] for number in range(len(asked))]
+
+
+def sums_payload() -> Payload:
+    """Record of what leaves with sums."""
+    return Payload(_LINTER.check)
+
+
+def log_sent(function: str, table: pd.DataFrame) -> None:
+    """Write what left each site to the log."""
+    for site, sent in table.groupby("site", sort=False):
+        arrays = ", ".join(
+            f"{array} ({shape}, {'masked ' if masked else ''}{dtype}) × {rounds}"
+            for array, shape, dtype, rounds, masked in sent[["array", "shape", "type", "rounds", "masked"]].to_numpy()
+        )
+        logger.info("%s: site '%s' sent %s: %d bytes.", function, site, arrays, sent["bytes"].sum())
 
 
 def _guards(protections: Sequence[Protection] | None, key: Key | None, n_sites: int) -> Sequence[Protection]:
