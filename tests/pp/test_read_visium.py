@@ -38,7 +38,7 @@ def test_visium_is_read_as_squidpy_reads_it(visium):
 
 
 def test_generated_visium_has_the_counts_and_places_of_the_generated_tissue(visium):
-    tissue = si.datasets.mosaic_simulated(2, n_spots=150, n_genes=30, modalities=["rna"])["rna"][:150]
+    tissue = si.datasets.mosaic_simulated(2, n_spots=150, n_genes=30, modalities=["rna"], faint=1.0)["rna"][:150]
     adata = si.pp.read_visium(visium[0])
     assert (adata.X != tissue.X).nnz == 0
     moved = 2 * adata.obsm["spatial"] - tissue.obsm["spatial"]  # two micrometres per pixel

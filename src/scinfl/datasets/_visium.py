@@ -34,10 +34,10 @@ def visium_simulated(
 ) -> list[Path]:
     """Write generated sections of one tissue as folders of Visium or Visium HD, with images and an annotation.
 
-    The tissue is that of :func:`mosaic_simulated` with RNA. Each section is a folder as Space Ranger writes it:
-    counts in the tissue (``filtered_feature_bc_matrix.h5``) and of all positions (``raw_…``), ``spatial/`` with
-    positions, scale factors and an image in two sizes, whose stain follows the domains. Beside them,
-    ``annotation.csv`` has the domain of each spot in tissue, as a pathologist would export it.
+    The tissue is that of :func:`mosaic_simulated` with RNA that separates all domains (``faint=1``). Each section is a
+    folder as Space Ranger writes it: counts in the tissue (``filtered_feature_bc_matrix.h5``) and of all positions
+    (``raw_…``), ``spatial/`` with positions, scale factors and an image in two sizes, whose stain follows the domains.
+    Beside them, ``annotation.csv`` has the domain of each spot in tissue, as a pathologist would export it.
     :func:`scinfl.pp.read_visium` reads the folders, for tutorials and tests that anybody can run.
 
     Parameters
@@ -79,7 +79,7 @@ def visium_simulated(
     if bin_size is not None:
         one_of("bin_size", bin_size, [2, 8, 16])
     tissue = mosaic_simulated(
-        n_sections, n_spots=n_spots, modalities=["rna"], n_genes=n_genes, n_domains=n_domains, rng=rng
+        n_sections, n_spots=n_spots, modalities=["rna"], n_genes=n_genes, n_domains=n_domains, faint=1.0, rng=rng
     )["rna"]
     paths = []
     for number, section in enumerate(tissue.obs["section"].cat.categories):
