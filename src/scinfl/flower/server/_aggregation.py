@@ -10,6 +10,7 @@ from typing import Any
 from scinfl._checks import first_of
 from scinfl.federation import Journal, Update
 from scinfl.flower.protocol._message import Message
+from scinfl.flower.protocol._round_history import WITH_ROUNDS
 from scinfl.privacy.aggregation import BELIEFS, MASKED, MAX_BOUND, Aggregator
 
 Summed = list[tuple[Update, list[Update]]]
@@ -22,8 +23,16 @@ MOST_LOST = 2
 """Exchanges of masks in a row that a site may begin and not end."""
 
 
+class StoppedError(RuntimeError):
+    """The run cannot go on, whatever sites send next."""
+
+
 class Aggregation:
-    """Collects terms until enough sites sent theirs, and adds them."""
+    """Collects terms until enough sites sent theirs, and adds them.
+
+    All sums before training have the same members, since sites refuse others: a site that is lost between two of them
+    is waited for, and a site that comes between them is left out until training begins.
+    """
 
     def __init__(
         self,
@@ -38,11 +47,13 @@ class Aggregation:
         step: int,
         first_bound: float,
         repeats: Counter[tuple[str, str]],
+        founders: Collection[str],
     ) -> None:
         self._server, self._used, self._bounds = server, used, bounds
         self._min_sites, self._deadline = min_sites, deadline
         self._journal, self._report, self._step = journal, report, step
         self._first_bound, self._repeats = first_bound, repeats  # how often a site asked for a wider bound, by purpose
+        self._founders = set(founders)  # members of the sums before training so far
         self._asked_again: Counter[str] = Counter()  # how often a site did in this step, whatever it named
         self._attempt = 0
         self._answers: dict[str, list[Update]] = {}
@@ -89,18 +100,36 @@ class Aggregation:
 
     def add(self, now: float, coming: Collection[str], slow: Collection[str]) -> Summed | None:
         """Sums of the step, once nobody is waited for any longer."""
-        found = self._forms()
+        is_settled = self._settle(self._answers, self._forms(), now, set(coming) - set(slow))
+        return self._sums() if is_settled else None
+
+    def _settle(self, answers: dict[str, Any], found: Mapping[str, Any], now: float, coming: set[str]) -> bool:
+        """Keep answers of the form that most sites sent, once nobody is waited for any longer; whether that is so."""
         usual = usual_of(found, self._min_sites)
         if usual is None:
             self._enough = None
             self._report_odd(found)
-            return None
-        if self._must_wait(now, set(coming) - self.sites - set(slow)):
-            return None
+            return False
+        founders = self._founders if not any(purpose in WITH_ROUNDS for purpose, *_ in usual) else set()
+        if self._must_wait(now, (founders or coming) - answers.keys()):
+            return False
         for site in [site for site, own in found.items() if own != usual]:
-            del self._answers[site]
+            del answers[site]
             self._leave_out(site, found[site], usual)
-        return self._sums()
+        if missing := founders - answers.keys():
+            raise self._lacks(missing)
+        for site in answers.keys() - founders if founders else ():
+            del answers[site]  # it takes part from the first round on
+        return True
+
+    def _lacks(self, sites: Collection[str]) -> StoppedError:
+        options = " ".join(f"--accept-difference {site}" for site in sorted(sites))
+        return StoppedError(
+            f"Expected the same sites in all sums before training, found that {first_of(sorted(sites))} took part in "
+            f"earlier ones and is missing in step {self._step}: the difference would be what it contributes. Start it "
+            "and the other sites again, and go on with `--resume`; or move the folder of this run away, leave it out "
+            f"of `sites` in the job of all, and start a new run, to which the other sites agree with `{options}`."
+        )
 
     def _forms(self) -> dict[str, Any]:
         """What each site sent terms of, and under which beliefs: terms of one form can be added."""

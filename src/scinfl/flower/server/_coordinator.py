@@ -19,7 +19,7 @@ from scinfl.flower.protocol._limits import checked_count
 from scinfl.flower.protocol._message import Message, sums_message
 from scinfl.flower.protocol._preflight import check_hello
 from scinfl.flower.protocol._round_history import WITH_ROUNDS
-from scinfl.flower.server._aggregation import Aggregation
+from scinfl.flower.server._aggregation import Aggregation, StoppedError
 from scinfl.flower.server._pairwise_aggregation import PairwiseAggregation
 from scinfl.flower.server._participant import Participant, Participants, Transport, checks_of, compare_sites, named
 from scinfl.flower.server._run_folder import RunFolder
@@ -36,10 +36,6 @@ _SECONDS_TO_LEAVE = 15.0
 _MOST_ATTEMPTS = 1_000_000  # at one step, by one server
 _ANSWERS = ("step", "repeat", "advertise", "reveal")
 _AT_WORK = ("new", "greeted", "ready")
-
-
-class StoppedError(RuntimeError):
-    """The run cannot go on, whatever sites send next."""
 
 
 class Coordinator:
@@ -174,6 +170,7 @@ class Coordinator:
             "step": self._kept.n_sums,
             "first_bound": default_bound(self._job.bits),
             "repeats": self._repeats,
+            "founders": self._kept.founders,
         }
         given = (self._server, self._used, self._kept.bounds)
         if self._job.sum == "keyed":

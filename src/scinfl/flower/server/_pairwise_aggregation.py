@@ -105,7 +105,7 @@ class PairwiseAggregation(Aggregation):
     def add(self, now: float, coming: Collection[str], slow: Collection[str]) -> Summed | None:
         """Sums of the step, once the seeds of all terms are here."""
         if self._phase == "advertise":
-            self._relay(now, set(coming) - self._ads.keys() - set(slow) - self._odd)
+            self._relay(now, set(coming) - set(slow) - self._odd)
         elif self._phase == "terms":
             self._collect(now, coming)
         elif self._seeds.keys() >= self._members:
@@ -114,23 +114,14 @@ class PairwiseAggregation(Aggregation):
             return sums
         return None
 
-    def _relay(self, now: float, missing: Collection[str]) -> None:
+    def _relay(self, now: float, coming: set[str]) -> None:
         """Settle whose masks belong together."""
         found = {
             site: sorted((ad.purpose, ad.round, ad.step, ad.run, ad.fingerprint) for ad in own)
             for site, own in self._ads.items()
         }
-        usual = usual_of(found, self._min_sites)
-        if usual is None:
-            self._enough = None
-            self._report_odd(found)
-            return
-        if self._must_wait(now, missing):
-            return
-        for site in [site for site, own in found.items() if own != usual]:
-            self._leave_out(site, found[site], usual)
-            del self._ads[site]
-        self._members, self._phase, self._enough = set(self._ads), "terms", None
+        if self._settle(self._ads, found, now, coming):
+            self._members, self._phase, self._enough = set(self._ads), "terms", None
 
     def _collect(self, now: float, coming: Collection[str]) -> None:
         missing = self._members - self._answers.keys()

@@ -42,6 +42,8 @@ class RunFolder:
         self.bounds: dict[str, float] = {}
         """Bounds that sites asked for, by purpose."""
         self.n_sums = 0
+        self.founders: set[str] = set()
+        """Members of the sums before training, until training begins."""
         self._rounds = {"training": 0, "evaluation": 0}  # latest of each sum
         self.n_starts = 0
         """How often a server took this run up again."""
@@ -134,6 +136,8 @@ class RunFolder:
     def _count(self, sums: Message) -> None:
         self._nonces |= {str(name[1]) for members in sums.fields["members"] for name in members}
         self._rounds |= {own.purpose: own.round for own in sums.updates if own.purpose in self._rounds}
+        has_begun = any(self._rounds.values())
+        self.founders = set() if has_begun else {str(name[0]) for names in sums.fields["members"] for name in names}
         self.n_sums += 1
 
     @property
