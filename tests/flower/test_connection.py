@@ -44,7 +44,7 @@ def test_neither_bytes_that_are_no_response_nor_types_that_nobody_knows_end_a_si
         def close(self):
             pass
 
-    def fetch(client, node, head, tree, *, seconds):
+    def fetch(client, node, head, tree, **limits):
         return FlowerMessage(to_records(Message("end", {"reason": "over"})), dst_node_id=1, message_type=tree)
 
     sent = []

@@ -66,6 +66,7 @@ ARGUMENTS = {
     "make_confirm_message_received_fn_protobuf": 3,
     "make_pull_object_fn_protobuf": 3,
     "make_push_object_fn_protobuf": 4,
+    "message_from_proto": 1,
     "message_to_proto": 1,
     "public_key_to_bytes": 1,
     "pull_and_inflate_object_from_tree": [
@@ -133,7 +134,7 @@ def test_functions_take_the_arguments_that_are_passed(name, arguments):
 
 def test_everything_that_is_used_is_checked():
     names = {name for module, name in FROM_FLOWER if module.removeprefix("flwr.") not in PUBLIC}
-    elsewhere = {"Fab", "HttpGrid", "TaskIdentity", "build_fab_from_disk", "extensions"}
+    elsewhere = {"Fab", "HttpGrid", "ObjectPushError", "TaskIdentity", "build_fab_from_disk", "extensions"}
     elsewhere |= {"flower_superlink", "no_object_id_recompute", "verify_signature"}
     assert names == ATTRIBUTES.keys() | FIELDS.keys() | ARGUMENTS.keys() | elsewhere
 

@@ -88,7 +88,7 @@ def test_the_order_of_categories_in_a_file_means_nothing(make_federation, fresh_
 
 @pytest.mark.parametrize("most", [1, 1 << 26])
 def test_a_site_that_was_away_catches_up_from_the_sums(make_federation, monkeypatch, most):
-    monkeypatch.setattr(_run_folder, "_MOST_BYTES", most)
+    monkeypatch.setattr(_run_folder, "MOST_MISSED", most)
     federation = make_federation(
         job_text(sites=[*SITES, "hospital_3"], n_rounds=5), adata=make_cells(n_sites=4), sites=[*SITES, "hospital_3"]
     )

@@ -20,6 +20,7 @@ from flwr.common.serde import (
     context_from_proto,  # state of a run, as its task brings it
     context_to_proto,  # the same, as it is given back
     fab_to_proto,  # bundle of a run
+    message_from_proto,  # head of a message whose content is not read
     message_to_proto,  # head of an answer
     run_from_proto,  # what the grid must know of a run
 )
@@ -55,6 +56,7 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_push_object_fn_protobuf,  # sends one array
 )
 from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPushError,  # a server that started again does not know the answer that an array belongs to
     pull_and_inflate_object_from_tree,  # fetches a message with its arrays
     push_objects,  # sends arrays
 )

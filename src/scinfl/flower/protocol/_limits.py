@@ -17,6 +17,9 @@ MOST_STEPS = 1_000_000
 MOST_ATTEMPTS = 1_000_000_000_000
 """Attempts at a step: a server that starts again goes on a million later."""
 
+MOST_MISSED = 1 << 25
+"""Bytes of sums in a message, where it brings more than one."""
+
 _MOST_TEXT = 1 << 28
 _MOST_ENTRIES = 1 << 22  # of all lists and objects: an empty one is two characters, and half a hundred bytes once read
 _MOST_DEPTH = 32

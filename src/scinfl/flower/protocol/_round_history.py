@@ -20,6 +20,10 @@ Sum = tuple[Update, list[Update]]
 class Counterpart(Protocol):
     """The server, as a site sees it: it asks for steps, and is answered."""
 
+    def expect(self, n_bytes: int) -> None:
+        """Make ready for a question that brings a sum of so many bytes."""
+        ...
+
     def next(self) -> Message:
         """Wait for what the server asks for next."""
         ...
@@ -34,8 +38,8 @@ class Summing(Protocol):
 
     position: int
 
-    def sums(self, make: Callable[[Mapping[str, Any]], Message], *, keep: bool = False) -> list[Sum]:
-        """Sums of the next step."""
+    def sums(self, make: Callable[[Mapping[str, Any]], Message], *, n_bytes: int, keep: bool = False) -> list[Sum]:
+        """Sums of the next step, which take so many bytes."""
         ...
 
 
@@ -67,13 +71,14 @@ class RoundHistory:
         """Continue at the step that a journal holds."""
         self.position = position
 
-    def sums(self, make: Callable[[Mapping[str, Any]], Message], *, keep: bool = False) -> list[Sum]:
-        """Sums of the next step, those of metrics before those of parameters."""
+    def sums(self, make: Callable[[Mapping[str, Any]], Message], *, n_bytes: int, keep: bool = False) -> list[Sum]:
+        """Sums of the next step, which take so many bytes, those of metrics before those of parameters."""
         self._keep()
         path = self._folder / f"step-{self.position:05d}.safetensors" if keep and self._folder else None
         if path is not None and path.exists():
             message = Message.read(path)
         else:
+            self._counterpart.expect(n_bytes)
             while self.position not in self._came:
                 self._converse(make)
             message = self._came.pop(self.position)

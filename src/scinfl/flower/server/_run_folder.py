@@ -12,6 +12,7 @@ from typing import Any
 
 from scinfl.federation import Journal
 from scinfl.federation.rounds import write_atomically
+from scinfl.flower.protocol._limits import MOST_MISSED
 from scinfl.flower.protocol._message import Message
 from scinfl.flower.setup._job import Job
 
@@ -19,7 +20,6 @@ _RUN = "run.json"
 _MEMBERS = "members.json"
 _HISTORY = "history.csv"
 _SUMS = "sums"
-_MOST_BYTES = 1 << 26  # of sums in a message, at most one of which exceeds it
 _COLUMNS = ["step", "round", "sites", "left_out", "seconds", "bytes"]
 
 
@@ -120,11 +120,11 @@ class RunFolder:
         sums: list[Message] = []
         n_bytes = 0
         for number in range(step, self.n_sums):
+            n_bytes += self._file(number).stat().st_size
+            if sums and n_bytes > MOST_MISSED:
+                break
             latest = self._latest if number == self.n_sums - 1 else None
             sums.append(latest or Message.read(self._file(number)))
-            n_bytes += sum(update.n_bytes for update in sums[-1].updates)
-            if n_bytes > _MOST_BYTES:
-                break
         return sums
 
     def add(self, sums: Message) -> None:

@@ -25,6 +25,7 @@ from scinfl.flower._flwr import (
     FlowerError,
     Node,
     NodeAuthHttpInterceptor,
+    ObjectPushError,
     PullMessagesRequest,
     PushMessagesRequest,
     RuntimeVersionHttpInterceptor,
@@ -40,7 +41,9 @@ from scinfl.flower._flwr import (
     set_message_id,
 )
 from scinfl.flower._format import readable
-from scinfl.flower.protocol._records import fetch
+from scinfl.flower.protocol._limits import MOST_MISSED
+from scinfl.flower.protocol._records import TooLargeError, fetch, refusal
+from scinfl.flower.site._bounded_calls import BoundedCalls
 
 logger = logging.getLogger(__name__)
 
@@ -77,14 +80,26 @@ class FleetConnection:
         Name of the site, for messages.
     poll
         Most seconds between two looks for messages, where the server does not hold a look until there is one.
+    room
+        Most bytes that a message may have at present.
     """
 
-    def __init__(self, address: str, authority: Path, key: Path, *, site: str, poll: float = 0.5) -> None:
-        self._address, self._site, self._poll = address, site, poll
+    def __init__(
+        self,
+        address: str,
+        authority: Path,
+        key: Path,
+        *,
+        site: str,
+        poll: float = 0.5,
+        room: Callable[[], float] = lambda: MOST_MISSED,
+    ) -> None:
+        self._address, self._site, self._poll, self._room = address, site, poll, room
         private = load_ssh_private_key(key.read_bytes(), password=None)
         if not isinstance(private, ec.EllipticCurvePrivateKey):
             msg = f"Expected an elliptic-curve key in '{key}', found another. Use the one of the kit."
             raise TypeError(msg)
+        self._calls = BoundedCalls(authority)
         self._public = public_key_to_bytes(private.public_key())
         self._client = FleetHttpClient.from_server_address(
             address,
@@ -93,6 +108,7 @@ class FleetConnection:
             interceptors=[
                 RuntimeVersionHttpInterceptor(component_name="SuperNode"),
                 NodeAuthHttpInterceptor(private, private.public_key()),
+                self._calls,
             ],
         )
         self._node: Node | None = None
@@ -126,7 +142,8 @@ class FleetConnection:
                 busy = now if handled else busy
                 was_held = now - started > _HELD  # the server waited for a message, so this need not
                 wait = 0.0 if handled or was_held else min(self._poll, _SOON + (now - busy) / 10)
-            except (httpx.TransportError, httpx.HTTPStatusError, ValueError) as error:  # what is no response of Flower
+            except (httpx.TransportError, httpx.HTTPStatusError, ObjectPushError, ValueError) as error:
+                # what is no response of Flower, or one of a server that started again
                 self._refuse_or_note(error)
                 wait = min(max(2 * wait, self._poll), _LONGEST_WAIT)
             self._stop.wait(wait)
@@ -137,6 +154,7 @@ class FleetConnection:
             time.sleep(max(0.0, self._sent + _SECONDS_TO_LINGER - time.monotonic()))
             self._try(partial(self._client.DeactivateNode, DeactivateNodeRequest(node_id=self._node.node_id)))
         self._client.close()
+        self._calls.close()
 
     def stop(self) -> None:
         """Leave."""
@@ -164,26 +182,29 @@ class FleetConnection:
             logger.debug("A call to the server failed: %s", error)
 
     def _handle_one(self, app: ClientApp, node: Node) -> bool:
-        """Fetch one message, let the app answer it, and send the answer; whether there was one."""
+        """Fetch one message, let the app answer it, and send the answer; whether that was done."""
         response = self._client.PullMessages(PullMessagesRequest(node=node))
         if not response.messages_list:
             return False
-        head = response.messages_list[0]
-        run = head.metadata.run_id
         try:
-            message = fetch(self._client, node, head, response.message_object_trees[0], seconds=_SECONDS_TO_FETCH)
+            head, tree = response.messages_list[0], response.message_object_trees[0]
+            message = fetch(self._client, node, head, tree, seconds=_SECONDS_TO_FETCH, most=self._room())
         except httpx.HTTPError:
             raise
+        except TooLargeError as error:
+            logger.warning("A message of the server was refused: %s", error)
+            self._send(refusal(head, tree, str(error)), node, head.metadata.run_id, 0.0)
+            return False
         except Exception as error:  # noqa: BLE001 (whatever the server sent)
-            logger.info("A message came without its content (%s); the server will send it again.", error)
-            return True
-        started = time.perf_counter()
+            logger.info("A message came without its content (%s); the server will send it again.", readable(error))
+            return False
+        run, started = head.metadata.run_id, time.perf_counter()
         context = Context(run_id=run, node_id=node.node_id, node_config={}, state=RecordDict(), run_config={})
         try:
             answer = app(message, context)
         except ValueError as error:  # a type of message that the app has no function for
             logger.warning("A message of the server was dropped: %s", readable(error))
-            return True
+            return False
         self._send(answer, node, run, time.perf_counter() - started)
         return True
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from scinfl.flower._format import readable
-from scinfl.flower.protocol._limits import checked_name
+from scinfl.flower.protocol._limits import MOST_MISSED, checked_name
 from scinfl.flower.protocol._message import Message, check_step
 
 logger = logging.getLogger(__name__)
@@ -39,10 +39,14 @@ class Mailbox:
         Answers ``"hello"``: checks of the site for a run.
     patience
         Seconds to wait for training.
+    room
+        Bytes that any message may need, with the facts of all sites.
     """
 
-    def __init__(self, greet: Callable[[Message], Message], *, patience: float = _PATIENCE) -> None:
-        self._greet, self._patience = greet, patience
+    def __init__(
+        self, greet: Callable[[Message], Message], *, patience: float = _PATIENCE, room: int = MOST_MISSED
+    ) -> None:
+        self._greet, self._patience, self._room, self._n_bytes = greet, patience, room, 0
         self._lock = threading.Condition()
         self._run: str | None = None  # that the server asks for
         self._greeting = self._trained = 0  # how often the run changed, now and when training began
@@ -57,6 +61,11 @@ class Mailbox:
         self._answer: Message | None = None  # to what was asked last
 
     # ---- in the thread of the connection
+
+    @property
+    def room(self) -> int:
+        """Most bytes that a message may have: what all may need, sums that were missed, and the next sum."""
+        return self._room + 2 * MOST_MISSED + 2 * self._n_bytes
 
     def handle(self, message: Message) -> Message:
         """Answer one message of the server; what makes no sense is refused with a reason, and changes nothing."""
@@ -151,6 +160,10 @@ class Mailbox:
             self._check()
             self._ready = message
             self._lock.notify_all()
+
+    def expect(self, n_bytes: int) -> None:
+        """Make ready for a question that brings a sum of so many bytes."""
+        self._n_bytes = n_bytes
 
     def next(self) -> Message:
         """Next question about training."""

@@ -57,7 +57,7 @@ class RemoteSum(Protection):
         def hidden() -> list[Update]:
             return [self.protection.encode_weight(what, self._site, own[self._site]) for what, own in weights.items()]
 
-        sums = self._exchange([(total_of(purpose), 0) for purpose in weights], hidden)
+        sums = self._exchange([(total_of(purpose), 0) for purpose in weights], hidden, n_values=len(weights))
         return {purpose: self.protection.decode_weights(purpose, *sums[total_of(purpose)]) for purpose in weights}
 
     def reuse_total(self, purpose: str, agreed: str) -> None:
@@ -67,9 +67,8 @@ class RemoteSum(Protection):
     def encode(self, update: Update) -> Update:
         """Give the form of this site's term; it is masked when the server asks for it."""
         self._pending[update.purpose] = update  # masked when it is asked for: only then is it known with whom
-        n_values = sum(array.size for array in update.state.values()) + 1 + len(update.metrics)
         kind = np.uint64 if self.bytes_of(1_000) == 8_000 else np.uint32
-        return replace(update, state={MASKED: np.zeros(n_values, kind)}, metrics={})
+        return replace(update, state={MASKED: np.zeros(_n_values(update), kind)}, metrics={})
 
     def combine(self, encoded: Sequence[Update]) -> Update:
         """Sum of the terms of all sites, as the server added them, in one exchange with all others that are encoded."""
@@ -78,7 +77,8 @@ class RemoteSum(Protection):
             for own in pending:
                 self.protection.learn(own)
             places = [(own.purpose, own.round) for own in pending]
-            self._sums = self._exchange(places, lambda: list(map(self.protection.encode, pending)))
+            n_values = sum(map(_n_values, pending))
+            self._sums = self._exchange(places, lambda: list(map(self.protection.encode, pending)), n_values=n_values)
         return self._sums[encoded[0].purpose][0]
 
     def decode(self, combined: Update, members: Sequence[Update]) -> Update:
@@ -86,16 +86,26 @@ class RemoteSum(Protection):
         del members
         return self.protection.decode(combined, self._sums[combined.purpose][1])
 
-    def _exchange(self, places: Sequence[Place], encode: Callable[[], Sequence[Update]]) -> dict[str, Sum]:
+    def _exchange(
+        self, places: Sequence[Place], encode: Callable[[], Sequence[Update]], *, n_values: int
+    ) -> dict[str, Sum]:
         """Sums by purpose."""
         position = self._steps.position
-        found = self._steps.sums(lambda asked: self.masking.answer(asked, position, places, encode), keep=True)
+        found = self._steps.sums(
+            lambda asked: self.masking.answer(asked, position, places, encode),
+            n_bytes=self.bytes_of(n_values),
+            keep=True,
+        )
         if not self.masking.open_sums(position, places, found):
             logger.warning("The sums of %s went on without this site.", names_of(places))
         return {combined.purpose: (combined, members) for combined, members in found}
 
     def __repr__(self) -> str:
         return repr(self.protection)
+
+
+def _n_values(update: Update) -> int:
+    return sum(array.size for array in update.state.values()) + 1 + len(update.metrics)
 
 
 class _NoSteps:
@@ -106,8 +116,8 @@ class _NoSteps:
     def __init__(self, identity: Identity) -> None:
         self._server = Aggregator({identity.site: identity.public})
 
-    def sums(self, make: Callable[[Mapping[str, Any]], Message], *, keep: bool = False) -> list[Sum]:
-        del keep
+    def sums(self, make: Callable[[Mapping[str, Any]], Message], *, n_bytes: int, keep: bool = False) -> list[Sum]:
+        del n_bytes, keep
         bounds: Mapping[str, float] = {}
         while (message := make({"bounds": bounds})).kind == "repeat":
             bounds = message.fields["bounds"]

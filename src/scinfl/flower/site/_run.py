@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
@@ -185,13 +186,15 @@ class _Site:
         """Connect, and train run after run until one is finished."""
         from scinfl.flower.site._connection import FleetConnection
 
-        mailbox = Mailbox(self._greet)
+        room = 16 * len(self._job.sites) * len(json.dumps(self._task.facts()))  # they travel as text of hexadecimals
+        mailbox = Mailbox(self._greet, room=room)
         connection = FleetConnection(
             (self._kit / ADDRESS).read_text().strip(),
             self._kit / CA,
             self._kit / LINK_KEY,
             site=self._name,
             poll=poll,
+            room=lambda: mailbox.room,
         )
         refused: list[Exception] = []
         thread = threading.Thread(

@@ -51,6 +51,7 @@ class SiteTraining:
         self._journal, self._settings = journal, dict(settings)
         self._run = Run(state=state, smooth=state, best_state=state)
         self._spending: rounds.SpendsPrivacy | None = rounds.budget_of(protections)
+        self._n_values = sum(array.size for array in state.values())
         self._start = 0  # step of the whole run at which this training begins
         self._is_done = False
         self._record: dict[str, Any] | None = None  # of the round whose metrics are still to come
@@ -68,7 +69,7 @@ class SiteTraining:
             self._spending.open_account(n_sites=1, n_rounds=self._rules.n_rounds, journal=self._journal)
         while not self._is_done:
             position, places = self._steps.position, self._places()
-            sums = self._steps.sums(self._answer)
+            sums = self._steps.sums(self._answer, n_bytes=self._protection.bytes_of(self._n_values))
             counted = self._open_sums(position, places, sums)
             for combined, members in sums:
                 self._take_sum(combined, members, counted=counted)
