@@ -47,7 +47,7 @@ class Aggregation:
         step: int,
         first_bound: float,
         repeats: Counter[tuple[str, str]],
-        founders: Collection[str],
+        founders: Collection[str] = (),
     ) -> None:
         self._server, self._used, self._bounds = server, used, bounds
         self._min_sites, self._deadline = min_sites, deadline
