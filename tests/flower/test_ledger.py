@@ -202,6 +202,29 @@ def test_what_was_spent_is_in_the_ledger_before_it_is_spent(tmp_path, lost):
     errors(evil, ValueError, "budget of 2 that lasts for another round")
 
 
+@pytest.mark.parametrize("how", ["greeted for another run", "restarted"])
+def test_noise_that_was_paid_for_is_sent_again_at_no_cost(tmp_path, how):
+    pytest.importorskip("opacus")
+    noise = '\n[[protections]]\nclass = "SampleDP"\nnoise_multiplier = 1.0\ndelta = 1e-3\n'
+    job = job_text(n_rounds=2, more="validation_size = 0" + noise)
+    evil = Evil(tmp_path / "evil", job, n_runs=9).start()
+    first = evil.step(0)
+    second = evil.step(1, [first])
+    assert {evil.ask(site, 2, [second]).kind for site in SITES} == {"step"}
+    for number in range(3):
+        if how == "restarted":
+            evil = Evil(tmp_path / "evil", job, n_runs=9).start()
+        else:
+            begin(evil, f"other{number}")
+            begin(evil, "r0")
+        assert {evil.ready[site].fields["position"] for site in SITES} == {2}
+        again = evil.step(2, [second])
+        assert isinstance(again, Message)
+    for own in evil.federation.sites.values():
+        assert len(Ledger(own._kit, own._identity).charges_on(own._fingerprint)) == 2  # of two rounds
+    assert {evil.ask(site, 3, [again]).kind for site in SITES} == {"finished"}
+
+
 def test_an_account_continues_from_its_book_and_a_weaker_unit_covers_nothing(tmp_path):
     pytest.importorskip("opacus")
     ledger = Ledger(tmp_path, Identity.generate("a"))

@@ -132,9 +132,8 @@ class Witness:
         self.terms[masked.site, masked.header["nonce"]] = term
         before = self._answered.setdefault((*update, term.belief), plain)
         if self.has_noise and masked.purpose == "training":
-            self._check_account(masked.site, plain)  # a site that started again draws and pays new noise
-        else:
-            self._check(np.array_equal(before, plain), 3, f"{update} has two plaintexts in one context")
+            self._check_account(masked.site, plain)
+        self._check(np.array_equal(before, plain), 3, f"{update} has two plaintexts in one context")
         mask = hashlib.sha256(masked.state[MASKED] - plain).digest()
         self._check(mask not in self._masks, 3, f"{update} has a mask that hid something else")
         self._masks.add(mask)

@@ -18,7 +18,8 @@ from safetensors.numpy import load, save
 from scinfl._spelling import argument
 from scinfl.federation._update import State
 
-_CHECKPOINT = "checkpoint.safetensors"
+_CHECKPOINT = "checkpoint"
+_FORMAT = ".safetensors"
 _LOG = "audit.jsonl"
 
 
@@ -69,8 +70,8 @@ class Journal:
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock: _FolderLock | None = None
 
-    def save(self, groups: Mapping[str, State], record: Mapping[str, Any]) -> None:
-        """Replace the checkpoint.
+    def save(self, groups: Mapping[str, State], record: Mapping[str, Any], name: str = _CHECKPOINT) -> None:
+        """Replace the checkpoint, or another file beside it.
 
         Parameters
         ----------
@@ -78,6 +79,8 @@ class Journal:
             Arrays by group and name.
         record
             Anything that json can hold.
+        name
+            Which file.
 
         Raises
         ------
@@ -90,23 +93,28 @@ class Journal:
         metadata = {"record": json.dumps(record), "groups": json.dumps(names)}
         content = save(arrays, metadata)
         if self._cipher is not None:
-            content = self._cipher.seal(content, name=_CHECKPOINT, round=len(record.get("history", ())))
-        write_atomically(self.path / _CHECKPOINT, content)
+            content = self._cipher.seal(content, name=f"{name}{_FORMAT}", round=len(record.get("history", ())))
+        write_atomically(self.path / f"{name}{_FORMAT}", content)
 
-    def load(self) -> tuple[dict[str, State], dict[str, Any]] | None:
-        """Read the checkpoint; ``None`` where there is none.
+    def load(self, name: str = _CHECKPOINT) -> tuple[dict[str, State], dict[str, Any]] | None:
+        """Read the checkpoint, or another file; ``None`` where there is none.
+
+        Parameters
+        ----------
+        name
+            Which file.
 
         Raises
         ------
         ValueError
             If the file is damaged, or sealed with another key.
         """
-        path = self.path / _CHECKPOINT
+        path = self.path / f"{name}{_FORMAT}"
         if not path.exists():
             return None
         content = path.read_bytes()
         if self._cipher is not None:
-            content = self._cipher.unseal(content, name=_CHECKPOINT)
+            content = self._cipher.unseal(content, name=path.name)
         elif content.startswith(b"scinfl-sealed"):
             msg = f"Expected a readable checkpoint in '{path}', found a sealed one. Train with the key of that run."
             raise ValueError(msg)

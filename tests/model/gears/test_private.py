@@ -9,6 +9,7 @@ from tests.model.gears.test_model import make_model, make_screen
 
 import scinfl as si
 from scinfl.federation import Journal
+from scinfl.model.base._local_training import LocalSite
 from scinfl.model.gears._data import TRAIN, VALIDATION, Design, SiteCells
 from scinfl.model.gears._private import released
 from scinfl.privacy import Key, KeyedSum
@@ -105,6 +106,27 @@ def test_training_spends_once_and_reports_it(screen, tmp_path):
     assert model.predict_change(["gene_1"] if "gene_1" in model.genes else model.genes[:1]).shape[1] == len(model.genes)
     with pytest.raises(ValueError, match="budget of 4"):
         model.train(key=key, protections=[private], **QUICK)
+
+
+def test_a_run_that_was_cut_off_goes_on_within_its_budget(screen, tmp_path, monkeypatch):
+    key, usual = Key.generate(), LocalSite.fit
+
+    def train():
+        model, private = make_model(screen), SampleDP(target_epsilon=4.0, max_norm=8.0, delta=1e-4)
+        model.train(key=key, run="r", protections=[private, KeyedSum(key)], journal=tmp_path, **QUICK)
+        return private.epsilon()
+
+    def cut_off(site, number, state):
+        if number == 2:
+            raise KeyboardInterrupt
+        return usual(site, number, state)
+
+    monkeypatch.setattr(LocalSite, "fit", cut_off)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train()
+    monkeypatch.setattr(LocalSite, "fit", usual)
+    assert train() == pytest.approx(4.0, rel=1e-4)
 
 
 def test_training_twice_costs_twice(screen):

@@ -17,6 +17,8 @@ from scinfl.privacy.aggregation import Place, purpose_of, total_of
 logger = logging.getLogger(__name__)
 
 _VALIDATING = "sites that validate"
+_NOISE = "noise"  # file of the journal
+_HEAD = ("site", "round", "n_obs", "weight", "metrics", "key_version", "purpose")
 _TOTALS = ("training", "evaluation", _VALIDATING)
 
 
@@ -59,6 +61,7 @@ class SiteTraining:
         self._metrics: dict[str, list[str]] = {}  # names, by purpose
         self._totals: dict[str, float] = {}
         self._made: list[Update] | None = None  # for the next step
+        self._opened_made: list[Update] = []  # the same behind noise
         self._started = time.perf_counter()
         self._worked = 0.0
 
@@ -196,14 +199,13 @@ class SiteTraining:
             return self._masking.answer(asked, position, places, self._weights)
         if self._made is None:
             self._made = self._work()
+            self._keep_noise()
         return self._masking.answer(asked, position, places, self._encode)
 
     def _encode(self) -> list[Update]:
-        updates = self._made or []
-        self._payload.check(updates)
-        opened = [encode(self._opened, update) for update in updates]
-        encoded = [self._protection.encode(update) for update in opened]
-        self._payload.add(opened, encoded)
+        self._payload.check(self._made or [])
+        encoded = [self._protection.encode(update) for update in self._opened_made]
+        self._payload.add(self._opened_made, encoded)
         return encoded
 
     def _weights(self) -> list[Update]:
@@ -222,12 +224,16 @@ class SiteTraining:
             updates.append(self._evaluate(self._record["round"]))
         if self._step <= self._rules.n_rounds:
             updates.append(self._site.fit(self._step, self._run.state))
-        for update in updates:
-            opened = encode(self._opened, update)
-            self._metrics[update.purpose] = sorted(opened.metrics)
-            self._protection.learn(opened)
+        self._take_up([encode(self._opened, update) for update in updates])
         self._worked = time.perf_counter() - started
         return updates
+
+    def _take_up(self, opened: list[Update]) -> None:
+        """Make ready to send updates."""
+        self._opened_made = opened
+        for update in opened:
+            self._metrics[update.purpose] = sorted(update.metrics)
+            self._protection.learn(update)
 
     def _evaluate(self, number: int) -> Update:
         """Metrics of this site; without rows to validate on, a term of weight 0, so that all sites send the same."""
@@ -259,7 +265,25 @@ class SiteTraining:
                 self._expect(purpose)
         for purpose, bound in record["bounds"].items():
             self._protection.widen(purpose, bound)
+        self._find_noise(journal)
         journal.log("resume", step=self._step)
+
+    def _keep_noise(self) -> None:
+        """Keep noise that was paid for: whoever makes this site start again gets the same, at no further cost."""
+        if self._journal is None or self._spending is None:
+            return
+        heads = [{name: getattr(update, name) for name in _HEAD} for update in self._opened_made]
+        groups = {update.purpose: update.state for update in self._opened_made}
+        record = {"position": self._steps.position, "updates": heads}
+        self._journal.save({**groups, "local": self._site.local_state()}, record, _NOISE)
+
+    def _find_noise(self, journal: Journal) -> None:
+        kept = None if self._spending is None else journal.load(_NOISE)
+        if kept is not None and kept[1]["position"] == self._steps.position:
+            groups, record = kept
+            self._made = [Update(state=groups[head["purpose"]], **head) for head in record["updates"]]
+            self._take_up(self._made)
+            self._site.load_local_state(groups["local"])
 
     def _keep(self) -> None:
         if self._journal is None:

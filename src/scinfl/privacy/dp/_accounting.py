@@ -201,12 +201,12 @@ class Account:
     def __init__(self, unit: str = UNITS[0]) -> None:
         self.unit = unit
         self._charges: dict[str, Charge] = {}
-        self._log: Callable[..., None] | None = None
+        self.journal: Journal | None = None
         self._book: AccountBook | None = None
 
     def keep(self, journal: Journal | None) -> None:
         """Read the charges of a journal and of the present book, each once, and write all later ones to them."""
-        self._log, self._book = None if journal is None else journal.log, _BOOK.get()
+        self.journal, self._book = journal, _BOOK.get()
         events = () if journal is None else journal.events()
         found = {event["number"]: event["charge"] for event in events if event["event"] == _EVENT}
         found |= {} if self._book is None else self._book.charges()
@@ -217,8 +217,8 @@ class Account:
         number = os.urandom(8).hex()
         if self._book is not None:
             self._book.note(number, asdict(charge))
-        if self._log is not None:
-            self._log(_EVENT, number=number, charge=asdict(charge))
+        if self.journal is not None:
+            self.journal.log(_EVENT, number=number, charge=asdict(charge))
         self._charges[number] = charge
 
     @property

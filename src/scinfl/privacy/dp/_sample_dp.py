@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,7 +56,8 @@ class SampleDP(SpendsPrivacy):
 
     **Randomness.** Noise, draws and dropout come from the operating system and never from ``rng``. So no run can be
     repeated, and a run resumed from a journal is not the run that was cut off: every attempt at a round is charged
-    before it starts, and noted in the journal.
+    before it starts, and noted in the journal. Only noise that was kept there is not paid for again: that of sums of
+    perturbations, and over several machines that of an update which was not sent yet.
 
     Works with any network whose rows do not mix, keyed layers of all schemes included. Refused: batch normalisation and
     class weights (through both, rows change each other's gradients) and spots of tissue (a spot's features hold its
@@ -216,7 +218,7 @@ class SampleDP(SpendsPrivacy):
     def release_sums(
         self, site: str, matrix: Any, rows: Sequence[np.ndarray], *, spend: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Release the noisy sum and number of the cells of disjoint sets.
+        """Release the noisy sum and number of the cells of disjoint sets; a run that is resumed releases the same.
 
         Parameters
         ----------
@@ -232,9 +234,19 @@ class SampleDP(SpendsPrivacy):
         noise_multiplier = self.noise_multiplier
         if noise_multiplier is None:
             noise_multiplier = gaussian_noise_multiplier(float(self.target_epsilon or 0), self.delta)
+        options = {"max_norm": self.max_norm, "noise_multiplier": noise_multiplier}
+        journal = self._account.journal if spend else None
+        file = f"noise-{hashlib.sha256(site.encode()).hexdigest()[:16]}"
+        if journal is not None and (kept := journal.load(file)) is not None:
+            sums, numbers = (kept[0]["noisy"][name] for name in ("sums", "numbers"))
+            if kept[1] == options and sums.shape == (len(rows), matrix.shape[1]):
+                return sums, numbers
         if spend:
             self._spend(Charge(site, noise_multiplier))
-        return noisy_sums(matrix, rows, max_norm=self.max_norm, noise_multiplier=noise_multiplier)
+        sums, numbers = noisy_sums(matrix, rows, **options)
+        if journal is not None:
+            journal.save({"noisy": {"sums": sums, "numbers": numbers}}, options, file)
+        return sums, numbers
 
     # ---- local training
 
