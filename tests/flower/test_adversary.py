@@ -172,7 +172,7 @@ def hidden_members(patch):
     usual = PairwiseMasking._mask
 
     def mask(masking, asked, places, encode):
-        masking._look(places, sorted({ad["site"] for ad in asked["ads"]}), are_here=False)
+        masking._look(places, sorted({ad["site"] for ad in asked["ads"]}), "asked")
         patch.setattr(masking, "_watch", None)
         own = [ad for ad in asked["ads"] if (ad["purpose"], ad["round"]) in places]
         return usual(masking, {**asked, "ads": own}, places, encode)

@@ -155,6 +155,9 @@ def test_sums_of_steps_to_come_do_not_pile_up_at_a_site():
     kept = []
 
     class Server:
+        def expect(self, n_bytes):
+            pass
+
         def next(self):
             if len(kept) == 5:
                 raise EndedError
@@ -166,7 +169,7 @@ def test_sums_of_steps_to_come_do_not_pile_up_at_a_site():
 
     history = RoundHistory(Server(), ready=lambda position: None)
     with pytest.raises(EndedError):
-        history.sums(lambda asked: Message("step"))
+        history.sums(lambda asked: Message("step"), n_bytes=72)
     assert [len(own) for own in kept] == [1] * 5
 
 

@@ -154,10 +154,9 @@ def test_a_site_is_not_left_out_between_sums_before_training(tmp_path):
     ledger = Ledger(tmp_path, Identity.generate("a"))
     ledger.add(AgreedRun("r", "job", ("a", "b", "c", "d"), "data"))
     ledger.check_members("r", "abcd", before_training=True)
+    ledger.note_members("r", "abcd", before_training=True, is_read=True)
     with pytest.raises(TamperedSumError, match="d took part in one of the two only"):
         ledger.check_members("r", "abc", before_training=True)
-    with pytest.raises(TamperedSumError, match="d took part in one of the two only"):  # under pairwise masks: in time
-        ledger.check_members("r", "abc", before_training=True, are_here=False)
     ledger.check_members("r", "abc", before_training=False)  # a round that a site missed
     ledger.check_members("r", "abcd", before_training=True)
 
@@ -165,8 +164,26 @@ def test_a_site_is_not_left_out_between_sums_before_training(tmp_path):
 def test_an_exchange_of_masks_that_opened_no_sum_may_be_repeated_without_a_site(tmp_path):
     ledger = Ledger(tmp_path, Identity.generate("a"))
     ledger.add(AgreedRun("r", "job", ("a", "b", "c", "d"), "data"))
-    for members, are_here in (("abcd", False), ("abc", False), ("abc", True)):
-        ledger.check_members("r", members, before_training=True, are_here=are_here)
+    for members, is_read in (("abcd", False), ("abc", False), ("abc", True)):
+        ledger.check_members("r", members, before_training=True)
+        ledger.note_members("r", members, before_training=True, is_read=is_read)
+
+
+@pytest.mark.parametrize("sum_", ["keyed", "pairwise"])
+def test_the_members_that_a_false_sum_names_are_not_held_against_a_later_run(tmp_path, sum_):
+    evil = four(tmp_path, sum_, n_runs=2).start()
+    first = evil.step(0)
+    names = [[name for name in own if name[0] != "hospital_3"] for own in first.fields["members"]]
+    forged = replace(first, fields={**first.fields, "members": names})
+    if sum_ == "keyed":
+        assert {evil.ask(site, 1, [forged]).kind for site in FOUR} == {"failed"}
+    else:
+        assert {evil.ask(site, 1, [forged], phase="advertise", attempt=2).kind for site in FOUR} == {"failed"}
+    evil = four(tmp_path, sum_, n_runs=2)
+    evil.runs = dict.fromkeys(FOUR, "r1")
+    second = evil.start().step(0)
+    more = {} if sum_ == "keyed" else {"phase": "advertise", "attempt": 2}
+    assert "failed" not in {evil.ask(site, 1, [second], **more).kind for site in FOUR}
 
 
 # ---- privacy

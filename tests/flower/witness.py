@@ -14,6 +14,7 @@ import numpy as np
 
 from scinfl.federation import Journal
 from scinfl.flower.site._ledger import Ledger
+from scinfl.flower.site._masking import Masking
 from scinfl.flower.site._run import _Site
 from scinfl.flower.site._upload_log import UploadLog
 from scinfl.privacy import KeyedSum
@@ -109,7 +110,12 @@ class Witness:
             usual[Journal, "save"](journal, *args, **kwargs)
             self._crash("after save", journal.path)
 
-        for (cls, name), function in zip(_WATCHED, (mask, read, train, write, save), strict=True):
+        def close(masking):
+            usual[Masking, "close_sums"](masking)
+            for own in masking.protection.__dict__.pop("unnoted", ()):
+                self._open(*own)
+
+        for (cls, name), function in zip(_WATCHED, (mask, read, train, write, save, close), strict=True):
             patch.setattr(cls, name, function)
 
     def _crash(self, moment, path):
@@ -167,8 +173,9 @@ class Witness:
         own = _sum_of(context, combined)
         expected = FixedPoint(own.bits, 2.0**own.bound_log2).decode(_total(term.integers for term in terms))
         self._check(np.array_equal(numbers, expected), 1, f"{what} and got other numbers")
-        # a site that loses power before it kept a sum knows nothing of it: the last one counts
-        self._open(reader, (run, context.step, combined.purpose), terms)
+        # a site that loses power before it noted a sum knows nothing of it, nor of one that it did not keep
+        own = reader, (run, context.step, combined.purpose), terms
+        protection.__dict__.setdefault("unnoted", []).append(own)
 
     def _open(self, reader, place, terms):
         new, opened = Opened(tuple(terms)), self._opened.setdefault(reader, {})
@@ -225,6 +232,7 @@ _WATCHED = [
     (_Site, "_train"),
     (UploadLog, "_write"),
     (Journal, "save"),
+    (Masking, "close_sums"),
 ]
 
 

@@ -119,10 +119,8 @@ class Ledger:
         self._check(own, own.members, "Nothing was sent.")
         self._write("run", asdict(own))
 
-    def check_members(
-        self, run: str, members: Collection[str], *, before_training: bool, are_here: bool = True
-    ) -> None:
-        """Note the members of a sum over the data themselves, unless they differ from those of an earlier one.
+    def check_members(self, run: str, members: Collection[str], *, before_training: bool) -> None:
+        """Refuse a sum over the data themselves whose members differ from those of an earlier one.
 
         Parameters
         ----------
@@ -132,8 +130,6 @@ class Ledger:
             Sites in the sum.
         before_training
             Whether the sum is one of those before training, which have the same members in all of a run.
-        are_here
-            Whether the sum is here; otherwise sites are about to mask for one another, perhaps not for the last time.
 
         Raises
         ------
@@ -143,9 +139,26 @@ class Ledger:
         own, found = self._runs[run], frozenset(members)
         if before_training:
             self._compare(own, members, {run: [self._before.get(run, found)]}, _STOPPED)
-        is_first = before_training and are_here and run not in self._before
-        if is_first or found not in self._sums.get(run, ()):
+        if found not in self._sums.get(run, ()):
             self._check(own, members, _STOPPED)
+
+    def note_members(self, run: str, members: Collection[str], *, before_training: bool, is_read: bool) -> None:
+        """Note the members of a sum that passed :meth:`check_members`.
+
+        Parameters
+        ----------
+        run
+            The run.
+        members
+            Sites in the sum.
+        before_training
+            Whether the sum is one of those before training.
+        is_read
+            Whether it is known to be the sum of what these sites sent; otherwise they are about to mask for one
+            another, perhaps not for the last time.
+        """
+        is_first = before_training and is_read and run not in self._before
+        if is_first or frozenset(members) not in self._sums.get(run, ()):
             self._write("sum", {"run": run, "members": sorted(members), "before": is_first})
 
     def _check(self, own: AgreedRun, members: Collection[str], done: str) -> None:

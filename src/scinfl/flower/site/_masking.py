@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,7 +20,8 @@ from scinfl.flower.site._upload_log import Upload, UploadLog
 from scinfl.privacy import PairwiseSum, Seal
 from scinfl.privacy.aggregation import MASKED, Advertisement, MaskedSum, Place, names_of, purpose_of
 
-Watch = Callable[[Sequence[Place], Sequence[str], bool], None]
+Moment = Literal["asked", "here", "read"]
+Watch = Callable[[Sequence[Place], Sequence[str], Moment], None]
 
 
 class Masking:
@@ -37,7 +38,8 @@ class Masking:
     uploads
         Where uploads are noted.
     watch
-        Called with the places and members of sums as soon as these are known, and whether sums are here; refuses them.
+        Called with the places and members of sums, and refuses them: when terms are asked for under pairwise masks,
+        when sums are here, and once they were read.
     """
 
     def __init__(self, protection: MaskedSum, site: str, uploads: UploadLog, *, watch: Watch | None = None) -> None:
@@ -45,6 +47,7 @@ class Masking:
         self._site, self._uploads = site, uploads
         self._last: tuple[object, Message] | None = None  # the same question gets the same answer
         self._masked: int | None = None  # step that this process masked last
+        self._open: tuple[Sequence[Place], Sequence[str]] = ((), ())  # sums that are here
 
     # ---- terms that leave
 
@@ -96,9 +99,9 @@ class Masking:
                 protection.widen(purpose, bound)
         return wider
 
-    def _look(self, places: Sequence[Place], members: Sequence[str], *, are_here: bool) -> None:
+    def _look(self, places: Sequence[Place], members: Sequence[str], moment: Moment) -> None:
         if self._watch is not None:
-            self._watch(places, members, are_here)
+            self._watch(places, members, moment)
 
     def _exchanges(self, places: Sequence[Place]) -> dict[Place, bytes]:
         del places
@@ -130,7 +133,8 @@ class Masking:
         if any(own != members[0] for own in members):
             msg = "Expected the same sites in all sums of a step, found others. Do not trust this server."
             raise TamperedSumError(msg)
-        self._look(places, members[0], are_here=True)
+        self._look(places, members[0], "here")
+        self._open = places, members[0]
         counted = self._site in members[0]
         history = self._uploads.history(position)
         if counted:
@@ -150,6 +154,10 @@ class Masking:
         )
         self._uploads.close(position, [part for own in sorted(sums, key=_place) for part in _parts(*own)])
         return counted
+
+    def close_sums(self) -> None:
+        """Note the sums of a step, which were read, before anything that follows from them is kept or sent."""
+        self._look(*self._open, "read")
 
     def _own_upload(self, position: int, sums: Sequence[Sum]) -> Upload:
         """What this site sent in a step, which must be what is in its sums."""
@@ -229,7 +237,7 @@ class PairwiseMasking(Masking):
                 f"({names_of(places)}), found others. Nothing was sent; do not trust this server."
             )
             raise TamperedSumError(msg)
-        self._look(places, members, are_here=False)
+        self._look(places, members, "asked")
         for own in relayed.values():
             self.protection.receive(own)
         message = super().answer(asked, self._position or 0, places, encode)

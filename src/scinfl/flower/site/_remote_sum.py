@@ -58,7 +58,9 @@ class RemoteSum(Protection):
             return [self.protection.encode_weight(what, self._site, own[self._site]) for what, own in weights.items()]
 
         sums = self._exchange([(total_of(purpose), 0) for purpose in weights], hidden, n_values=len(weights))
-        return {purpose: self.protection.decode_weights(purpose, *sums[total_of(purpose)]) for purpose in weights}
+        totals = {purpose: self.protection.decode_weights(purpose, *sums[total_of(purpose)]) for purpose in weights}
+        self.masking.close_sums()
+        return totals
 
     def reuse_total(self, purpose: str, agreed: str) -> None:
         """Take the total weight of a purpose from another one with the same weights: no message is needed."""
@@ -84,7 +86,9 @@ class RemoteSum(Protection):
     def decode(self, combined: Update, members: Sequence[Update]) -> Update:
         """Read the sum."""
         del members
-        return self.protection.decode(combined, self._sums[combined.purpose][1])
+        mean = self.protection.decode(combined, self._sums[combined.purpose][1])
+        self.masking.close_sums()
+        return mean
 
     def _exchange(
         self, places: Sequence[Place], encode: Callable[[], Sequence[Update]], *, n_values: int

@@ -38,7 +38,7 @@ from scinfl.flower.setup._kit import ADDRESS, CA, IDENTITIES, IDENTITY, LINK_KEY
 from scinfl.flower.site._data import alone, copy_folder, fingerprint_of, read_data
 from scinfl.flower.site._ledger import LEDGER, AgreedRun, Ledger
 from scinfl.flower.site._mailbox import EndedError, Mailbox, OtherRunError
-from scinfl.flower.site._masking import Masking, PairwiseMasking
+from scinfl.flower.site._masking import Masking, Moment, PairwiseMasking
 from scinfl.flower.site._remote_sum import RemoteSum, rehearsed_sum
 from scinfl.flower.site._site_training import train_remote
 from scinfl.flower.site._upload_log import UploadLog
@@ -386,7 +386,7 @@ class _Site:
     def _masking(self, run: str, agreed: str, journal: Path, ledger: Ledger) -> Masking:
         trains = False
 
-        def watch(places: Sequence[Place], members: Sequence[str], are_here: bool) -> None:  # noqa: FBT001
+        def watch(places: Sequence[Place], members: Sequence[str], moment: Moment) -> None:
             if strangers := sorted(set(members) - set(self._job.sites)):
                 msg = (
                     f"Expected sums of sites of the job, found {first_of(strangers)} in one. Do not trust this server."
@@ -396,7 +396,9 @@ class _Site:
             trains |= any(purpose in WITH_ROUNDS for purpose, _ in places)
             if any(number <= 1 or purpose not in WITH_ROUNDS for purpose, number in places):
                 # later rounds draw numbers
-                ledger.check_members(run, members, before_training=not trains, are_here=are_here)
+                ledger.check_members(run, members, before_training=not trains)
+                if moment != "here":  # a false sum is not held against the sites that it names
+                    ledger.note_members(run, members, before_training=not trains, is_read=moment == "read")
 
         protection, uploads = self._sum(run), UploadLog(journal / UPLOADS)
         protection.open_run(run_context(self._key, self._job, run, self._identities(), agreed))

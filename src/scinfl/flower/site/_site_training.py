@@ -78,6 +78,7 @@ class SiteTraining:
                 self._take_sum(combined, members, counted=counted)
                 if self._is_done:
                     break
+            self._masking.close_sums()
             self._made = None
             self._keep()
         return self._run
@@ -269,7 +270,7 @@ class SiteTraining:
         journal.log("resume", step=self._step)
 
     def _keep_noise(self) -> None:
-        """Keep noise that was paid for: whoever makes this site start again gets the same, at no further cost."""
+        """Keep noise that was paid for: a site that is made to start again sends the same, at no further cost."""
         if self._journal is None or self._spending is None:
             return
         heads = [{name: getattr(update, name) for name in _HEAD} for update in self._opened_made]
