@@ -5,9 +5,11 @@
     python benchmarks/screens.py --data hill norman --seeds 5 --sites 3
 
 Generators: ``programmes`` (:func:`scinfl.datasets.perturbseq_simulated`), ``loglinear`` (additive logarithms with
-multiplicative noise, no interactions), ``hill`` (genes read pathways through a steep Hill function, counts are Poisson)
-and ``signs`` (most single genes do nothing, a few genes of a pair turn their sign, negative binomial counts). Held out
-are every sixth perturbed gene with all its pairs, and a third of the other pairs; of real screens one part of five.
+multiplicative noise, no interactions), ``hill`` (genes read pathways through a steep Hill function, counts are
+Poisson), ``signs`` (most single genes do nothing, a few genes of a pair turn their sign, negative binomial counts)
+and ``network`` (a sparse regulatory network settles with the perturbed genes switched off, a third of the cells
+escape, no terms). Held out are every sixth perturbed gene with all its pairs, and a third of the other pairs; of real
+screens one part of five.
 
 Prints the mean squared error over the 20 most changed genes relative to the best simple rule (no change, train mean,
 additive; the one that is best on the test perturbations, which nobody knows beforehand), and to each of them; and how
@@ -121,6 +123,30 @@ def signs(rng, n_singles, n_doubles):
     return _screen(np.stack(means), sets, draw), terms
 
 
+def network(rng, n_singles, n_doubles):
+    _, sets, _ = _design(rng, n_singles, n_doubles)
+    regulates = rng.normal(0, 0.5, (N_GENES, N_GENES)) * (rng.random((N_GENES, N_GENES)) < 4 / N_GENES)
+    regulates[:, :n_singles] += rng.normal(0, 0.8, (N_GENES, n_singles)) * (rng.random((N_GENES, n_singles)) < 0.06)
+    base, cycle = rng.normal(0, 1.2, N_GENES), rng.normal(0, 0.5, N_GENES) * (rng.random(N_GENES) < 0.1)
+
+    def settled(own):
+        state = np.zeros(N_GENES)
+        for _ in range(60):
+            pull = regulates @ np.tanh(state)
+            pull[list(own)] = -2.5
+            state = (state + pull) / 2
+        return base + state
+
+    rest = settled(())
+
+    def draw(mean, n):
+        level = np.where(rng.random((n, 1)) < 0.3, rest, mean) + rng.normal(0, 1, (n, 1)) * cycle
+        rate = np.exp(level + rng.normal(0, 0.15, level.shape))
+        return _logged(rng.poisson(rate / rate.sum(1, keepdims=True) * rng.lognormal(np.log(4000), 0.4, (n, 1))))
+
+    return _screen(np.stack([rest, *map(settled, sets)]), sets, draw), None
+
+
 def _logged(counts):
     return np.log1p(counts / np.maximum(counts.sum(1, keepdims=True), 1) * 2000)
 
@@ -129,7 +155,7 @@ def additive(rng, n_singles, n_doubles):
     return programmes(rng, n_singles, n_doubles, interaction=0.0)
 
 
-GENERATED = {f.__name__: f for f in (programmes, additive, loglinear, hill, signs)}
+GENERATED = {f.__name__: f for f in (programmes, additive, loglinear, hill, signs, network)}
 
 
 def _real(name, condition, *, prepare=False, keep=lambda adata: adata):

@@ -49,6 +49,7 @@ def test_they_are_those_of_all_pairs(kind, dtype, n_rows, monkeypatch):
     for row, own in enumerate(ROWS):
         found = np.stack([moments.mean[row], moments.variance[row], moments.third[row], moments.fourth[row]])
         np.testing.assert_allclose(found, naive(X, own, CONTROLS), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(moments.noise[row], X[CONTROLS].var(0, dtype=np.float64, ddof=1) / len(CONTROLS))
     assert moments.mean.dtype == np.float64
     assert moments.n_cells.tolist() == [11, 25, 1]
     assert len(moments) == 3

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scinfl.model.gears._prior import Prior, pack_priors, unpack_priors
-from scinfl.model.gears._rules import RULES, Rules, _convex
+from scinfl.model.gears._rules import RULES, Rules, Weights, _convex
 
 GENES = [f"G{number:02d}" for number in range(12)]
 N = 30
@@ -21,7 +21,8 @@ def rules_of(changes, *, groups=None):
     if groups is not None:
         similarity = np.maximum(similarity, 0.9 * np.equal.outer(groups, groups))
     places = {gene: place for place, gene in enumerate(GENES)}
-    return Rules(conditions, np.stack([changes[genes] for genes in conditions]), places, similarity)
+    values = np.stack([changes[genes] for genes in conditions])
+    return Rules(conditions, values, places, similarity, {gene: column for column, gene in enumerate(GENES)})
 
 
 def screen(*, respond, rng=0, n_pairs=30, noise=0.05):
@@ -143,7 +144,9 @@ def test_the_error_covers_as_many_new_pairs_as_it_says():
 
 def test_a_fitted_prior_is_kept_with_its_weights():
     changes = screen(respond=strongest)
-    prior = Prior("fitted", tuple(changes), np.stack(list(changes.values())), {"single": 0.0, "combination": 0.0})
+    prior = Prior(
+        "fitted", tuple(changes), np.stack(list(changes.values())), {"single": 0.0, "combination": 0.0}, GENES
+    )
     prior = prior.fit(lambda genes: np.eye(len(genes)))
     again = unpack_priors(pack_priors({"": prior}))[""]
     new = next(pair for pair in combinations(GENES, 2) if pair not in changes)
@@ -152,7 +155,30 @@ def test_a_fitted_prior_is_kept_with_its_weights():
         np.testing.assert_array_equal(one, other)
         assert np.isfinite(again.error([genes])).all()
     assert np.isnan(again.error([("G00",)])).all()  # measured
+    assert again.genes == tuple(GENES)
     assert Prior("additive", prior.conditions, prior.changes, {}).error([new]) is None
+
+
+def test_genes_whose_expression_changes_together_predict_each_other():
+    generator = np.random.default_rng(0)
+    scores = generator.normal(size=(60, 3))  # a gene reads three programmes, and moves them when it is perturbed
+    changes = {(f"G{gene:02d}",): scores @ own + 0.1 * generator.normal(size=60) for gene, own in enumerate(scores)}
+    columns = {f"G{gene:02d}": gene for gene in range(60)}
+    known = {genes: change for genes, change in changes.items() if columns[genes[0]] < 40}
+    places = {gene: place for place, gene in enumerate(columns)}
+    rules = Rules(tuple(known), np.stack(list(known.values())), places, np.eye(60), columns)
+    weights = rules.fit()
+    assert shares(weights, "single")["linear"] > 0.8
+    new = [genes for genes in changes if genes not in known]
+    assert error_of(rules, weights, changes, new) < 0.2 * np.mean([np.square(changes[genes]).mean() for genes in new])
+
+
+def test_rules_that_came_after_a_file_was_written_have_no_weight():
+    prior = Prior(
+        "fitted", (("A",),), np.ones((1, N)), {}, (), 0.0, {"single": Weights(np.array([0.0, 1.0]), np.ones(N))}
+    )
+    again = unpack_priors(pack_priors({"": prior}))[""]
+    assert again.weights["single"].rules.tolist() == [0, 1, *[0] * (len(RULES["single"]) - 2)]
 
 
 def test_regressions_are_solved_once_and_answer_for_genes_that_were_never_perturbed(monkeypatch):
@@ -164,7 +190,7 @@ def test_regressions_are_solved_once_and_answer_for_genes_that_were_never_pertur
         return np.maximum(np.eye(len(own)), 0.9 * np.equal.outer(own, own))
 
     whole = rules_of(changes, groups=groups)  # whose vocabulary has the gene that was never perturbed
-    prior = Prior("fitted", whole.conditions, whole.changes, {"single": 1.0, "combination": 1.0}).fit(alike)
+    prior = Prior("fitted", whole.conditions, whole.changes, {"single": 1.0, "combination": 1.0}, GENES).fit(alike)
     solved, solve = [], np.linalg.inv
     monkeypatch.setattr(np.linalg, "inv", lambda matrix: (solved.append(matrix), solve(matrix))[1])
     new = next(pair for pair in combinations(GENES[1:], 2) if pair not in changes)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.linalg import svd
 
 from scinfl._checks import first_of, number_between, whole_number
 from scinfl._conditions import CONTROL, canonical, genes_of
+from scinfl._linear_rule import LinearRule
 
 
 def perturbation_baselines(
@@ -84,10 +84,10 @@ def perturbation_baselines(
     number_between("ridge", ridge, 0, 1e12, open_low=True)
     names = _canonical_once(perturbations, "perturbations", control)
     trained = _checked(changes, control)
-    values, genes = trained.to_numpy(np.float64), list(map(str, trained.columns))
+    values = trained.to_numpy(np.float64)
     members = [genes_of(name) for name in names]
     predicted = {
-        "no change": np.zeros((len(names), len(genes))),
+        "no change": np.zeros((len(names), values.shape[1])),
         "train mean": np.tile(values.mean(0), (len(names), 1)),
     }
     owners = [genes_of(name) for name in trained.index]
@@ -95,7 +95,9 @@ def perturbation_baselines(
     singles = {own[0]: row for own, row in zip(owners, values, strict=True) if len(own) == 1}
     if singles:
         predicted["additive"] = _sum_of_singles(members, singles)
-    predicted["linear"] = _linear(values, owners, members, genes, n_components, ridge)
+    columns = {gene: number for number, gene in enumerate(map(str, trained.columns))}
+    linear = LinearRule(values, owners, columns, n_components=n_components, ridge=ridge)
+    predicted["linear"] = np.stack([linear.predict(own) for own in members])
     if similarity is not None:
         if not singles:
             msg = "Expected single perturbations in `changes` for `similarity` to weigh, found none. Leave it out."
@@ -156,28 +158,3 @@ def _neighbours(similarity: pd.DataFrame, singles: dict[str, np.ndarray], wanted
         )
         for gene, own in pairs.groupby("target")
     }
-
-
-def _linear(
-    values: np.ndarray,
-    trained: list[tuple[str, ...]],
-    members: list[tuple[str, ...]],
-    genes: list[str],
-    n_components: int,
-    ridge: float,
-) -> np.ndarray:
-    """Ridge of the changes on embeddings of the read and of the perturbed genes."""
-    columns = values.T - values.mean(1)
-    left, sizes, _ = svd(columns, full_matrices=False)
-    G = (left * sizes)[:, :n_components]
-    position = {gene: number for number, gene in enumerate(genes)}
-
-    def embedded(sets: list[tuple[str, ...]]) -> np.ndarray:
-        rows = [[position[gene] for gene in own if gene in position] for own in sets]
-        return np.stack([G[own].sum(0) for own in rows])
-
-    P, b = embedded(trained), values.mean(0)
-    penalty = ridge * np.eye(G.shape[1])
-    half = np.linalg.solve(G.T @ G + penalty, G.T @ (values - b).T @ P)
-    W = np.linalg.solve(P.T @ P + penalty, half.T).T
-    return embedded(members) @ W.T @ G.T + b

@@ -35,6 +35,7 @@ class MeanChange(NamedTuple):
     condition: Condition
     n_cells: float
     change: np.ndarray
+    noise: np.ndarray  # variance of the mean of its controls
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,8 @@ class SiteCells:
 
 def mean_changes(conditions: Sequence[Condition], moments: Moments) -> list[MeanChange]:
     """Mean change of each condition."""
-    return [MeanChange(*own) for own in zip(conditions, moments.n_cells, moments.mean, strict=True)]
+    columns = (conditions, moments.n_cells, moments.mean, moments.noise)
+    return [MeanChange(*own) for own in zip(*columns, strict=True)]
 
 
 class ConditionBatches:

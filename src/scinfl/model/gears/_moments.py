@@ -34,6 +34,7 @@ class Moments:
     fourth: np.ndarray
     expressed: np.ndarray  # genes with a non-zero mean in the condition; all of them for controls
     top: np.ndarray  # indices of the 20 most differential genes; −1 where there are fewer, and for controls
+    noise: np.ndarray  # variance of the mean of the controls
 
     def __len__(self) -> int:
         return len(self.n_cells)
@@ -52,12 +53,14 @@ class Moments:
         n_genes = matrix.shape[1]
         if not parts:
             empty = np.zeros((0, n_genes))
-            return cls(np.zeros(0, int), empty, empty, empty, empty, empty.astype(bool), np.zeros((0, N_TOP), int))
+            no_top = np.zeros((0, N_TOP), int)
+            return cls(np.zeros(0, int), empty, empty, empty, empty, empty.astype(bool), no_top, empty)
         none = (np.zeros((4, n_genes)), np.ones(n_genes, bool), np.full(N_TOP, -1))
         values, expressed, top = zip(*(none if part is None else part for part in parts), strict=True)
         mean, variance, third, fourth = np.stack(values, axis=1)
         n_cells = np.array([len(own) if len(own) else len(base) for own, base in zip(rows, controls, strict=True)])
-        return cls(n_cells, mean, variance, third, fourth, np.stack(expressed), np.stack(top))
+        noise = np.stack([known[id(base)][1] / max(len(base) - 1, 1) for base in controls])
+        return cls(n_cells, mean, variance, third, fourth, np.stack(expressed), np.stack(top), noise)
 
 
 def central_moments(matrix: Matrix, rows: np.ndarray) -> np.ndarray:

@@ -31,6 +31,8 @@ class Prior:
     conditions: tuple[tuple[str, ...], ...]  # perturbed genes of each training condition
     changes: np.ndarray  # conditions × genes
     shrinkage: Mapping[str, float]  # share of the network's change that is added, by number of genes
+    genes: Sequence[str] = ()  # names of the measured genes
+    noise: np.ndarray | float = 0.0  # variance of the controls that all changes are of
 
     weights: Mapping[str, Weights] = field(default_factory=dict)  # of the rules, if fitted
     _fitted: list[Rules] = field(default_factory=list, init=False, repr=False, compare=False)
@@ -52,13 +54,17 @@ class Prior:
         return np.stack(changes) if changes else np.zeros((0, self.changes.shape[1]))
 
     def error(self, conditions: Sequence[Sequence[str]]) -> np.ndarray | None:
-        """Expected error of predictions (conditions × genes), where it is known how well left-out conditions fit."""
+        """Expected error of predictions (conditions × genes), where it is known how well left-out conditions fit.
+
+        Left-out conditions are compared with the same controls as the others. So the noise of these, and of as many
+        that a new perturbation is compared with, is added.
+        """
         if not self.weights:
             return None
         rules, none = self._rules(_none_alike), np.full(self.changes.shape[1], np.nan)
         known = [bool(genes) and not self.is_measured(genes) for genes in conditions]
         errors = [
-            self.weights[rules.kind(tuple(genes))].error if judged else none
+            np.sqrt(self.weights[rules.kind(tuple(genes))].error ** 2 + 2 * np.asarray(self.noise)) if judged else none
             for genes, judged in zip(conditions, known, strict=True)
         ]
         return np.stack(errors)
@@ -66,7 +72,8 @@ class Prior:
     def _rules(self, alike: Likeness) -> Rules:
         genes = sorted({gene for genes in self.conditions for gene in genes})
         places = {gene: place for place, gene in enumerate(genes)}
-        return Rules(self.conditions, np.asarray(self.changes, np.float64), places, alike(genes))
+        columns = {gene: column for column, gene in enumerate(self.genes)}
+        return Rules(self.conditions, np.asarray(self.changes, np.float64), places, alike(genes), columns)
 
     def _near(self, genes: set[str], alike: Likeness) -> dict[str, np.ndarray]:
         """Similarity of genes that no training condition has to those of the training conditions."""
@@ -117,12 +124,18 @@ def _none_alike(genes: Sequence[str]) -> np.ndarray:
 def pack_priors(priors: Mapping[str, Prior]) -> bytes:
     """Priors by site as safetensors."""
     about = {
-        name: {"kind": prior.kind, "conditions": prior.conditions, "shrinkage": dict(prior.shrinkage)}
+        name: {
+            "kind": prior.kind,
+            "conditions": prior.conditions,
+            "shrinkage": dict(prior.shrinkage),
+            "genes": list(prior.genes),
+        }
         for name, prior in priors.items()
     }
     arrays = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
     for name, prior in priors.items():
         arrays[f"changes/{name}"] = np.ascontiguousarray(prior.changes)
+        arrays[f"noise/{name}"] = np.asarray(prior.noise, np.float64)
         for kind, own in prior.weights.items():
             arrays |= {f"rules/{kind}/{name}": own.rules, f"error/{kind}/{name}": own.error}
     return save_tensors(arrays)
@@ -138,11 +151,18 @@ def unpack_priors(content: bytes) -> dict[str, Prior]:
             tuple(map(tuple, entry["conditions"])),
             arrays[f"changes/{name}"],
             entry["shrinkage"],
+            tuple(entry.get("genes", ())),
+            arrays.get(f"noise/{name}", 0.0),
             {
-                kind: Weights(arrays[f"rules/{kind}/{name}"], arrays[f"error/{kind}/{name}"])
+                kind: Weights(_of_all(kind, arrays[f"rules/{kind}/{name}"]), arrays[f"error/{kind}/{name}"])
                 for kind in RULES
                 if f"rules/{kind}/{name}" in arrays
             },
         )
         for name, entry in about.items()
     }
+
+
+def _of_all(kind: str, weights: np.ndarray) -> np.ndarray:
+    """Weights of all rules; those that came later have none in older files."""
+    return np.pad(weights, (0, len(RULES[kind]) - len(weights)))

@@ -124,11 +124,13 @@ class PriorPredictor(PerturbationPredictor):
                 mine = [agreed.train, agreed.validated if agreed.aside else []]
             sets, later = (sorted({c.genes for c in part if c.genes}) for part in mine)
             sets += [genes for genes in later if genes not in set(sets)]
-            changes = np.zeros((len(sets), len(self._genes)))
+            changes, noise = np.zeros((len(sets), len(self._genes))), np.zeros(len(self._genes))
             if self._prior_kind is not None:
                 own = {member: [*known[member], *drawn[member]] for member in members}
-                changes = pooled_changes(sets, own, () if local else protections, None if local else self._payload)
-            whole = Prior(self._prior_kind, tuple(sets), changes, dict.fromkeys(ORDERS, 1.0))
+                changes, noise = pooled_changes(
+                    sets, own, () if local else protections, None if local else self._payload
+                )
+            whole = Prior(self._prior_kind, tuple(sets), changes, dict.fromkeys(ORDERS, 1.0), self._genes, noise)
             n = len({c.genes for c in mine[0] if c.genes})
             if local:
                 self._put_graphs(self.module, name)

@@ -35,7 +35,7 @@ class SiteSums:
         order = np.argsort(-np.abs(self.change), axis=1)[:, :N_TOP]
         perturbed = np.array([bool(condition.genes) for condition in self.conditions], dtype=bool)
         top[perturbed, : order.shape[1]] = order[perturbed]
-        return Moments(self.n_cells, self.change, none, none, none, np.ones_like(none, dtype=bool), top)
+        return Moments(self.n_cells, self.change, none, none, none, np.ones_like(none, dtype=bool), top, none)
 
 
 def check_private(

@@ -10,14 +10,15 @@ from typing import TypeAlias
 import numpy as np
 from scipy.optimize import nnls
 
+from scinfl._linear_rule import LinearRule
 from scinfl.model.gears._shrinkage import AT_LEAST, share_of
 
 Genes: TypeAlias = tuple[str, ...]
 
 RULES = {
-    "single": ("mean of singles", "mean", "none", "smooth", "smoother"),
+    "single": ("mean of singles", "mean", "none", "smooth", "smoother", "linear"),
     "seen": ("additive", "mean", "none", "strongest", "slopes", "smooth", "interaction", "smoother interaction"),
-    "unseen": ("additive", "mean", "none", "smooth", "smoother"),
+    "unseen": ("additive", "mean", "none", "smooth", "smoother", "linear"),
 }
 """Rules by kind of perturbation: one gene, genes that were all perturbed alone, others. The first is the default."""
 SIMPLE = 3  # the first of them need no fit
@@ -48,7 +49,8 @@ class Rules:
       :math:`Y_c = \sum_{a \in c} (\mu + \theta_a)` with the covariance :math:`k_{ab} = (\delta_{ab} + S_{ab}) / 2` of
       :math:`\theta`, where :math:`S` is the similarity;
     - *interaction*: the same of what combinations differ from the sum of their singles, where pairs are alike by
-      genes, by similarity, and by the correlation of single changes, of which products are terms too.
+      genes, by similarity, and by the correlation of single changes, of which products are terms too;
+    - *linear*: :class:`~scinfl._linear_rule.LinearRule`.
 
     Conditions that are left out are taken out of a regression by its inverse,
     :math:`Y_H - \hat Y_H = [(A^{-1})_{HH}]^{-1} (A^{-1} Y)_H` with :math:`A = K + \rho I`.
@@ -58,6 +60,7 @@ class Rules:
     changes: np.ndarray  # conditions × genes
     vocabulary: Mapping[str, int]  # place of every perturbed gene in the similarity
     similarity: np.ndarray  # positive semidefinite, 1 on the diagonal
+    columns: Mapping[str, int]  # of the measured genes in the changes
 
     def predict(
         self,
@@ -102,7 +105,7 @@ class Rules:
         likeness = self._smooth.base[places].sum(0) + self._of_strangers(near or {}, genes)
         smooth = self._smooth.predict(genes, likeness, hidden)
         if kind != "seen":
-            return np.stack([first, mean, zero, *smooth])
+            return np.stack([first, mean, zero, *smooth, self._linear.predict(genes, hidden)])
         strongest = np.take_along_axis(np.stack(parts), np.abs(parts).argmax(0)[None], 0)[0]
         rest = self._interaction.predict(genes, self._interaction.base[places].sum(0), hidden)
         slopes = total * self._slopes(hidden)
@@ -234,6 +237,10 @@ class Rules:
         base = (np.eye(len(self.similarity)) + self.similarity + profiles @ profiles.T) / 6
         rows = {self.conditions[row]: int(row) for row in self._seen}
         return _Regression(rows, self.changes[self._seen] - self._sums, self._members(list(rows)), base, powers=True)
+
+    @cached_property
+    def _linear(self) -> LinearRule:
+        return LinearRule(self.changes, self.conditions, self.columns)
 
     def _members(self, sets: Sequence[Genes]) -> np.ndarray:
         result = np.zeros((len(sets), len(self.similarity)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -67,20 +68,31 @@ def pooled_changes(
     sites: Mapping[str, Sequence[MeanChange]],
     protections: Sequence[Protection],
     payload: Payload | None = None,
-) -> np.ndarray:
-    """Mean change of each set of perturbed genes over the cells of all sites (sets × genes)."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean change of each set of perturbed genes over the cells of all sites (sets × genes), and its noise by controls.
+
+    A change is the mean over sites, weighted by cells, and so is what the controls add to it: a site with the share
+    :math:`n_s / n` of the perturbed cells adds :math:`(n_s / n)^2` of the variance of its controls' mean.
+    """
     rows = {genes: row for row, genes in enumerate(sets)}
     updates = []
     n_genes = next(len(one.change) for own in sites.values() for one in own)
     for name, own in sites.items():
         sums, counts = np.zeros((len(sets), n_genes)), np.zeros(len(sets))
-        for condition, n_cells, change in own:
+        compared: dict[tuple[int, ...], float] = defaultdict(float)  # cells with the same controls
+        for condition, n_cells, change, _ in own:
             if condition.genes:
                 sums[rows[condition.genes]] += n_cells * change
                 counts[rows[condition.genes]] += n_cells
-        updates.append(Update(name, 0, {"sums": sums, "counts": counts}, 1, purpose="changes"))
-    mean = mean_of(updates, protections, payload=payload).state
-    return mean["sums"] / np.maximum(mean["counts"], 1e-12)[:, None]
+                compared[condition.covariates] += n_cells
+        noise = {one.condition.covariates: one.noise for one in own}
+        controls = sum((n * n * noise[levels] for levels, n in compared.items()), np.zeros(n_genes))
+        state = {"sums": sums, "counts": counts, "controls": controls}
+        updates.append(Update(name, 0, state, 1, purpose="changes"))
+    mean = mean_of(updates, protections, payload=payload)
+    counts = np.maximum(mean.state["counts"], 1e-12)  # every site weighs 1
+    changes = mean.state["sums"] / counts[:, None]
+    return changes, np.maximum(mean.state["controls"], 0) / (mean.weight * counts.sum() ** 2)
 
 
 def warn_of_few(left_out: Mapping[str, int], min_cells: int) -> None:
