@@ -17,6 +17,7 @@ EVERYONE = {
     "_coordinates",
     "_data_files",
     "_errors",
+    "_linear_rule",
     "_extras",
     "_mapped",
     "_spelling",
