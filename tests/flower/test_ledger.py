@@ -345,6 +345,31 @@ def test_a_run_does_not_go_on_without_what_the_site_sent_in_it(tmp_path, sum_):
     errors(again, ValueError, "could ask for a sum that was read before again, without a site")
 
 
+@pytest.mark.parametrize("sum_", ["keyed", "pairwise"])
+def test_an_old_copy_of_what_a_site_sent_is_noticed(tmp_path, sum_):
+    def stop():
+        for site, thread in zip(SITES, evil.federation._threads, strict=True):
+            evil.handle(site, Message("end", {"reason": "power"}))
+            thread.join(60)
+
+    evil = Evil(tmp_path / "evil", job_of(sum_)).start()
+    first = evil.step(0)
+    second = evil.step(1, [first])
+    stop()
+    runs = [evil.federation.kit(site) / "runs" for site in SITES]
+    for own in runs:
+        shutil.copytree(own, own.with_name("copy"))
+    evil = Evil(tmp_path / "evil", job_of(sum_)).start()
+    assert isinstance(evil.step(2, [second]), Message)  # the latest copy goes on
+    stop()
+    for own in runs:
+        shutil.rmtree(own)
+        shutil.move(own.with_name("copy"), own)
+    again = Evil(tmp_path / "evil", job_of(sum_)).start()
+    assert {answer.kind for answer in again.ready.values()} == {"failed"}
+    errors(again, ValueError, "an old copy was put back")
+
+
 def test_a_ledger_that_was_deleted_is_noticed_beside_its_runs(tmp_path):
     evil = four(tmp_path).start()
     for site in FOUR:

@@ -400,7 +400,7 @@ class _Site:
                 if moment != "here":  # a false sum is not held against the sites that it names
                     ledger.note_members(run, members, before_training=not trains, is_read=moment == "read")
 
-        protection, uploads = self._sum(run), UploadLog(journal / UPLOADS)
+        protection, uploads = self._sum(run), UploadLog(journal / UPLOADS, self._kit / LEDGER / f"{run}.steps")
         protection.open_run(run_context(self._key, self._job, run, self._identities(), agreed))
         if not isinstance(protection, PairwiseSum):
             return Masking(protection, self._name, uploads, watch=watch)

@@ -40,10 +40,17 @@ class UploadLog:
     ----------
     file
         Where to keep them; in memory alone by default.
+    mark
+        File in another folder that holds how many lines there were after each step: an old copy has fewer.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer lines than there were.
     """
 
-    def __init__(self, file: Path | None = None) -> None:
-        self._file = file
+    def __init__(self, file: Path | None = None, mark: Path | None = None) -> None:
+        self._file, self._mark, self._n = file, mark, 0
         self._uploads: dict[int, Upload] = {}
         self._history: dict[int, bytes] = {}  # of all sums before a step
         for line in file.read_bytes().split(b"\n") if file is not None and file.exists() else []:
@@ -56,6 +63,15 @@ class UploadLog:
                     self._uploads[upload.step] = upload
             except (ValueError, TypeError, KeyError):
                 continue  # cut off by a crash: that upload did not leave
+            self._n += 1
+        marks = mark.read_bytes().split() if mark is not None and mark.exists() else []
+        if self._n < (n := max((int(own) for own in marks if own.isdigit()), default=0)):
+            msg = (
+                f"Expected {n} lines of what this site sent and read in '{file}', found {self._n}: an old copy was put "
+                "back. A server could ask for a sum that was read before again, without a site. Restore the latest "
+                "copy, or let the operator start a new run."
+            )
+            raise ValueError(msg)
 
     def of(self, step: int) -> Upload | None:
         """Latest upload of a step."""
@@ -89,8 +105,12 @@ class UploadLog:
         history = digest_of([self.history(step), *sums])
         self._write({"step": step + 1, "history": history.hex()})
         self._history[step + 1] = history
+        if self._mark is not None:
+            with self._mark.open("ab") as file:
+                file.write(b"%d\n" % self._n)
 
     def _write(self, content: Mapping[str, Any]) -> None:
+        self._n += 1
         if self._file is not None:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("ab") as file:
