@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import inspect
 import re
 from importlib import import_module
@@ -132,9 +133,35 @@ def test_functions_take_the_arguments_that_are_passed(name, arguments):
         signature.bind(**dict.fromkeys(arguments))
 
 
+def test_every_layer_of_a_superlink_is_known():
+    from flwr.superlink import main
+
+    for_all_calls = {"BaseHTTPMiddleware", "ProtobufTranslationMiddleware"}
+    names = {layer.cls.__name__ for layer in main._get_middleware()}
+    assert names == for_all_calls | _flwr.LAYERS_OF.keys() | set(_flwr.IDLE_LAYERS)
+
+
+def test_a_layer_for_some_calls_is_passed_by_all_others():
+    from starlette.middleware import Middleware
+
+    took = []
+
+    def app_of(name):
+        async def app(scope, receive, send):
+            took.append((name, scope.get("path")))
+
+        return app
+
+    layer = Middleware(lambda app, name: app_of(name), "layer")
+    routed = _flwr._OnlyFor(app_of("app"), "/v1/fleet/", layer)
+    for scope in ({"type": "http", "path": "/v1/fleet/x"}, {"type": "http", "path": "/v1/x"}, {"type": "lifespan"}):
+        asyncio.run(routed(scope, None, None))
+    assert took == [("layer", "/v1/fleet/x"), ("app", "/v1/x"), ("app", None)]
+
+
 def test_everything_that_is_used_is_checked():
     names = {name for module, name in FROM_FLOWER if module.removeprefix("flwr.") not in PUBLIC}
-    elsewhere = {"Fab", "HttpGrid", "ObjectPushError", "TaskIdentity", "build_fab_from_disk", "extensions"}
+    elsewhere = {"Fab", "HttpGrid", "ObjectPushError", "TaskIdentity", "build_fab_from_disk", "extensions", "main"}
     elsewhere |= {"flower_superlink", "no_object_id_recompute", "verify_signature"}
     assert names == ATTRIBUTES.keys() | FIELDS.keys() | ARGUMENTS.keys() | elsewhere
 

@@ -82,6 +82,20 @@ ACQUIRE_TASK = "/flwr.proto.Runtime/AcquireTask"
 FLEET_CALLS = "/v1/fleet/"
 """Where a SuperLink answers sites."""
 
+LAYERS_OF = {
+    "ControlSensitiveResponseMiddleware": "/v1/control/",
+    "ControlAuthenticationMiddleware": "/v1/control/",
+    "ControlLicenseMiddleware": "/v1/control/",
+    "NodeAuthMiddleware": FLEET_CALLS,
+}
+"""Layers of a SuperLink that do nothing but for the calls below one path."""
+
+IDLE_LAYERS = ("RuntimeTracingMiddleware", "ControlEventLogMiddleware", "FleetEventLogMiddleware")
+"""Layers that do nothing unless tracing or event logs are switched on, which they are not here."""
+
+IN_MEMORY = ":flwr-in-memory:"
+"""Name of the database of a SuperLink that keeps nothing on disk."""
+
 SITE_HEADERS = ("flwr-public-key", "flwr-timestamp", "flwr-signature")
 """Headers by which a site proves a call: its public key, a time, and its signature of that."""
 
@@ -130,11 +144,41 @@ def stop_retrying(grid: Any) -> None:
 
 
 def run_superlink(middleware: Any) -> None:
-    """Be a SuperLink, whose calls all pass through a middleware first; takes arguments from the command line."""
-    from flwr.superlink import extensions
+    """Be a SuperLink, whose calls all pass through a middleware first; takes arguments from the command line.
+
+    Each of Flower's own nine layers costs a call a millisecond, also where it only looks at the path and passes the
+    call on. So those of one kind of call are passed by all others, and those that log and trace, which is off here, are
+    left out.
+    """
+    from flwr.superlink import extensions, main
     from flwr.superlink.cli.flower_superlink import flower_superlink
     from starlette.middleware import Middleware
 
-    usual = extensions.get_middleware
-    extensions.get_middleware = lambda: (Middleware(middleware), *usual())
+    others, usual = extensions.get_middleware, main._get_middleware
+    extensions.get_middleware = lambda: (Middleware(middleware), *others())
+    main._get_middleware = lambda: [_for_its_calls(one) for one in usual() if _name(one) not in IDLE_LAYERS]
     flower_superlink()
+
+
+def _for_its_calls(layer: Any) -> Any:
+    """The same layer, which calls of another kind pass by."""
+    from starlette.middleware import Middleware
+
+    calls = LAYERS_OF.get(_name(layer))
+    return layer if calls is None else Middleware(_OnlyFor, calls, layer)
+
+
+def _name(layer: Any) -> str:
+    return str(layer.cls.__name__)
+
+
+class _OnlyFor:
+    """A layer for the calls below one path."""
+
+    def __init__(self, app: Any, path: str, layer: Any) -> None:
+        self._app, self._path = app, path
+        self._layer = layer.cls(app, *layer.args, **layer.kwargs)
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        is_its_own = scope["type"] == "http" and scope["path"].startswith(self._path)
+        await (self._layer if is_its_own else self._app)(scope, receive, send)

@@ -18,6 +18,7 @@ PULL = "pull-messages"
 _PUSHES = ("push-messages", "push-object")
 _OF_SITES, _OF_SERVER = "/v1/fleet/", "/v1/runtime/"
 _SECONDS = {_OF_SITES: 3.0, _OF_SERVER: 0.25}  # the server has deadlines to look at; a held call delays a shutdown
+_SOON = 0.1  # where a site found a message, another may be, which comes alone
 _QUIET = 0.015  # the arrays of a message follow its head one by one
 _LONGEST_QUIET = 0.2
 
@@ -38,7 +39,8 @@ class HeldCalls:
     def __init__(self, app: App) -> None:
         self._app = app
         self._news = {_OF_SITES: _News(), _OF_SERVER: _News()}  # for those who look there
-        self._seen: dict[str, int | None] = {}  # news that each caller knew when it looked in vain
+        self._seen: dict[str, int] = {}  # news that each caller knew when it looked last
+        self._found: set[str] = set()  # sites that found something then
 
     async def __call__(self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
         """Answer one call."""
@@ -60,22 +62,20 @@ class HeldCalls:
         leaving = asyncio.ensure_future(receive())
         try:
             if self._seen.get(caller) == news.number:
-                await news.come(leaving, _SECONDS[side])
+                await news.come(leaving, _SOON if caller in self._found else _SECONDS[side])
             if not leaving.done():
                 await news.settle()
-                await self._look(caller, news.number, scope, events, leaving, send)
+                number = news.number
+                n_bytes = await self._look(scope, events, leaving, send)
+                self._seen[caller] = number
+                (self._found.add if n_bytes and side == _OF_SITES else self._found.discard)(caller)
         finally:
             leaving.cancel()
 
     async def _look(
-        self,
-        caller: str,
-        number: int,
-        scope: dict[str, Any],
-        events: list[Any],
-        leaving: asyncio.Future[Any],
-        send: Callable[..., Any],
-    ) -> None:
+        self, scope: dict[str, Any], events: list[Any], leaving: asyncio.Future[Any], send: Callable[..., Any]
+    ) -> int:
+        """Bytes of what is there."""
         n_bytes = 0
 
         async def replayed() -> Any:
@@ -87,7 +87,7 @@ class HeldCalls:
             await send(event)
 
         await self._app(scope, replayed, counted)
-        self._seen[caller] = None if n_bytes else number  # where one message was, another may be
+        return n_bytes
 
 
 class _News:

@@ -24,6 +24,7 @@ from flwr.serverapp import ServerApp
 
 from scinfl.flower._flwr import (
     ACQUIRE_TASK,
+    IN_MEMORY,
     AcquireTaskRequest,
     ControlHttpClient,
     ListNodesRequest,
@@ -92,7 +93,7 @@ class SuperLink:
             *("--host", host, "--port", str(port)),
             *("--ssl-ca-certfile", str(kit / CA), "--ssl-certfile", str(kit / SERVER_CERTIFICATE)),
             *("--ssl-keyfile", str(kit / SERVER_KEY), "--enable-supernode-auth"),
-            *("--database", str(state / "superlink.db"), "--isolation", "process"),
+            *("--database", IN_MEMORY, "--isolation", "process"),
             *("--superexec-auth-secret-file", str(secret), "--disable-runtime-dependency-installation"),
         ]
         with (state / "superlink.log").open("ab") as log:

@@ -112,6 +112,7 @@ class FleetConnection:
             ],
         )
         self._node: Node | None = None
+        self._was_in = False
         self._stop = threading.Event()
         self._sent = 0.0
         self._refused: float | None = None
@@ -164,7 +165,7 @@ class FleetConnection:
         response = self._client.ActivateNode(
             ActivateNodeRequest(public_key=self._public, heartbeat_interval=_HEARTBEAT)
         )
-        self._node, self._refused = Node(node_id=response.node_id), None
+        self._node, self._refused, self._was_in = Node(node_id=response.node_id), None, True
         logger.info("Connected to %s.", self._address)
         return self._node
 
@@ -242,8 +243,9 @@ class FleetConnection:
         if isinstance(error, httpx.HTTPStatusError) and _is_refusal(error):
             now = time.monotonic()
             self._refused = self._refused or now
+            self._node = None  # a server that started again knows sites by other numbers
             if now - self._refused >= _SECONDS_TO_DOUBT:  # it may still wait for the process that this one replaces
-                why = "it was revoked" if self._node is not None else "it was never registered, or revoked"
+                why = "it was revoked" if self._was_in else "it was never registered, or revoked"
                 msg = (
                     f"Expected the server at {self._address} to know site '{self._site}', found that it does not: "
                     f"{why}. Ask the operator whether the site is in the job and its public key in the server's "
