@@ -308,6 +308,21 @@ class Processes:
         """Name of the run, once sites agreed on it."""
         return json.loads((self.folder / "kit" / "server" / "run" / "run.json").read_text())["run"]
 
+    def train(self):
+        """Run server and sites to their end."""
+        self.start_server()
+        for site in self.sites:
+            self.start_site(site)
+        for name in ("server", *self.sites):
+            assert self.wait(name) == 0, self.text(name)[-3000:]
+        assert "Traceback" not in "".join(self.text(name) for name in self.running)
+
+    @property
+    def n_before(self):
+        """Exchanges before the first round."""
+        history = self.folder / "kit" / "server" / "run" / "history.csv"
+        return int(history.read_text().splitlines()[1].split(",")[0])
+
     def text(self, name):
         log = self.folder / f"{name}.log"
         return log.read_text(errors="replace") if log.exists() else ""

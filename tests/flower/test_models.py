@@ -49,8 +49,7 @@ loss = "{loss}"
 )
 
 
-@pytest.fixture(scope="module")
-def screen():
+def make_screen():
     adata = datasets.perturbseq_simulated(60, n_singles=12, n_doubles=8, n_cells=24)
     perturbations(adata)
     split_perturbations(adata, rng=0)
@@ -63,17 +62,22 @@ def screen():
     return adata
 
 
+@pytest.fixture(scope="module")
+def screen():
+    return make_screen()
+
+
 def write_ontology(federation, terms):
     for site in SITES:
         rows = [f"{gene}\t{term}" for gene, own in terms.items() for term in own]
         (federation / "kit" / f"site_{site}" / "terms.tsv").write_text("\n".join(rows) + "\n")
 
 
-def gears_in_process(screen, key, **train):
+def gears_in_process(screen, key, run=RUN, **train):
     adata = screen.copy()
     model.GEARS.setup_anndata(adata, site_key="site")
     expected = model.GEARS(adata, gene_ontology=adata.uns["gene_terms"], n_hidden=8)
-    expected.train(3, key=key, run=RUN, batch_size=8, progress=False, **train)
+    expected.train(3, key=key, run=run, batch_size=8, progress=False, **train)
     return expected
 
 

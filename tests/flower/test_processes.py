@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -26,9 +27,11 @@ from tests.flower.conftest import (
     secret_scan,
     trained_in_process,
 )
+from tests.flower.test_models import SCREEN_JOB, gears_in_process, make_screen, write_ontology
 
 from scinfl import model
 from scinfl.federation import Journal
+from scinfl.flower.setup._job import SITE_SETTINGS
 from scinfl.flower.setup._kit import CA, LINK_KEY, _openssh, make_kit
 from scinfl.flower.site._connection import FleetConnection, RefusedError
 from scinfl.privacy import Key
@@ -207,16 +210,30 @@ def test_what_is_not_loopback_reaches_the_sites_calls_only():
 def test_a_model_of_scvi_tools_over_processes_is_that_of_one_process(tmp_path, fresh_key):
     adata = make_counts()
     with processes(tmp_path, SCVI_JOB.format(kind="SCVI", setup="", n_rounds=2), adata, fresh_key) as running:
-        running.start_server()
-        for site in SITES:
-            running.start_site(site)
-        assert running.wait("server") == 0
-        for site in SITES:
-            assert running.wait(site) == 0
+        running.train()
+        assert running.n_before <= 3
         expected = model.from_scvi("SCVI", adata, site_key="site", n_hidden=16, n_latent=4)
         expected.train(2, key=fresh_key, run=running.run, lr=0.01, progress=False)
         for site in SITES:
             trained = model.ScviModel.load(running.kit(site) / "model")
             trained.unlock(fresh_key)
             assert same(trained, expected)
-        assert "Traceback" not in "".join(running.text(name) for name in running.running)
+
+
+@pytest.mark.slow
+def test_a_gears_over_processes_is_that_of_one_process(tmp_path, fresh_key):
+    screen = make_screen()
+    with processes(tmp_path, SCREEN_JOB.format(loss="squared"), screen, fresh_key) as running:
+        write_ontology(tmp_path, screen.uns["gene_terms"])
+        for site in SITES:
+            with (running.kit(site) / SITE_SETTINGS).open("a") as file:
+                file.write('gene_ontology = "terms.tsv"\n')
+        running.train()
+        assert running.n_before <= 8
+        expected = gears_in_process(screen, fresh_key, running.run, loss="squared")
+        wanted = list(screen.uns["gene_terms"])[:2]
+        for site in SITES:
+            trained = model.GEARS.load(running.kit(site) / "model")
+            trained.unlock(fresh_key)
+            assert same(trained, expected)
+            np.testing.assert_array_equal(*(own.predict(wanted, adata=screen).X for own in (trained, expected)))
