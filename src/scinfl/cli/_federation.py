@@ -106,7 +106,23 @@ def add_federation(commands: Commands, report: Report) -> None:
     revoke.add_argument("kit", type=Path, help="folder of the operator")
     revoke.add_argument("site", help="name of the site")
     revoke.set_defaults(run=_revoke)
-    for parser in (init, add, server, site, show, revoke):
+
+    status = command(
+        actions,
+        "status",
+        "who is connected, how far the run is, and what the server waits for; also while it runs",
+        "scinfl federation status kit/server",
+        "scinfl federation status kit/server --format prometheus",
+    )
+    status.add_argument("kit", type=Path, help="folder of the operator")
+    status.add_argument(
+        "--format",
+        choices=["text", "json", "prometheus"],
+        default="text",
+        help="text, a line of JSON, or metrics for Prometheus (default text)",
+    )
+    status.set_defaults(run=_status)
+    for parser in (init, add, server, site, show, revoke, status):
         parser.set_defaults(report=report)
 
 
@@ -206,6 +222,17 @@ def _revoke(options: argparse.Namespace) -> None:
         f"Site '{options.site}' is refused from the next start of the server. It keeps the key and the models that it "
         "has: let the other sites run `scinfl key revoke`."
     )
+
+
+def _status(options: argparse.Namespace) -> None:
+    import json
+
+    from scinfl.flower import read_status
+    from scinfl.flower.server import status_as_metrics, status_as_text
+
+    status = read_status(options.kit)
+    as_text = {"text": status_as_text, "json": json.dumps, "prometheus": status_as_metrics}[options.format]
+    options.report(as_text(status))  # type: ignore[operator]
 
 
 def _answer(question: str) -> bool:

@@ -21,8 +21,17 @@ from scinfl.flower.protocol._preflight import check_hello
 from scinfl.flower.protocol._round_history import WITH_ROUNDS
 from scinfl.flower.server._aggregation import Aggregation, StoppedError
 from scinfl.flower.server._pairwise_aggregation import PairwiseAggregation
-from scinfl.flower.server._participant import Participant, Participants, Transport, checks_of, compare_sites, named
+from scinfl.flower.server._participant import (
+    Participant,
+    Participants,
+    Transport,
+    checks_of,
+    compare_sites,
+    dismiss,
+    named,
+)
 from scinfl.flower.server._run_folder import RunFolder
+from scinfl.flower.server._status import StatusFile, status_of
 from scinfl.flower.setup._job import Job
 from scinfl.privacy import PublicIdentity
 from scinfl.privacy.aggregation import MASKED, Aggregator, PairwiseServer, default_bound, purpose_of
@@ -32,7 +41,6 @@ _GONE = 30.0  # seconds to wait for a site that left without reporting that it h
 _SECONDS_TO_MAKE_THE_MODEL = 180.0  # at least, for a site that is here and catches up: it imports and sets up first
 _MAX_REFUSALS = 3
 _SECONDS_TO_GREET = 20.0  # after which the same is asked again: one lost message should not hold up the start
-_SECONDS_TO_LEAVE = 15.0
 _MOST_ATTEMPTS = 1_000_000  # at one step, by one server
 _ANSWERS = ("step", "repeat", "advertise", "reveal")
 _AT_WORK = ("new", "greeted", "ready")
@@ -100,6 +108,7 @@ class Coordinator:
         self._slow: set[str] = set()
         self._last: set[str] = set(self._expected) if self._kept.n_sums else set()
         self._repeats: Counter[tuple[str, str]] = Counter()  # of sites that asked for wider bounds, by purpose
+        self._status, self._n_bytes = StatusFile(folder), 0
         self._lost: Counter[str] = Counter()  # exchanges of masks in a row that a site did not end
         self._aggregation = self._next_aggregation()
 
@@ -125,11 +134,13 @@ class Coordinator:
                 time.sleep(self._poll)
         except (ValueError, RuntimeError) as error:
             self._journal.log("stopped", reason=str(error))
-            self._dismiss(transport, str(error))
+            self._report_status("stopped", reason=str(error))
+            dismiss(transport, self._participants, self._kept.run, error, self._poll)
             raise
         finally:
             self._bar.close()
         self._journal.log("finished", rounds=self._kept.n_rounds)
+        self._report_status("finished")
 
     def _look_around(self, transport: Transport) -> None:
         for gone in self._participants.follow(transport.nodes()):
@@ -177,16 +188,6 @@ class Coordinator:
             return Aggregation(*given, **options)
         options |= {"first_attempt": self._kept.n_starts * _MOST_ATTEMPTS + 1, "lost": self._lost}
         return PairwiseAggregation(*given, folder=self._kept.path, **options)
-
-    def _dismiss(self, transport: Transport, reason: str) -> None:
-        """Send sites the reason why the run stopped, and give them time to fetch it."""
-        message = Message("end", {"run": self._kept.run, "reason": reason})
-        present = [n for n, one in self._participants.items() if one.stage not in ("finished", "refused")]
-        tickets = {transport.send(number, message, seconds=60) for number in present}
-        until = time.monotonic() + _SECONDS_TO_LEAVE
-        while tickets and time.monotonic() < until:
-            tickets -= {ticket for ticket, _ in transport.receive(tickets)}
-            time.sleep(self._poll)
 
     # ---- answers
 
@@ -343,6 +344,14 @@ class Coordinator:
         elif not self._kept.is_closing:
             self._maybe_add(now)
         self._remind(now)
+        self._report_status()
+
+    def _report_status(self, state: str = "", **more: str) -> None:
+        """Write who is connected, how far the run is and what is waited for, for who asks."""
+        answered = self._aggregation.sites
+        own = status_of(self._kept, self._job, self._expected, self._participants, self._finished, answered)
+        more |= {"state": state} if state else {}
+        self._status.write({**own, "received_bytes": self._n_bytes, **more}, time.monotonic(), at_once=bool(state))
 
     def _greet(self, now: float) -> None:
         greeted = {one.site: one for one in self._participants.values() if one.stage == "greeted"}
@@ -389,6 +398,7 @@ class Coordinator:
         )
         self._report_sums(step, [combined for combined, _ in sums], left_out, now - self._started)
         self._last = set(sites)
+        self._n_bytes += self._aggregation.n_bytes
         self._slow |= self._expected - set(sites)  # nobody waits twice for a site that does not answer
         self._aggregation, self._started = self._next_aggregation(), now
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -58,6 +59,19 @@ class Participants(dict[int, Participant]):
     def sites(self, *stages: str) -> set[str]:
         """Names of the sites in some stages; ``"None"`` for any whose name is not known yet."""
         return {str(participant.site) for participant in self.values() if participant.stage in stages}
+
+
+def dismiss(
+    transport: Transport, participants: Participants, run: str, error: Exception, poll: float, seconds: float = 15.0
+) -> None:
+    """Send sites the reason why a run stopped, and give them time to fetch it."""
+    message = Message("end", {"run": run, "reason": str(error)})
+    present = [number for number, one in participants.items() if one.stage not in ("finished", "refused")]
+    tickets = {transport.send(number, message, seconds=60) for number in present}
+    until = time.monotonic() + seconds
+    while tickets and time.monotonic() < until:
+        tickets -= {ticket for ticket, _ in transport.receive(tickets)}
+        time.sleep(poll)
 
 
 def checks_of(hello: Mapping[str, Any]) -> dict[str, Any]:
