@@ -12,7 +12,8 @@ import pytest
 from matplotlib.colors import to_hex
 
 from scinfl import pl
-from scinfl.pl._palette import BLUE, GREY, VERMILION, category_colours, method_lines, method_styles
+from scinfl._colours import category_colours
+from scinfl.pl._palette import BLUE, GREY, VERMILION, method_lines, method_styles
 
 
 @pytest.fixture(autouse=True)

@@ -56,6 +56,13 @@ def test_sections_stand_side_by_side_in_their_scale_and_orientation(tissue):
     np.testing.assert_allclose(spots[100:, 0], spots[:50, 0])
 
 
+def test_a_scale_bar_is_drawn_where_the_unit_is_known(tissue):
+    assert not [artist for artist in pl.sections(tissue, section_key="slice").artists if hasattr(artist, "dx")]
+    ax = pl.sections(tissue, section_key="slice", microns=0.5)
+    (bar,) = [artist for artist in ax.artists if hasattr(artist, "dx")]
+    assert (bar.dx, bar.units) == (0.5, "um")
+
+
 def test_domains_have_their_colours_and_one_legend(tissue):
     tissue.uns["infl_domain_colors"] = ["#ff0000", "#0000ff"]
     tissue.obs.loc["spot_7", "infl_domain"] = np.nan

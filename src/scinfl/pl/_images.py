@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, Normalize
 from scipy.spatial import KDTree
@@ -17,6 +18,7 @@ Images = dict[str, Mapping[str, Any]]
 
 _VALUE = "value"
 _SPACING = 100.0  # µm between the centres of the spots of Visium
+_BAR: dict[str, Any] = {"location": "lower left", "box_alpha": 0.6, "font_properties": {"size": "x-small"}}
 
 
 def images_of(adata: AnnData, spatial_key: str, names: Sequence[str]) -> Images | None:
@@ -44,6 +46,14 @@ def microns_of(images: Images, obs: pd.DataFrame, spots: np.ndarray, codes: np.n
     if "array_row" not in obs or len(first) < 2:
         return None
     return _SPACING / float(np.median(KDTree(first).query(first, k=2)[0][:, 1]))
+
+
+def scale_bar(microns: float, ax: Axes) -> Artist:
+    """A scale bar below axes in which a unit is so many micrometres."""
+    from matplotlib_scalebar.scalebar import ScaleBar
+
+    below = {"location": "upper left", "bbox_to_anchor": (0, 0), "bbox_transform": ax.transAxes}
+    return ScaleBar(microns, "um", length_fraction=0.1, **_BAR | below)
 
 
 def draw_on_images(
@@ -89,7 +99,7 @@ def draw_on_images(
             colorbar=False,
             ax=inset,
             fig=ax.figure,
-            scalebar_kwargs={"location": "lower left", "box_alpha": 0.6, "font_properties": {"size": "x-small"}},
+            scalebar_kwargs=_BAR,
             **scale,
         )
         start, stop = (spots[own].min(0) - diameter / 2) * factor, (spots[own].max(0) + diameter / 2) * factor

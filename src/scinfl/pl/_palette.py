@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
-from matplotlib import colormaps
-from matplotlib.colors import Colormap, LinearSegmentedColormap, to_hex
+from matplotlib.colors import Colormap, LinearSegmentedColormap
 
 BLUE, VERMILION, ORANGE, GREEN = "#0072B2", "#D55E00", "#E69F00", "#009E73"
 BLACK, GREY, PALE = "#000000", "#8C8C8C", "#D9D9D9"
@@ -15,9 +13,6 @@ BLACK, GREY, PALE = "#000000", "#8C8C8C", "#D9D9D9"
 _METHODS = (VERMILION, BLUE, ORANGE, "#CC79A7", "#56B4E9", BLACK)
 _SYMBOLS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _LINES = ("-", "--", "-.", ":")
-
-# the "muted" scheme of Tol (2021)
-_CATEGORIES = ("#CC6677", "#332288", "#DDCC77", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
 
 CONTROL = GREEN
 VERDICTS = {"leaks": VERMILION, "unclear": ORANGE, "holds": BLUE}
@@ -40,15 +35,6 @@ def method_lines(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
         method: (_METHODS[number % len(_METHODS)], _LINES[number % len(_LINES)])
         for number, method in enumerate(methods)
     }
-
-
-def category_colours(n: int) -> list[str]:
-    """Colours of so many categories; no scheme keeps more than nine distinct for everybody."""
-    if n <= len(_CATEGORIES):
-        return list(_CATEGORIES[:n])
-    if n <= 20:
-        return [to_hex(colour) for colour in colormaps["tab20"](np.arange(n))]
-    return [to_hex(colour) for colour in colormaps["turbo"](np.linspace(0, 1, n))]
 
 
 def low_to_high() -> Colormap:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from matplotlib.axes import Axes
 
+from scinfl._colours import category_colours
 from scinfl.pl._axes import axes
-from scinfl.pl._palette import category_colours
 
 if TYPE_CHECKING:
     from scinfl.model import Classifier

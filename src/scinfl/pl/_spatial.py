@@ -18,10 +18,11 @@ from scipy.spatial import KDTree
 
 from scinfl import _names
 from scinfl._checks import first_of, missing, number_between, obs_column, whole_number
+from scinfl._colours import category_colours
 from scinfl._coordinates import coordinates_of, in_tissue
 from scinfl.pl._axes import axes
-from scinfl.pl._images import diameter_of, draw_on_images, images_of, microns_of
-from scinfl.pl._palette import SEQUENTIAL, category_colours
+from scinfl.pl._images import diameter_of, draw_on_images, images_of, microns_of, scale_bar
+from scinfl.pl._palette import SEQUENTIAL
 
 _MISSING = "0.85"
 _GAP = 0.06
@@ -66,7 +67,7 @@ def sections(
     image
         Draw images where there are some: one for each section, under its name, or one for a single section.
     microns
-        Micrometres per unit of the coordinates, for a scale bar on images. By default those of the scale factors
+        Micrometres per unit of the coordinates, for a scale bar. By default, on images, those of the scale factors
         (``microns_per_pixel``), or, for Visium (``array_row`` in ``.obs``), those by which nearest spots are 100 µm
         apart.
     ax
@@ -136,6 +137,8 @@ def sections(
     else:
         dots.set(array=np.ma.masked_invalid(values.to_numpy(np.float64)), **how)
     ax.add_collection(dots)
+    if microns is not None:
+        ax.add_artist(scale_bar(microns, ax))
     return ax
 
 

@@ -14,6 +14,7 @@ from sklearn.mixture import GaussianMixture
 
 from scinfl import _names
 from scinfl._checks import complete_column, first_of, number_between, one_of, unmasked, warn, whole_number
+from scinfl._colours import category_colours
 from scinfl._spelling import argument
 from scinfl.tl._leiden import leiden
 
@@ -45,7 +46,7 @@ def cluster(
     ``.uns["infl"]["cluster"]``
         Settings and the number of domains; the resolution that was reached, with Leiden.
     ``.uns["infl_domain_colors"]``
-        A colour a domain, scanpy's defaults.
+        A colour for each domain.
 
     Parameters
     ----------
@@ -118,7 +119,7 @@ def cluster(
         _warn_of_sections_apart(sections[known], domains[known])
     adata.obs[key_added] = pd.Categorical.from_codes(domains, list(map(str, range(n_found))))
     adata.uns.setdefault(_names.UNS, {})["cluster"] = settings
-    adata.uns[f"{key_added}_colors"] = default_colours(n_found)
+    adata.uns[f"{key_added}_colors"] = category_colours(n_found)
 
 
 def _embedding(adata: AnnData | MuData, use_rep: str) -> np.ndarray:
@@ -191,11 +192,3 @@ def _warn_of_sections_apart(sections: pd.Series, domains: np.ndarray) -> None:
             "Integrate the sections before clustering."
         )
         warn(msg)
-
-
-def default_colours(n: int) -> list[str]:
-    """Colours of so many categories, as scanpy takes them."""
-    from scanpy.plotting import palettes
-
-    palette = next((p for p in (palettes.default_20, palettes.default_28) if len(p) >= n), palettes.default_102)
-    return [palette[i % len(palette)] for i in range(n)]

@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 
 from scinfl import _names
 from scinfl._checks import obs_column
-from scinfl.tl._cluster import default_colours
+from scinfl._colours import category_colours
 
 
 def match_domains(adata: AnnData | MuData, labels_key: str, *, domain_key: str = _names.DOMAIN) -> None:
@@ -24,7 +24,7 @@ def match_domains(adata: AnnData | MuData, labels_key: str, *, domain_key: str =
     ``.uns["infl_domain_colors"]``
         A colour a domain.
     ``.uns[f"{labels_key}_colors"]``
-        scanpy's default colours, if there are none yet.
+        Colours of as many categories, if there are none yet.
     ``.uns["infl"]["match_domains"]``
         The label of each domain that has one.
 
@@ -61,8 +61,8 @@ def match_domains(adata: AnnData | MuData, labels_key: str, *, domain_key: str =
     shared = pd.crosstab(domains, labels).reindex(index=found, columns=names, fill_value=0)
     pairs = dict(zip(*linear_sum_assignment(-shared.to_numpy()), strict=True))
     known = list(adata.uns.get(f"{labels_key}_colors", ()))
-    known = known if len(known) == len(names) else default_colours(len(names))
-    rest = iter([colour for colour in default_colours(len(names) + len(found)) if colour not in known])
+    known = known if len(known) == len(names) else category_colours(len(names))
+    rest = iter([colour for colour in category_colours(len(names) + len(found)) if colour not in known])
     adata.uns[f"{labels_key}_colors"] = known
     adata.uns[f"{domain_key}_colors"] = [
         known[pairs[number]] if number in pairs else next(rest) for number in range(len(found))
