@@ -13,6 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "scinfl"
 EVERYONE = {
     "_names",
     "_checks",
+    "_colours",
     "_conditions",
     "_coordinates",
     "_data_files",
