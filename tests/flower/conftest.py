@@ -21,9 +21,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scinfl.flower.protocol._message import Message
 from scinfl.flower.server._coordinator import Coordinator
 from scinfl.flower.setup._job import Job
 from scinfl.flower.setup._kit import make_kit, pinned_identities
+from scinfl.flower.site import NodeConfig, answer_message
 from scinfl.flower.site._mailbox import Mailbox
 from scinfl.flower.site._run import _Site
 from scinfl.model import Classifier
@@ -168,6 +170,20 @@ class LocalTransport:
         return [(ticket, self._answers.pop(ticket)[1]) for ticket in came]
 
 
+class BriefMailbox:
+    """A site that answers each message from its folder alone, as an app of standard Flower does."""
+
+    def __init__(self, node, lines, errors, site):
+        self._node, self._report, self._errors, self._site = node, lines.append, errors, site
+
+    def handle(self, message):
+        try:
+            return answer_message(self._node, message, report=self._report)
+        except Exception as error:  # noqa: BLE001
+            self._errors[self._site] = error
+            return Message("failed", {"message": type(error).__name__})
+
+
 class CrashError(Exception):
     """The server's machine lost power."""
 
@@ -175,18 +191,25 @@ class CrashError(Exception):
 class LocalFederation:
     """Server and sites in threads, without Flower."""
 
-    def __init__(self, folder, adata, key, job, *, keys=None, data=None, sites=SITES, run=RUN, **options):
+    def __init__(
+        self, folder, adata, key, job, *, keys=None, data=None, sites=SITES, run=RUN, is_brief=False, **options
+    ):
         self.folder, self.job, self.key = folder, Job.parse(job), key
         (folder / "job.toml").write_text(job)
         if not (folder / "kit").exists():
             make_kit(folder / "kit", list(self.job.sites), job=folder / "job.toml")
         self.lines, self.errors, self.run_name = [], {}, run
-        self.sites = {}
+        self.sites, self.mailboxes = {}, {}
         for site in sites:
             own = (data or {}).get(site)
             own = adata[adata.obs["site"] == site].copy() if own is None else own
+            if is_brief:
+                accepted = options.get("accepted", ())
+                node = NodeConfig(self.kit(site), own, (keys or {}).get(site, key), accept_difference=accepted)
+                self.mailboxes[site] = BriefMailbox(node, self.lines, self.errors, site)
+                continue
             self.sites[site] = _Site(self.kit(site), own, (keys or {}).get(site, key), self.lines.append, **options)
-        self.mailboxes = {site: Mailbox(own._greet) for site, own in self.sites.items()}
+            self.mailboxes[site] = Mailbox(self.sites[site]._greet)
         self.transport = LocalTransport(self.mailboxes)
         self._threads = [threading.Thread(target=self._train, args=(site,), daemon=True) for site in self.sites]
 

@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("flwr")
 
 from scinfl.flower import _flwr
+from scinfl.flower.setup._templates import app_template
 
 SOURCE = Path(_flwr.__file__).parents[1]
 OURS = Path(_flwr.__file__)
@@ -201,9 +202,7 @@ def test_a_message_keeps_the_name_that_it_is_given(monkeypatch):
 
 
 def test_a_bundle_holds_what_is_in_the_folder(tmp_path):
-    from scinfl.flower.server._superlink import _APP
-
-    (tmp_path / "pyproject.toml").write_text(_APP.format(version="1"))
+    (tmp_path / "pyproject.toml").write_text(app_template())
     bundle = _flwr.build_bundle(tmp_path)
     assert len(bundle.hash_str) == 64
     assert bundle.content

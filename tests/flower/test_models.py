@@ -103,9 +103,11 @@ def apart(make_federation, tmp_path, monkeypatch):
     return make
 
 
-@pytest.mark.parametrize("loss", ["squared", "auto"])
-def test_perturbation_sites_that_are_apart_train_the_model_that_one_process_would(apart, screen, fresh_key, loss):
-    federation = apart(SCREEN_JOB.format(loss=loss), screen, screen.uns["gene_terms"])
+@pytest.mark.parametrize(("loss", "is_brief"), [("squared", False), ("squared", True), ("auto", False)])
+def test_perturbation_sites_that_are_apart_train_the_model_that_one_process_would(
+    apart, screen, fresh_key, loss, is_brief
+):
+    federation = apart(SCREEN_JOB.format(loss=loss), screen, screen.uns["gene_terms"], is_brief=is_brief)
     federation.run()
     assert not federation.errors
     expected = gears_in_process(screen, fresh_key, loss=loss)
@@ -274,13 +276,15 @@ def make_hospitals():
 
 
 @pytest.mark.filterwarnings("ignore:Two sites:UserWarning")
-@pytest.mark.parametrize("has_batch_size", [True, False])
-def test_sites_with_other_modalities_train_the_model_that_one_process_would(make_federation, fresh_key, has_batch_size):
+@pytest.mark.parametrize(("has_batch_size", "is_brief"), [(True, True), (False, False)])
+def test_sites_with_other_modalities_train_the_model_that_one_process_would(
+    make_federation, fresh_key, has_batch_size, is_brief
+):
     data, whole = make_hospitals()
     job = SPATIAL_JOB.format(setup="")
     batch_size = {"batch_size": 64} if has_batch_size else {}
     job = job if has_batch_size else job.replace("batch_size = 64\n", "")
-    federation = make_federation(job, data=data, accepted=SITES)
+    federation = make_federation(job, data=data, accepted=SITES, is_brief=is_brief)
     federation.run()
     assert not federation.errors
     model.SpaMosaic.setup_mudata(whole, section_key="section", site_key="site")

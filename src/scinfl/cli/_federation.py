@@ -88,6 +88,17 @@ def add_federation(commands: Commands, report: Report) -> None:
     site.add_argument("--poll", type=float, default=0.5, help="seconds between looks for messages (default 0.5)")
     site.set_defaults(run=_site)
 
+    app = command(
+        actions,
+        "app",
+        "write the folder that `flwr run` takes, for a Flower that runs already",
+        "scinfl federation app kit/server --job kit/server/job.toml --out app",
+    )
+    app.add_argument("kit", type=Path, help="folder of the operator")
+    app.add_argument("--job", type=Path, required=True, help="file of the job")
+    app.add_argument("--out", type=Path, required=True, help="folder to write")
+    app.set_defaults(run=_app)
+
     add = command(actions, "add", "write the folder of a further site", "scinfl federation add kit/server west")
     add.add_argument("kit", type=Path, help="folder of the operator")
     add.add_argument("site", help="name of the new site")
@@ -122,7 +133,7 @@ def add_federation(commands: Commands, report: Report) -> None:
         help="text, a line of JSON, or metrics for Prometheus (default text)",
     )
     status.set_defaults(run=_status)
-    for parser in (init, add, server, site, show, revoke, status):
+    for parser in (init, app, add, server, site, show, revoke, status):
         parser.set_defaults(report=report)
 
 
@@ -134,6 +145,16 @@ def _init(options: argparse.Namespace) -> None:
     options.report(
         f"Wrote '{options.out}' for {len(sites)} sites. Send each site_… folder to its site and delete your copy; keep "
         f"authority/ off the server. '{options.out / 'README.md'}' explains more."
+    )
+
+
+def _app(options: argparse.Namespace) -> None:
+    from scinfl.flower import make_app
+
+    path = make_app(options.kit, options.out, job=options.job)
+    options.report(
+        f"Wrote '{path}', without any key or path. `flwr run {path} NAME --stream` trains it over the SuperNodes of "
+        "that SuperLink, whose sites name folder, data and key in the configuration of their own nodes."
     )
 
 

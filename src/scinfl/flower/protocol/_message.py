@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.numpy import save as save_tensors
 
 from scinfl.federation import Update
 from scinfl.federation.rounds import metadata_of, write_atomically
+from scinfl.flower._format import readable
 from scinfl.flower.protocol._limits import (
     MOST_ATTEMPTS,
     check_updates,
@@ -23,6 +25,8 @@ from scinfl.flower.protocol._limits import (
     own_array,
     read_json,
 )
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,34 @@ def sums_message(step: int, sums: Sequence[tuple[Update, Sequence[tuple[str, ...
     """Sums of one step, each with the sites, nonces and exchanges of what went into it."""
     members = [list(map(list, own)) for _, own in sums]
     return Message("sums", {"step": step, "members": members}, tuple(combined for combined, _ in sums))
+
+
+HELLO_FIRST = Message("hello first")
+"""Answer of a site that does not know the run: it is greeted again."""
+
+
+def unread(reason: str) -> Message:
+    """Answer to a message that makes no sense."""
+    reason = readable(reason)
+    logger.warning("A message of the server was refused: %s", reason)
+    return Message("unread", {"message": reason})
+
+
+def asked_run(message: Message) -> str:
+    """Name of the run that a message of the server is about, once it is known to be one that a site can be asked.
+
+    Raises
+    ------
+    ValueError
+        If it is another.
+    """
+    if message.kind not in ("hello", "agree", "step"):
+        msg = f"it knows no messages of kind '{message.kind[:20]}': install the same scinfl"
+        raise ValueError(msg)
+    run = checked_name("the name of a run", message.fields.get("run"))
+    if message.kind == "step":
+        check_step(message)
+    return run
 
 
 def check_step(message: Message) -> None:

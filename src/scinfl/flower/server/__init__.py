@@ -5,7 +5,16 @@ is kept in its folder. Flower's SuperLink, a process of its own, carries the mes
 """
 
 from scinfl.flower.server._environment import forget_trust
+from scinfl.flower.server._grid_run import run_in_grid
 from scinfl.flower.server._run import revoke_site, run_server
 from scinfl.flower.server._status import read_status, status_as_metrics, status_as_text
 
-__all__ = ["forget_trust", "read_status", "revoke_site", "run_server", "status_as_metrics", "status_as_text"]
+__all__ = [
+    "forget_trust",
+    "read_status",
+    "revoke_site",
+    "run_in_grid",
+    "run_server",
+    "status_as_metrics",
+    "status_as_text",
+]

@@ -67,6 +67,8 @@ class Coordinator:
         Seconds between two looks for answers.
     progress
         Show a progress bar over the rounds.
+    moves
+        Whether a site that starts again may be another node, which takes the place of the one before.
 
     Raises
     ------
@@ -85,9 +87,10 @@ class Coordinator:
         expected: Collection[str] | None = None,
         poll: float = 0.02,
         progress: bool = False,
+        moves: bool = False,
     ) -> None:
         self._expected = set(job.sites if expected is None else expected)
-        self._job, self._identities, self._report, self._poll = job, identities, report, poll
+        self._job, self._identities, self._report, self._poll, self._moves = job, identities, report, poll, moves
         missing = sorted(set(job.sites) - identities.keys())
         if missing:
             msg = f"Expected the identity of every site of the job, found none of {first_of(missing)}. Pin them."
@@ -234,10 +237,7 @@ class Coordinator:
             msg = f"site '{site}' is not in the job, or revoked. Name it in `sites`, and send the job to all sites"
             raise ValueError(msg)
         check_hello(self._identities[site], signature, hello)
-        for other in self._participants.values():
-            if other is not participant and other.site == site and other.stage != "refused":
-                msg = f"site '{site}' is here twice. Stop one of the two"
-                raise ValueError(msg)
+        self._participants.make_room(participant, site, moves=self._moves)
         checks_of(hello)
         participant.site, participant.hello, participant.stage = site, hello, "greeted"
         self._failed.pop(site, None)

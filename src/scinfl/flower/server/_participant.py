@@ -56,6 +56,15 @@ class Participants(dict[int, Participant]):
             self.setdefault(number, Participant(started))
         return gone
 
+    def make_room(self, participant: Participant, site: str, *, moves: bool) -> None:
+        """Refuse a site that another node has; where sites may move, that node is not asked again instead."""
+        for other in self.values():
+            if other is not participant and other.site == site and other.stage != "refused":
+                if not moves:
+                    msg = f"site '{site}' is here twice. Stop one of the two"
+                    raise ValueError(msg)
+                other.stage = "refused"
+
     def sites(self, *stages: str) -> set[str]:
         """Names of the sites in some stages; ``"None"`` for any whose name is not known yet."""
         return {str(participant.site) for participant in self.values() if participant.stage in stages}

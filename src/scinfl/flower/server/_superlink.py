@@ -53,7 +53,9 @@ from scinfl.flower._flwr import (
 from scinfl.flower.server._closed_port import check_closed
 from scinfl.flower.server._environment import forget_trust
 from scinfl.flower.server._superlink_process import KEYS_OF_SITES, PARENT
+from scinfl.flower.setup._app import APP
 from scinfl.flower.setup._kit import CA, SERVER_CERTIFICATE, SERVER_KEY, SITES
+from scinfl.flower.setup._templates import app_template
 
 logger = logging.getLogger(__name__)
 
@@ -61,20 +63,6 @@ _SECONDS_TO_START = 90.0
 _SECONDS_TO_ANSWER = 30.0
 _BEAT = 10.0
 _PROCESS = "scinfl.flower.server._superlink_process"
-_APP = """[project]
-name = "scinfl-federation"
-version = "{version}"
-description = "scinfl, as installed: this bundle carries no code"
-license = "BSD-3-Clause"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "scinfl"
-
-[tool.flwr.app.components]
-serverapp = "scinfl.flower._apps:server_app"
-clientapp = "scinfl.flower._apps:client_app"
-"""
 
 
 class SuperLink:
@@ -249,10 +237,8 @@ def _environment(state: Path, sites: Path) -> dict[str, str]:
 
 def _bundle() -> Any:
     """Bundle of a run, which carries no code: it only names what is installed."""
-    from scinfl import __version__
-
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "pyproject.toml").write_text(_APP.format(version=__version__))
+        (Path(folder) / APP).write_text(app_template())
         return build_bundle(Path(folder))
 
 

@@ -13,8 +13,9 @@ from typing import Any
 from flwr.app import Message as FlowerMessage
 
 from scinfl.flower._flwr import PullAppMessagesRequest, client_of
+from scinfl.flower.protocol._fetch import fetch
 from scinfl.flower.protocol._message import Message
-from scinfl.flower.protocol._records import fetch, from_flower, message_type, to_records
+from scinfl.flower.protocol._records import from_flower, message_type, to_records
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+
+from scinfl import __version__
 
 
 def job_template(sites: Sequence[str]) -> str:
@@ -39,6 +42,28 @@ class = "FedAvg"
 # class = "SampleDP"
 # target_epsilon = 8.0
 # delta = 1e-4
+"""
+
+
+def app_template(config: Mapping[str, str | bool] | None = None) -> str:
+    """Description of Flower's app of a federation, with the configuration of its runs; it carries no code."""
+    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in (config or {}).items()]
+    return f"""[project]
+name = "scinfl-federation"
+version = "{__version__}"
+description = "scinfl, as installed: this bundle carries no code"
+license = "BSD-3-Clause"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "scinfl"
+
+[tool.flwr.app.components]
+serverapp = "scinfl.flower.apps:server_app"
+clientapp = "scinfl.flower.apps:client_app"
+
+[tool.flwr.app.config]
+{chr(10).join(lines)}
 """
 
 

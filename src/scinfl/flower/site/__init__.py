@@ -4,6 +4,8 @@ The connection fetches messages, the mailbox passes them to the training, and th
 applies the sums that come back.
 """
 
+from scinfl.flower.site._answer import answer_message
+from scinfl.flower.site._node_config import NodeConfig
 from scinfl.flower.site._run import list_payload, run_site
 
-__all__ = ["list_payload", "run_site"]
+__all__ = ["NodeConfig", "answer_message", "list_payload", "run_site"]

@@ -41,8 +41,8 @@ from scinfl.flower._flwr import (
     set_message_id,
 )
 from scinfl.flower._format import readable
+from scinfl.flower.protocol._fetch import TooLargeError, fetch, refusal
 from scinfl.flower.protocol._limits import MOST_MISSED
-from scinfl.flower.protocol._records import TooLargeError, fetch, refusal
 from scinfl.flower.site._bounded_calls import BoundedCalls
 
 logger = logging.getLogger(__name__)

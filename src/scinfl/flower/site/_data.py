@@ -60,6 +60,10 @@ def copy_folder(source: Path, target: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+class BusyError(RuntimeError):
+    """Another process of this site is at work."""
+
+
 @contextmanager
 def alone(kit: Path) -> Iterator[None]:
     """One process a site at a time: two would overwrite each other's journal."""
@@ -68,5 +72,5 @@ def alone(kit: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             msg = f"Expected no other process of this site, found one at work in '{kit}'. Wait for it, or stop it."
-            raise RuntimeError(msg) from None
+            raise BusyError(msg) from None
         yield

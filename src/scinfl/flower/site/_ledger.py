@@ -67,8 +67,7 @@ class Ledger:
     """
 
     def __init__(self, kit: Path, identity: Identity) -> None:
-        secret = hashlib.sha256(identity.sign(b"scinfl ledger of a site")).digest()
-        self._seal, self._site = Seal(Key(secret, federation="ledger")), identity.site
+        self._seal, self._site = own_seal(identity, LEDGER), identity.site
         (kit / LEDGER).mkdir(mode=0o700, exist_ok=True)
         self._journal = Journal(kit / LEDGER, self._seal)
         self._runs: dict[str, AgreedRun] = {}
@@ -84,6 +83,11 @@ class Ledger:
     def knows(self, run: str) -> bool:
         """Whether a run was agreed to before."""
         return run in self._runs
+
+    @property
+    def n_runs(self) -> int:
+        """Runs that were agreed to."""
+        return len(self._runs)
 
     def add(self, own: AgreedRun) -> None:
         """Note a run that was agreed to, unless its members differ from those of an earlier one.
@@ -281,3 +285,9 @@ class LedgerBook:
     def note(self, number: str, charge: Mapping[str, Any]) -> None:
         """Note a charge before it is spent."""
         self.ledger.note_charge(self.run.run, number, charge)
+
+
+def own_seal(identity: Identity, what: str) -> Seal:
+    """Seal that no other site opens, and that outlives a change of the key."""
+    secret = hashlib.sha256(identity.sign(f"scinfl {what} of a site".encode())).digest()
+    return Seal(Key(secret, federation=what))

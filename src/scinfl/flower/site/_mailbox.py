@@ -8,13 +8,12 @@ import time
 from collections.abc import Callable, Mapping
 
 from scinfl.flower._format import readable
-from scinfl.flower.protocol._limits import MOST_MISSED, checked_name
-from scinfl.flower.protocol._message import Message, check_step
+from scinfl.flower.protocol._limits import MOST_MISSED
+from scinfl.flower.protocol._message import HELLO_FIRST, Message, asked_run, unread
 
 logger = logging.getLogger(__name__)
 
 _PATIENCE = 15.0  # seconds after which a question is answered with "busy"; shorter than any message lives
-_HELLO_FIRST = Message("hello first")
 _BUSY = Message("busy")
 
 
@@ -75,21 +74,16 @@ class Mailbox:
         if self._failed is not None:
             return self._failed
         try:
-            act = {"hello": self._hello, "agree": self._agree, "step": self._step}[message.kind]
-            run = checked_name("the name of a run", message.fields.get("run"))
-            if message.kind == "step":
-                check_step(message)
-        except KeyError:
-            return _refused(f"it knows no messages of kind '{message.kind[:20]}': install the same scinfl")
+            run = asked_run(message)
         except Exception as error:  # noqa: BLE001 (whatever the server made fail)
-            return _refused(str(error))
+            return unread(str(error))
         try:
-            return act(run, message)
+            return {"hello": self._hello, "agree": self._agree, "step": self._step}[message.kind](run, message)
         except OSError:
             raise  # of our own files
         except Exception as error:
             logger.debug("A message of kind '%s' could not be used.", message.kind, exc_info=True)
-            return _refused(f"it cannot use a message of kind '{message.kind}' ({type(error).__name__})")
+            return unread(f"it cannot use a message of kind '{message.kind}' ({type(error).__name__})")
 
     def _hello(self, run: str, message: Message) -> Message:
         answer = self._greet(message)
@@ -106,7 +100,7 @@ class Mailbox:
         facts = {str(site): bytes.fromhex(own) for site, own in message.fields["facts"].items()}
         with self._lock:
             if run != self._run:
-                return _HELLO_FIRST
+                return HELLO_FIRST
             self._facts = facts if self._facts is None else self._facts
             self._lock.notify_all()
             return self._first(lambda: self._ready, self._patience)
@@ -115,7 +109,7 @@ class Mailbox:
         until = time.monotonic() + self._patience
         with self._lock:
             if run != self._run or self._ready is None:
-                return _HELLO_FIRST
+                return HELLO_FIRST
             if self._asked is None or self._asked.fields != message.fields:
                 self._lock.wait_for(lambda: self._is_free() or self._has_ended(), self._patience)
                 if not self._is_free():
@@ -203,9 +197,3 @@ class Mailbox:
         if self._end is not None:
             msg = f"The server ended the run: {self._end}"
             raise EndedError(msg)
-
-
-def _refused(reason: str) -> Message:
-    reason = readable(reason)
-    logger.warning("A message of the server was refused: %s", reason)
-    return Message("unread", {"message": reason})

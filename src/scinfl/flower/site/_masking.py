@@ -14,7 +14,7 @@ from scinfl._checks import first_of
 from scinfl._errors import RepeatRoundError, TamperedSumError
 from scinfl.federation import Update
 from scinfl.federation.rounds import write_atomically
-from scinfl.flower.protocol._message import Message
+from scinfl.flower.protocol._message import HELLO_FIRST, Message
 from scinfl.flower.protocol._round_history import Sum
 from scinfl.flower.site._upload_log import Upload, UploadLog
 from scinfl.privacy import PairwiseSum, Seal
@@ -182,15 +182,32 @@ class PairwiseMasking(Masking):
     """Advertises keys, masks the terms with what the others advertise, and reveals the seed of its own mask.
 
     What a site must still know after it starts again (its seed, and that it has revealed it) is kept sealed.
+
+    Parameters
+    ----------
+    protection, site, uploads, options
+        See :class:`Masking`.
+    file, seal
+        Where and how that is kept.
+    keeps_keys
+        Keep the keys to masks, too, until they are used: for a site that starts again between any two messages.
     """
 
     protection: PairwiseSum
 
     def __init__(
-        self, protection: PairwiseSum, site: str, uploads: UploadLog, *, file: Path, seal: Seal, **options: Any
+        self,
+        protection: PairwiseSum,
+        site: str,
+        uploads: UploadLog,
+        *,
+        file: Path,
+        seal: Seal,
+        keeps_keys: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(protection, site, uploads, **options)
-        self._file, self._seal = file, seal
+        self._file, self._seal, self._keeps_keys = file, seal, keeps_keys
         self._position: int | None = None
         self._answers: dict[tuple[str, int], Message] = {}  # answers, by phase and attempt
         if file.exists():
@@ -223,6 +240,8 @@ class PairwiseMasking(Masking):
         del encode
         site, attempt, step = self.protection.site(self._site), _attempt(asked), self._position or 0
         ads = [site.advertise(purpose, number, attempt, step) for purpose, number in places]
+        if self._keeps_keys:
+            self._keep(None)
         return Message("advertise", {"ads": [ad.to_json() for ad in ads]})
 
     def _mask(
@@ -237,6 +256,8 @@ class PairwiseMasking(Masking):
                 f"({names_of(places)}), found others. Nothing was sent; do not trust this server."
             )
             raise TamperedSumError(msg)
+        if self._keeps_keys and not all(self.protection.site(self._site).has_keys(*place) for place in places):
+            return HELLO_FIRST  # it masked for these before it ended, and its answer got lost: masks hide one term
         self._look(places, members, "asked")
         for own in relayed.values():
             self.protection.receive(own)
@@ -255,7 +276,7 @@ class PairwiseMasking(Masking):
         return {place: self.protection.exchange_of(place) for place in sorted(places)}
 
     def _keep(self, revealed: tuple[int, Mapping[str, str]] | None) -> None:
-        memory = self.protection.site(self._site).memory()
+        memory = self.protection.site(self._site).memory(with_keys=self._keeps_keys)
         content = json.dumps({"position": self._position, "memory": memory, "revealed": revealed}).encode()
         self._file.parent.mkdir(parents=True, exist_ok=True)  # sums before training come before the journal
         write_atomically(self._file, self._seal.seal(content, what="pairwise masks", site=self._site))

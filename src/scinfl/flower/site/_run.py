@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from scinfl.federation import Protection, Strategy
 from scinfl.federation.rounds import write_atomically
 from scinfl.flower._format import readable
 from scinfl.flower._require import require_flower
-from scinfl.flower.protocol._message import Message
+from scinfl.flower.protocol._message import HELLO_FIRST, Message, unread
 from scinfl.flower.protocol._preflight import (
     agreement_hash,
     check_facts,
@@ -36,15 +37,16 @@ from scinfl.flower.protocol._round_history import WITH_ROUNDS, RoundHistory
 from scinfl.flower.setup._job import JOB, SITE_SETTINGS, Job, SiteSettings
 from scinfl.flower.setup._kit import ADDRESS, CA, IDENTITIES, IDENTITY, LINK_KEY, pinned_identities
 from scinfl.flower.site._data import alone, copy_folder, fingerprint_of, read_data
-from scinfl.flower.site._ledger import LEDGER, AgreedRun, Ledger
+from scinfl.flower.site._ledger import LEDGER, AgreedRun, Ledger, own_seal
 from scinfl.flower.site._mailbox import EndedError, Mailbox, OtherRunError
 from scinfl.flower.site._masking import Masking, Moment, PairwiseMasking
+from scinfl.flower.site._one_message import AnsweredError, KeptFacts, LastAnswer, OneMessage
 from scinfl.flower.site._remote_sum import RemoteSum, rehearsed_sum
 from scinfl.flower.site._site_training import train_remote
 from scinfl.flower.site._upload_log import UploadLog
 from scinfl.flower.tasks._registry import task_of
 from scinfl.flower.tasks._task import Facts
-from scinfl.privacy import Identity, Key, KeyedSum, PairwiseSum, Seal
+from scinfl.privacy import Identity, Key, KeyedSum, PairwiseSum
 from scinfl.privacy.aggregation import Place, digest_of
 from scinfl.privacy.dp import accounted_in
 
@@ -54,6 +56,8 @@ MODEL = "model"
 RUNS = "runs"
 SUMS = "sums"
 START = "start"
+FACTS = "facts.json"
+ANSWER = "answer.safetensors"
 MASKS = "pairwise.sealed"
 UPLOADS = "uploads.jsonl"
 _SHOWN = ("validation_", "epsilon")
@@ -145,9 +149,10 @@ class _Site:
         *,
         n_runs: int = 1,
         accepted: Sequence[str] = (),
+        is_brief: bool = False,
     ) -> None:
         self._kit, self._report = kit, report
-        self._n_left, self._n_runs, self._accepted = n_runs, n_runs, sorted(accepted)
+        self._n_new, self._n_runs, self._is_brief, self._accepted = 0, n_runs, is_brief, sorted(accepted)
         self._settings = SiteSettings.read(kit / SITE_SETTINGS)
         self._job = Job.read(kit / JOB)
         self._job.check_options()
@@ -231,13 +236,30 @@ class _Site:
             except OtherRunError:
                 self._report("the server began another run")
 
-    def _train(self, mailbox: Mailbox, run: str, sealed: Mapping[str, bytes]) -> Path:
+    def answer(self, run: str, message: Message) -> Message:
+        """Answer one message, from what the folder holds."""
+        if message.kind == "hello":
+            return self._greet(message)
+        kept = KeptFacts(self._kit / RUNS / run / FACTS)
+        facts = kept.of(message)
+        if facts is None:
+            return HELLO_FIRST
+        one, answered = OneMessage(message), LastAnswer(self._kit / RUNS / run / ANSWER)
+        if (again := answered.to(message)) is not None:
+            return again
+        with suppress(AnsweredError):
+            self._train(one, run, facts)
+        kept.keep(facts)
+        return answered.keep(message, one.reply) if one.reply else unread("it brings nothing for this site")
+
+    def _train(self, mailbox: Mailbox | OneMessage, run: str, sealed: Mapping[str, bytes]) -> Path:
         facts = open_facts(sealed, self._key, self._job, run, identities=self._identities())
         check_facts(facts, self._task.facts())
         ledger, own = self._agreed(run, sorted(facts))
         self._task.join(facts)
         self._check_shown(facts)
-        self._report(f"{len(facts)} sites agree on {self._task.describe(facts)}")
+        if not (self._kit / RUNS / run / FACTS).exists():
+            self._report(f"{len(facts)} sites agree on {self._task.describe(facts)}")
 
         def be_ready(position: int) -> None:
             mailbox.be_ready(Message("ready", {"position": position, "agreed": agreed}))
@@ -262,14 +284,18 @@ class _Site:
         _check_ledger_is_kept(self._kit)
         ledger = Ledger(self._kit, self._identity)
         _check_run_is_kept(self._kit, run, is_known=ledger.knows(run))
-        if not ledger.knows(run) and self._n_left < 1:
+        if not ledger.knows(run) and (ledger.n_runs if self._is_brief else self._n_new) >= self._n_runs:
+            cure = (
+                "Raise `scinfl-runs` in the configuration of the node to agree to it."
+                if self._is_brief
+                else "Start the site again to agree to it; a service that may take part in several passes `--runs`."
+            )
             msg = (
-                f"Expected at most {self._n_runs} new run{'s' * (self._n_runs > 1)}, as was agreed to, found that the "
-                "server begins another. Nothing was sent. Start the site again to agree to it; a service that may take "
-                "part in several passes `--runs`."
+                f"Expected at most {self._n_runs} {'' if self._is_brief else 'new '}run{'s' * (self._n_runs > 1)}, as "
+                f"was agreed to, found that the server begins another. Nothing was sent. {cure}"
             )
             raise RuntimeError(msg)
-        self._n_left -= not ledger.knows(run)
+        self._n_new += not ledger.knows(run)
         noise = [name for name, _ in self._job.noise]
         own = AgreedRun(run, self._job.digest, members, self._fingerprint, noise, self._accepted)
         uploads = self._kit / RUNS / run / UPLOADS
@@ -404,8 +430,9 @@ class _Site:
         protection.open_run(run_context(self._key, self._job, run, self._identities(), agreed))
         if not isinstance(protection, PairwiseSum):
             return Masking(protection, self._name, uploads, watch=watch)
-        seal = Seal(self._key)
-        return PairwiseMasking(protection, self._name, uploads, file=journal / MASKS, seal=seal, watch=watch)
+        seal = own_seal(self._identity, "masks")
+        file, keeps = journal / MASKS, self._is_brief
+        return PairwiseMasking(protection, self._name, uploads, file=file, seal=seal, keeps_keys=keeps, watch=watch)
 
     def _sum(self, run: str) -> KeyedSum | PairwiseSum:
         options: dict[str, Any] = {"run": run, "bits": self._job.bits, "min_sites": self._job.min_sites}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from scinfl.federation import Journal, Payload, Protection, Run, Site, State, Strategy, Update, rounds
@@ -17,7 +18,7 @@ from scinfl.privacy.aggregation import Place, purpose_of, total_of
 logger = logging.getLogger(__name__)
 
 _VALIDATING = "sites that validate"
-_NOISE = "noise"  # file of the journal
+_WORK = "work"  # file of the journal
 _HEAD = ("site", "round", "n_obs", "weight", "metrics", "key_version", "purpose")
 _TOTALS = ("training", "evaluation", _VALIDATING)
 
@@ -62,7 +63,7 @@ class SiteTraining:
         self._totals: dict[str, float] = {}
         self._made: list[Update] | None = None  # for the next step
         self._opened_made: list[Update] = []  # the same behind noise
-        self._started = time.perf_counter()
+        self._started = time.time()
         self._worked = 0.0
 
     def __call__(self) -> Run:
@@ -100,7 +101,7 @@ class SiteTraining:
         if self._made is None:  # it was away, or started again
             for purpose, _ in places:
                 if purpose_of(purpose) is None:
-                    self._expect(purpose)
+                    self._expect(purpose, self._names_of(purpose))
         counted = self._masking.open_sums(position, places, sums)
         for purpose, number in () if counted else places:
             logger.warning("%s of round %d went on without this site.", purpose.capitalize(), number)
@@ -133,7 +134,7 @@ class SiteTraining:
     def _take_round(self, mean: Update, n_sites: int, n_bytes: int, *, counted: bool) -> None:
         run, number = self._run, mean.round
         self._rules.apply(run, number, mean)
-        now = time.perf_counter()
+        now = time.time()
         self._record = rounds.record_of(
             number,
             mean,
@@ -160,10 +161,10 @@ class SiteTraining:
         self._is_done = self._rules.is_finished(run)
         self._report(run.history[-1])
 
-    def _expect(self, purpose: str) -> None:
+    def _expect(self, purpose: str, names: Sequence[str]) -> None:
         """Let the protection know what a sum holds that this process has sent nothing for."""
         state = self._run.state if purpose == "training" else {}
-        metrics = dict.fromkeys(self._names_of(purpose), 0.0)
+        metrics = dict.fromkeys(names, 0.0)
         self._protection.expect(
             self._totals[purpose], Update(self._site.name, 0, state, 0, metrics=metrics, purpose=purpose)
         )
@@ -200,7 +201,7 @@ class SiteTraining:
             return self._masking.answer(asked, position, places, self._weights)
         if self._made is None:
             self._made = self._work()
-            self._keep_noise()
+            self._keep_work()
         return self._masking.answer(asked, position, places, self._encode)
 
     def _encode(self) -> list[Update]:
@@ -260,31 +261,39 @@ class SiteTraining:
         self._steps.go_to(record["position"])
         self._start, self._record, self._metrics = record["start"], record["record"], record["metrics"]
         self._totals, self._local, self._is_done = record["totals"], groups["local"], record["done"]
+        self._started = record["started"]
         self._site.load_local_state(groups["local"])
         for purpose in ("training", "evaluation") if not self._is_done else ():
             if self._totals.get(purpose):
-                self._expect(purpose)
+                self._expect(purpose, self._metrics.get(purpose, ()))
         for purpose, bound in record["bounds"].items():
             self._protection.widen(purpose, bound)
-        self._find_noise(journal)
+        self._find_work(journal)
         journal.log("resume", step=self._step)
 
-    def _keep_noise(self) -> None:
-        """Keep noise that was paid for: a site that is made to start again sends the same, at no further cost."""
-        if self._journal is None or self._spending is None:
+    def _keep_work(self) -> None:
+        """Keep what was made for this step: a site that starts again neither trains nor pays for noise twice."""
+        if self._journal is None:
             return
-        heads = [{name: getattr(update, name) for name in _HEAD} for update in self._opened_made]
+        record = {
+            "position": self._steps.position,
+            "updates": [{name: getattr(update, name) for name in _HEAD} for update in self._opened_made],
+            "own": [dict(update.metrics) for update in self._made or ()],  # which noise leaves out
+            "seconds": self._worked,
+        }
         groups = {update.purpose: update.state for update in self._opened_made}
-        record = {"position": self._steps.position, "updates": heads}
-        self._journal.save({**groups, "local": self._site.local_state()}, record, _NOISE)
+        self._journal.save({**groups, "local": self._site.local_state()}, record, _WORK)
 
-    def _find_noise(self, journal: Journal) -> None:
-        kept = None if self._spending is None else journal.load(_NOISE)
-        if kept is not None and kept[1]["position"] == self._steps.position:
-            groups, record = kept
-            self._made = [Update(state=groups[head["purpose"]], **head) for head in record["updates"]]
-            self._take_up(self._made)
-            self._site.load_local_state(groups["local"])
+    def _find_work(self, journal: Journal) -> None:
+        kept = journal.load(_WORK)
+        if kept is None or kept[1]["position"] != self._steps.position:
+            return
+        groups, record = kept
+        self._take_up([Update(state=groups[head["purpose"]], **head) for head in record["updates"]])
+        pairs = zip(self._opened_made, record["own"], strict=True)
+        self._made = [replace(update, metrics=own) for update, own in pairs]
+        self._worked = record["seconds"]
+        self._site.load_local_state(groups["local"])
 
     def _keep(self) -> None:
         if self._journal is None:
@@ -304,6 +313,7 @@ class SiteTraining:
             totals=self._totals,
             bounds={purpose: self._protection.bound_of(purpose) for purpose in ("training", "evaluation")},
             done=self._is_done,
+            started=self._started,
         )
 
 

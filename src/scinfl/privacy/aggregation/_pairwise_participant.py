@@ -243,8 +243,19 @@ class PairwiseParticipant:
         """What was relayed, by purpose and round."""
         return {place: exchange.peers for place, exchange in self._exchanges.items()}
 
-    def memory(self) -> list[dict[str, Any]]:
-        """What the site must know when it starts again, as json can hold it; secret, so seal it before it is kept."""
+    def has_keys(self, purpose: str, round: int) -> bool:
+        """Whether this site can still mask a term for what it advertised, which it does once."""
+        exchange = self._exchange(purpose, round)
+        return exchange.ephemeral is not None and not exchange.masked
+
+    def memory(self, *, with_keys: bool = False) -> list[dict[str, Any]]:
+        """What the site must know when it starts again, as json can hold it; secret, so seal it before it is kept.
+
+        Parameters
+        ----------
+        with_keys
+            Also the keys to masks that were advertised and not used: for a site that starts again in between.
+        """
         return [
             {
                 "own": exchange.own.to_json(),
@@ -252,17 +263,18 @@ class PairwiseParticipant:
                 "seed": None if exchange.seed is None else exchange.seed.hex(),
                 "masked": exchange.masked,
                 "opened": exchange.opened,
+                "key": exchange.ephemeral.private_bytes_raw().hex() if with_keys and exchange.ephemeral else None,
             }
             for exchange in self._exchanges.values()
         ]
 
     def remember(self, memory: Sequence[Mapping[str, Any]]) -> None:
-        """Restore what :meth:`memory` gave. Keys to masks are gone: a sum that was not sent needs a new exchange."""
+        """Restore what :meth:`memory` gave. Without the keys to masks, a sum that was not sent needs a new exchange."""
         for kept in memory:
             own = Advertisement.from_json(kept["own"])
             self._exchanges[own.purpose, own.round] = _Exchange(
                 own,
-                None,
+                X25519PrivateKey.from_private_bytes(bytes.fromhex(kept["key"])) if kept.get("key") else None,
                 None if kept["seed"] is None else bytes.fromhex(kept["seed"]),
                 tuple(Advertisement.from_json(ad) for ad in kept["heard"]),
                 bool(kept["masked"]),
