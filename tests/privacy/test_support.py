@@ -18,12 +18,13 @@ from tests.conftest import make_cells
 from tests.federation.test_payload import alike
 from tests.model.gears.test_model import make_model as make_gears
 from tests.model.gears.test_model import make_screen
+from tests.model.scvi.test_scvi_models import make_counts
 from tests.model.spamosaic.test_model import make_model as make_spamosaic
 from tests.model.spamosaic.test_model import make_sections
 
 import scinfl as si
 from scinfl.federation import Journal, Median, TrimmedMean, Update, mean_of
-from scinfl.model import Classifier, SpaMosaic
+from scinfl.model import Classifier, SpaMosaic, from_scvi
 from scinfl.model.base import ModelView
 from scinfl.privacy import (
     HomomorphicSum,
@@ -65,7 +66,11 @@ def spamosaic() -> tuple[Any, dict[str, Any]]:
     return make_spamosaic(make_sections(60)), ROUNDS
 
 
-MODELS = {"Classifier": classifier, "GEARS": gears, "SpaMosaic": spamosaic}
+def scvi() -> tuple[Any, dict[str, Any]]:
+    return from_scvi("SCVI", make_counts(), site_key="site", n_hidden=16, n_latent=4), ROUNDS
+
+
+MODELS = {"Classifier": classifier, "GEARS": gears, "SpaMosaic": spamosaic, "scvi-tools": scvi}
 
 
 class Guard(NamedTuple):
@@ -100,6 +105,7 @@ GUARDS = {
         {
             "GEARS": f"SampleDP.*found Shuffle.*{INSTEAD}",
             "SpaMosaic": r"sums of named sites.*Use `UpdateDP` with a `KeyedSum`",
+            "scvi-tools": r"found Shuffle: the columns.*Use `UpdateDP` with a `KeyedSum`",
         },
     ),
 }
@@ -270,7 +276,7 @@ def test_the_documented_table_is_the_one_that_was_tried():
     found = {}
     for line in DOCS.read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) == 5 and (name := re.fullmatch(r"`(.+)`", cells[0])):
+        if len(cells) == len(MODELS) + 2 and (name := re.fullmatch(r"`(.+)`", cells[0])):
             found[name[1]] = [cell.split(" ")[0].rstrip(",:") for cell in cells[1:]]
     expected = {
         name: [
@@ -279,7 +285,7 @@ def test_the_documented_table_is_the_one_that_was_tried():
         ]
         for name, guard in GUARDS.items()
     }
-    assert found == {**expected, "Seal(key)": ["yes"] * 4}
+    assert found == {**expected, "Seal(key)": ["yes"] * 5}
 
 
 # ---- misuse

@@ -72,6 +72,11 @@ class OwnedParts:
         """
         return {f"{_SHARE}{part}": float(part in parts) for part in self._parts}
 
+    @staticmethod
+    def reported(metrics: Mapping[str, float]) -> dict[str, float]:
+        """Metrics by which a site reports which parts it has, of all that it reports."""
+        return {name: value for name, value in metrics.items() if name.startswith(_SHARE)}
+
     def weight(self, n_obs: int) -> float:
         """As the strategy weighs it."""
         return self._strategy.weight(n_obs)

@@ -14,12 +14,16 @@ import pytest
 import scvi
 import torch
 from scipy import sparse
+from torch.overrides import TorchFunctionMode
 
 import scinfl as si
 from scinfl.model import ScviModel, from_scvi, map_query
 from scinfl.model.base import ModelView
 from scinfl.model.scvi._classes import REFUSED, SUPPORTED
-from scinfl.privacy import Key, KeyedSum, PairwiseSum, SampleDP, UpdateDP
+from scinfl.model.scvi._options import ScviOptions
+from scinfl.privacy import Key, KeyedSum, PairwiseSum, SampleDP, Shuffle, UpdateDP
+from scinfl.privacy.attacks import Watcher
+from scinfl.privacy.dp._per_unit import clipped_sum
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:scvi")
 KEY = Key(bytes(range(32)), federation="test-federation")
@@ -182,10 +186,11 @@ def test_the_warm_up_counts_epochs_of_the_whole_run():
     cells = trained(key=None)._training_cells(torch.device("cpu"))
     (batch,) = cells.batches(1000)
     found = []
+    network.n_epochs_kl_warmup = 10
     for epochs in (0, 5, 10, 20):
         network.schedule(epochs)
         torch.manual_seed(0)
-        found.append(network.loss(batch, n_epochs_kl_warmup=10).item())
+        found.append(network.loss(batch).item())
     assert found[0] < found[1] < found[2] == found[3]
 
 
@@ -211,6 +216,73 @@ def test_a_journal_is_resumed(tmp_path):
     assert len(first.history) == 1
     resumed = make(n_rounds=2, train=options)
     np.testing.assert_array_equal(resumed.get_latent_representation(), trained().get_latent_representation())
+
+
+# ---- noise
+
+
+class Still(TorchFunctionMode):
+    """Latent codes at their means."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        drawn = func(*args, **(kwargs or {}))
+        return drawn.zero_() if func in (torch.Tensor.normal_, torch.randn) else drawn
+
+
+@pytest.mark.parametrize("kind", ["SCVI", "SCANVI", "TOTALVI", "PEAKVI", "CondSCVI"])
+def test_gradients_of_single_cells_and_donors_are_clipped_as_one_by_one(kind):
+    """Of SCANVI some donors have labels, some cells of a donor have, and some have none."""
+    cells = cells_of(kind)
+    if kind == "SCANVI":
+        cells.obs["label"] = np.where(np.arange(120) % 5 < 3, "unknown", cells.obs["label"])
+    network = make(kind, cells, key=None, n_rounds=1)._plain_network()  # without dropout
+    network.train_parts([0, 1, 2], list(network.modalities), None)
+    batch = next(iter(make(kind, cells, key=None, n_rounds=1)._training_cells(torch.device("cpu")).batches(12)))
+    for unit in (np.arange(12), np.arange(12) % 5):
+        with Still():
+            found = clipped_sum(network, batch, unit, 2.0)
+        expected = {name: torch.zeros_like(g) for name, g in found.items()}
+        for one in np.unique(unit):
+            network.zero_grad()
+            with Still():
+                network.loss(tuple(tensor[unit == one] for tensor in batch)).backward()
+            gradients = {name: network.get_parameter(name).grad for name in found}
+            norm = torch.cat([g.flatten() for g in gradients.values()]).norm()
+            for name, g in gradients.items():
+                expected[name] += g * min(1.0, 2.0 / float(norm))
+        for name, g in found.items():
+            torch.testing.assert_close(g, expected[name], atol=1e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.filterwarnings("ignore:Noise on the updates of")
+@pytest.mark.parametrize(
+    "noise", [SampleDP(noise_multiplier=50.0, delta=1e-3), UpdateDP(max_norm=1.0, noise_multiplier=50.0)]
+)
+def test_noise_is_on_what_a_site_trains_and_not_on_the_columns_of_others(noise):
+    cells, watcher = make_counts(), Watcher()
+    model = from_scvi("SCVI", cells, site_key="site", n_hidden=16, n_latent=4, key_scheme=None)
+    start = {name: p.detach().clone() for name, p in model.module.named_parameters()}
+    model.train(1, key=None, protections=[noise, watcher], validation_size=0, progress=False)
+    assert model.history["epsilon"].iloc[-1] == noise.epsilon() > 0
+    for update in watcher.seen[1]:
+        for number, other in enumerate(model.sites):
+            name = f"site_columns.0.columns.{number}.weight"
+            moved = np.abs(update.state[name] - start[name].numpy()).max()
+            assert (moved > 1e-3) == (update.site == other), (update.site, other)
+
+
+def test_donors_are_guarded_as_a_whole_and_set_aside_together():
+    cells = make_counts()
+    cells.obs["donor"] = [f"donor_{i}" for i in np.arange(120) // 3 % 6]
+    model = from_scvi("SCVI", cells, site_key="site", group_key="donor", n_hidden=16, n_latent=4)
+    noise = SampleDP(target_epsilon=8, delta=1e-2)
+    model.train(1, key=KEY, protections=[noise, KeyedSum(KEY)], validation_size=0, progress=False)
+    assert 0 < noise.epsilon() <= 8
+    assert noise._account.unit == "group"
+    for own in model._data(ScviOptions(validation_size=0.4)).values():
+        aside, kept = (set(part.groups) for part in (own.validation, own.train))
+        assert kept
+        assert not aside & kept
 
 
 # ---- several modalities, and other parameters of sites
@@ -597,9 +669,14 @@ def test_data_and_protections_that_do_not_fit_are_refused_before_training():
     model = from_scvi("SCVI", make_counts(), site_key="site")
     with pytest.raises(ValueError, match="share='all'"):
         model.train(key=KEY, share=["native.z_encoder"])
-    for noise in (SampleDP, UpdateDP):
-        guard = noise(max_norm=1.0, noise_multiplier=1.0, delta=1e-4)
-        with pytest.raises(ValueError, match=f"found {noise.__name__}.*noise of all sites"):
+    with pytest.raises(ValueError, match="found Shuffle: the columns"):
+        model.train(key=KEY, protections=(Shuffle(max_norm=1.0, noise_multiplier=1.0),), validation_size=0)
+    model = from_scvi("MULTIVI", without(make_modalities("MULTIVI"), "hospital_1", "Peaks"), site_key="site")
+    for guard, reason in (
+        (SampleDP(noise_multiplier=1.0, delta=1e-3), "what a whole batch holds.*`UpdateDP`"),
+        (UpdateDP(max_norm=1.0, noise_multiplier=1.0), "same modalities at all sites"),
+    ):
+        with pytest.raises(ValueError, match=reason):
             model.train(key=KEY, protections=(guard,), validation_size=0)
     with pytest.raises(ValueError, match="features"):
         trained().get_latent_representation(make_counts(n_genes=10))

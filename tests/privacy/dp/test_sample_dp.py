@@ -129,7 +129,7 @@ def test_no_unit_exceeds_the_norm_whatever_its_values():
 def test_every_row_has_its_own_dropout_and_no_seed_repeats_it():
     network, protection = make_network(dropout=0.5), SampleDP(noise_multiplier=0)
     x, codes = make_rows(1)
-    rows = PoissonBatch(x.expand(2, -1), codes.expand(2), np.arange(2), 2.0, 0.0)
+    rows = PoissonBatch(x.expand(2, -1), (codes.expand(2),), np.arange(2), 2.0, 0.0)
     gradients = []
     for _ in range(6):
         torch.manual_seed(0)
@@ -138,7 +138,7 @@ def test_every_row_has_its_own_dropout_and_no_seed_repeats_it():
         assert torch.equal(torch.get_rng_state(), state)
         gradients.append(network.head.weight.grad.clone())
     assert not all(torch.allclose(gradients[0], other) for other in gradients[1:])  # any two may be alike by chance
-    alone = PoissonBatch(x, codes, np.arange(1), 1.0, 0.0)
+    alone = PoissonBatch(x, (codes,), np.arange(1), 1.0, 0.0)
     norms = []
     for _ in range(40):
         protection.on_step(network, rows)
@@ -158,7 +158,7 @@ def test_the_noise_has_the_deviation_that_is_accounted_for(noise_multiplier, max
     x, codes = torch.randn(5, 200), torch.randint(3, (5,))
     protection = SampleDP(noise_multiplier=noise_multiplier, max_norm=max_norm)
     network.eval()
-    protection.on_step(network, PoissonBatch(x, codes, np.arange(5), 7.0, noise_multiplier))
+    protection.on_step(network, PoissonBatch(x, (codes,), np.arange(5), 7.0, noise_multiplier))
     clean = clipped_sum(network, (x, codes), np.arange(5), max_norm)
     noise = torch.cat([(p.grad * 7 - clean[name]).flatten() for name, p in network.named_parameters()])
     assert len(noise) > 80_000
@@ -169,7 +169,7 @@ def test_the_noise_has_the_deviation_that_is_accounted_for(noise_multiplier, max
 def test_a_step_without_any_unit_is_noise_alone():
     network = make_network()
     x, codes = make_rows(0)
-    assert math.isnan(SampleDP(noise_multiplier=2).on_step(network, PoissonBatch(x, codes, np.arange(0), 4.0, 2.0)))
+    assert math.isnan(SampleDP(noise_multiplier=2).on_step(network, PoissonBatch(x, (codes,), np.arange(0), 4.0, 2.0)))
     noise = torch.cat([p.grad.flatten() for p in network.parameters()])
     assert 0.4 < float(noise.std()) < 0.6
 

@@ -39,6 +39,8 @@ def check_labels(
             f"`adata.obs['{labels_key}'] = adata.obs['{labels_key}'].astype(str)`."
         )
         raise ValueError(msg) from None
+    if unlabeled_category is not None:
+        _check_unlabeled(labels, labels_key, unlabeled_category)
     is_continuous = pd.api.types.is_float_dtype(labels) and bool((labels.dropna() % 1 != 0).any())
     if is_continuous or len(classes) > max(2, len(labels) / 2):
         what = "continuous values" if is_continuous else "a label of its own for most rows"
@@ -46,6 +48,26 @@ def check_labels(
             f"Expected labels that many rows share in adata.obs['{labels_key}'], found {what} ({len(classes)} labels "
             f"for {len(labels)} rows). Name the column of labels with {argument('labels_key')}."
         )
+
+
+def _check_unlabeled(labels: pd.Series, labels_key: str, unlabeled_category: Any) -> None:
+    """Refuse a name of cells without a label that is none of the labels' type, or is spelled otherwise among them."""
+    found = labels.dropna().unique().tolist()
+    if found and isinstance(found[0], str) != isinstance(unlabeled_category, str):
+        msg = (
+            f"Expected {argument('unlabeled_category')} of the type of the labels in adata.obs['{labels_key}'], found "
+            f"{unlabeled_category!r} and labels such as {found[0]!r}. Make them text with "
+            f"`adata.obs['{labels_key}'] = adata.obs['{labels_key}'].astype(str)`."
+        )
+        raise ValueError(msg)
+    name = str(unlabeled_category)
+    near = [label for label in map(str, found) if label != name and label.casefold() == name.casefold()]
+    if near and name not in map(str, found):
+        msg = (
+            f"Expected cells without a label to be {name!r} in adata.obs['{labels_key}'], found {first_of(near)}, "
+            f"which would be learned as a label. Spell {argument('unlabeled_category')} as the column does."
+        )
+        raise ValueError(msg)
 
 
 def check_known_labels(labels: pd.Series, known: list[str] | None, labels_key: str) -> None:
@@ -77,8 +99,9 @@ class _Ordered(CategoricalObsField):
     _unlabeled_category: Any = None
 
     def register_field(self, adata: AnnData) -> dict[str, Any]:
-        """Register as with a registry that lists the categories in order."""
-        found = adata.obs[self._original_attr_key].astype("category").cat.categories
+        """Register as with a registry that lists the categories that occur in order."""
+        column = adata.obs[self._original_attr_key].astype("category")
+        found = column.cat.remove_unused_categories().cat.categories
         order = sorted(range(len(found)), key=lambda i: (found[i] == self._unlabeled_category, str(found[i])))
         return self.transfer_field({self.CATEGORICAL_MAPPING_KEY: found[order].to_numpy(copy=True)}, adata)
 

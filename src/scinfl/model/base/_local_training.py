@@ -197,6 +197,8 @@ class LocalSite:
         self._proximal = float(getattr(strategy, "proximal", 0.0))
         self._shared = set(shared)
         self._local = self._local_tensors()
+        if prepare is not None:
+            prepare()  # protections see what this site trains
         for protection in protections:
             if isinstance(protection, SpendsPrivacy):
                 protection.check_site(name, self._network, train, self.n_validation, self._loss_options)

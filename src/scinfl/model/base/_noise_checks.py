@@ -54,14 +54,37 @@ def check_noise_of_spots(protections: Sequence[Protection], *, everywhere: bool)
             )
             raise ValueError(msg)  # noqa: TRY004
         if isinstance(protection, UpdateDP):
-            if not everywhere:
-                msg = (
-                    "Expected the same modalities at all sites for UpdateDP, found others: a site has to state which "
-                    "it measured, and noise on its update does not hide that. Use a `KeyedSum` or `PairwiseSum`, or "
-                    "train on the modalities that all sites have."
-                )
-                raise ValueError(msg)
+            _check_modalities(everywhere=everywhere)
             warn(
                 "Noise on updates guards updates alone: components, scales and prototypes are agreed on before "
                 "training without noise, and the column 'epsilon' of the history does not count them."
             )
+
+
+def check_noise_of_columns(protections: Sequence[Protection], *, everywhere: bool) -> None:
+    """Refuse noise on updates whose columns show the sender, or that show which modalities it measured.
+
+    Raises
+    ------
+    ValueError
+        If a protection strips senders, or blurs updates of sites with different modalities.
+    """
+    for protection in protections:
+        if isinstance(protection, Shuffle):
+            msg = (
+                "Expected UpdateDP for models of scvi-tools, found Shuffle: the columns that an update changes are "
+                "those of its site, so that dropping names hides nobody. Use `UpdateDP` with a `KeyedSum`."
+            )
+            raise ValueError(msg)  # noqa: TRY004
+        if isinstance(protection, UpdateDP):
+            _check_modalities(everywhere=everywhere)
+
+
+def _check_modalities(*, everywhere: bool) -> None:
+    if not everywhere:
+        msg = (
+            "Expected the same modalities at all sites for UpdateDP, found others: a site has to state which it "
+            "measured, and noise on its update does not hide that. Use a `KeyedSum` or `PairwiseSum`, or train on the "
+            "modalities that all sites have."
+        )
+        raise ValueError(msg)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scvi.data._constants import (
+    _ADATA_MINIFY_TYPE_UNS_KEY,
     _FIELD_REGISTRIES_KEY,
     _SETUP_ARGS_KEY,
     _STATE_REGISTRY_KEY,
@@ -19,6 +20,11 @@ UNPAIRED = AnnDataManagerValidationCheck(check_fully_paired_mudata=False)
 """For modalities that measured different spots."""
 
 _ARRAYS = ("categorical_mapping", "column_names")
+
+
+def is_minified(adata: Any) -> bool:
+    """Whether scvi-tools put latent codes in place of the counts."""
+    return _ADATA_MINIFY_TYPE_UNS_KEY in adata.uns
 
 
 def state_of(registry: Mapping[str, Any], field: str) -> dict[str, Any]:

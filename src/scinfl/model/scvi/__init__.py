@@ -5,6 +5,7 @@ from scinfl.model.scvi._classes import check_labels_named, checked_arguments, cl
 from scinfl.model.scvi._model import ScviModel
 from scinfl.model.scvi._network import ScviNetwork
 from scinfl.model.scvi._options import ScviTraining
+from scinfl.model.scvi._pooled import train_pooled
 from scinfl.model.scvi._view import ScviView
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "checked_arguments",
     "class_of",
     "counts_of",
+    "train_pooled",
 ]

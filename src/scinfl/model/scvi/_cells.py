@@ -14,6 +14,7 @@ from torch import Tensor
 from scinfl._checks import finite, values_of
 from scinfl._spelling import argument
 from scinfl.model.base._cells import Cells, Matrix
+from scinfl.model.base._registry import is_minified
 
 
 class CountCells(Cells):
@@ -21,16 +22,22 @@ class CountCells(Cells):
 
     Parameters
     ----------
-    matrix, rows, codes, device
+    matrix, rows, codes, device, groups
         See :class:`~scinfl.model.base.Cells`.
     sites
         Code of the site of each of these rows.
     """
 
     def __init__(
-        self, matrix: Matrix, rows: np.ndarray, codes: np.ndarray, device: torch.device, sites: np.ndarray
+        self,
+        matrix: Matrix,
+        rows: np.ndarray,
+        codes: np.ndarray,
+        device: torch.device,
+        sites: np.ndarray,
+        groups: np.ndarray | None = None,
     ) -> None:
-        super().__init__(matrix, rows, codes, device)
+        super().__init__(matrix, rows, codes, device, groups)
         self.sites = torch.as_tensor(np.array(sites), dtype=torch.long, device=device)
 
     def take(self, chosen: Tensor) -> Any:
@@ -49,6 +56,7 @@ class CountCells(Cells):
             self.codes[chosen].cpu().numpy(),
             self.device,
             self.sites[chosen].cpu().numpy(),
+            None if self.groups is None else self.groups[chosen],
         )
 
 
@@ -58,8 +66,14 @@ def counts_of(adata: AnnData, layer: str | None) -> Matrix:
     Raises
     ------
     ValueError
-        If values are not finite whole numbers from 0 on.
+        If values are not finite whole numbers from 0 on, or scvi-tools has minified the data.
     """
+    if is_minified(adata):
+        msg = (
+            "Expected counts, found data that scvi-tools minified: it put latent codes in their place. Use the data as "
+            "they were before `minify_adata`."
+        )
+        raise ValueError(msg)
     matrix = values_of(adata, layer)
     finite(matrix, adata.var_names)
     values = matrix.data if sparse.issparse(matrix) else matrix

@@ -50,6 +50,8 @@ class Supported:
         Whether cells can lack a modality.
     refused
         Values of arguments that are refused, with the reason.
+    n_epochs_kl_warmup
+        Epochs until the KL divergence has its full weight in scvi-tools.
     """
 
     module: str = "scvi.model"
@@ -63,6 +65,7 @@ class Supported:
     required: Sequence[str] = ()
     is_mosaic: bool = False
     refused: Mapping[tuple[str, Any], str] = field(default_factory=dict)
+    n_epochs_kl_warmup: int = 400
 
 
 _PLAIN = {
@@ -82,14 +85,15 @@ SUPPORTED = {
         },
         network="LDVAE",
     ),
-    "PEAKVI": Supported(forced=_PLAIN, network="PEAKVAE"),
-    "POISSONVI": Supported("scvi.external", {"latent_distribution": ("normal", _LATENT)}),
+    "PEAKVI": Supported(forced=_PLAIN, network="PEAKVAE", n_epochs_kl_warmup=50),
+    "POISSONVI": Supported("scvi.external", {"latent_distribution": ("normal", _LATENT)}, n_epochs_kl_warmup=50),
     "TOTALVI": Supported(
         forced={**_COUNTS, "empirical_protein_background_prior": (False, _BACKGROUND)},
         network="TOTALVAE",
         reads_site=True,
         modalities=(GENES, PROTEINS),
         required=(GENES, PROTEINS),
+        n_epochs_kl_warmup=192,
     ),
     "MULTIVI": Supported(
         forced=_PLAIN,
@@ -98,6 +102,7 @@ SUPPORTED = {
         required=(GENES, PEAKS),
         is_mosaic=True,
         refused={("modality_weights", "cell"): _PER_CELL},
+        n_epochs_kl_warmup=50,
     ),
     "CondSCVI": Supported(forced={"weight_obs": (False, _CLASS_COUNTS)}, network="VAEC", labels=True),
 }
@@ -121,6 +126,14 @@ REFUSED = {
     "SCAR": "its profile of ambient RNA is computed from the cells of a site",
 }
 """Reasons by class name."""
+_COVARIATES = "Other covariates than the site are not supported."
+_ELSEWHERE = {
+    "batch_key": "The site is the batch: name its column with `site_key`. " + _COVARIATES,
+    "categorical_covariate_keys": _COVARIATES,
+    "continuous_covariate_keys": _COVARIATES,
+    "size_factor_key": "Library sizes are the observed ones: leave it out.",
+    "protein_expression_obsm_key": "Put all modalities into one table with `scinfl.pp.join_modalities`.",
+}
 _SETUP = {"adata", "layer", "batch_key", "labels_key"}
 
 
@@ -212,7 +225,8 @@ def checked_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]
     network = getattr(import_module("scvi.module"), own.network, getattr(kind, "_module_cls", kind))
     known = {parameter for maker in (kind, network) for parameter in signature(maker).parameters}
     if unknown := sorted(set(arguments) - known):
-        msg = f"Expected arguments of {name} of scvi-tools, found {first_of(unknown)}. Correct the name."
+        cure = _ELSEWHERE.get(unknown[0], "Correct the name.")
+        msg = f"Expected arguments of {name} of scvi-tools, found {first_of(unknown)}. {cure}"
         raise ValueError(msg)
     for argument, (value, reason) in own.forced.items():
         if arguments.get(argument, value) != value:

@@ -17,6 +17,7 @@ def from_scvi(
     site_key: str | None,
     labels_key: str | None = None,
     unlabeled_category: str | None = None,
+    group_key: str | None = None,
     layer: str | None = None,
     key_scheme: str | None = "coordinate",
     rng: int = 0,
@@ -38,6 +39,9 @@ def from_scvi(
         Column of ``adata.obs`` with labels, which ``SCANVI`` and ``CondSCVI`` need.
     unlabeled_category
         Label of cells that have none, which ``SCANVI`` needs; it need not occur.
+    group_key
+        Column of ``adata.obs`` (patient, donor) whose cells are kept together when a site sets validation cells aside,
+        and which :class:`~scinfl.privacy.SampleDP` guards as a whole.
     layer
         Layer to use instead of ``adata.X``.
     key_scheme
@@ -53,6 +57,8 @@ def from_scvi(
 
     Raises
     ------
+    TypeError
+        If ``kind`` is no class and no name, or the data are no AnnData.
     ValueError
         If the class or an argument cannot be trained over sites, with the reason, or the data cannot be used.
 
@@ -69,9 +75,17 @@ def from_scvi(
     >>> type(model.to_scvi()).__name__
     'SCVI'
     """
+    if not isinstance(kind, str | type):
+        msg = f"Expected a class of scvi-tools or its name, found a {type(kind).__name__} object. Pass its class."
+        raise TypeError(msg)
     name = kind if isinstance(kind, str) else kind.__name__
     check_labels_named(name, labels_key=labels_key, unlabeled_category=unlabeled_category)
     ScviModel.setup_anndata(
-        adata, site_key=site_key, labels_key=labels_key, unlabeled_category=unlabeled_category, layer=layer
+        adata,
+        site_key=site_key,
+        labels_key=labels_key,
+        unlabeled_category=unlabeled_category,
+        group_key=group_key,
+        layer=layer,
     )
     return ScviModel(adata, class_name=name, arguments=arguments, key_scheme=key_scheme, rng=rng)

@@ -107,6 +107,8 @@ def _with_columns(reference: ScviModel, adata: AnnData) -> ScviModel:
     setup = dict(reference._setup_args())
     if setup["unlabeled_category"] is not None and setup["labels_key"] not in adata.obs:
         adata.obs[setup["labels_key"]] = setup["unlabeled_category"]
+    if setup.get("group_key") not in adata.obs:
+        setup["group_key"] = None
     ScviModel.setup_anndata(adata, source_registry=reference.registry_, extend_categories=True, **setup)
     mapped = ScviModel(adata, **reference.init_params_["non_kwargs"])
     mapped.module.load_state_dict(plain, strict=False)

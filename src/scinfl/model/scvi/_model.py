@@ -13,9 +13,10 @@ from anndata import AnnData
 from scinfl import nn as keyed_nn
 from scinfl._checks import whole_number
 from scinfl.federation import OwnedParts
-from scinfl.federation.rounds import SpendsPrivacy
+from scinfl.model.base._noise_checks import check_noise_of_columns
 from scinfl.model.base._options import takes
 from scinfl.model.base._training import SiteData, resolve_device
+from scinfl.model.scvi._cells import CountCells
 from scinfl.model.scvi._classes import supported
 from scinfl.model.scvi._network import ScviNetwork, without_key
 from scinfl.model.scvi._options import ScviOptions, ScviTraining
@@ -76,13 +77,8 @@ class ScviModel(RegisteredScvi):
             raise ValueError(msg)
         data = self._data(options)
         protections = self._protections(options, len(data))
-        if noise := [type(p).__name__ for p in protections if isinstance(p, SpendsPrivacy)]:
-            msg = (
-                f"Expected protections that sum for models of scvi-tools, found {noise[0]}: columns that "
-                "one site owns would have the noise of all sites, divided by its share of the cells, and the loss "
-                "draws latent codes for a batch, not for each cell. Use `KeyedSum` or `PairwiseSum`."
-            )
-            raise ValueError(msg)
+        measured = [own.prepare.keywords["measured"] for own in data.values()]  # type: ignore[union-attr]
+        check_noise_of_columns(protections, everywhere=all(len(own) == len(self._modalities) for own in measured))
         size = (options.local_epochs, options.batch_size, options.lr, options.weight_decay, options.seed)
         strategy = self._strategy(options)
         training = self._training_of(data, ScviTraining(*size, "adam"), options, protections, strategy=strategy)
@@ -91,8 +87,7 @@ class ScviModel(RegisteredScvi):
 
     def _strategy(self, options: ScviOptions) -> Any:
         """The strategy, over the sites that own a part."""
-        n_parts, sites = len(self.module.site_columns), range(len(self._agreed.sites))
-        parts = {f"site {site}": [f"site_columns.{n}.columns.{site}." for n in range(n_parts)] for site in sites}
+        parts = {f"site {site}": self.module.columns_of(site) for site in range(self.module.n_sites)}
         parts |= {name: sorted(own) for name, own in self.module.modality_parts.items()}
         parts = {name: beginnings for name, beginnings in parts.items() if beginnings}
         return OwnedParts(options.averaging, parts) if parts else options.averaging
@@ -102,20 +97,27 @@ class ScviModel(RegisteredScvi):
         cells = self._training_cells(resolve_device(options.device))
         codes = cells.sites.cpu().numpy()
         names, strategy, data = self._site_of_rows(options), self._strategy(options), {}
+        warmup = options.n_epochs_kl_warmup
+        if warmup == "auto":
+            warmup = supported(self._class_name).n_epochs_kl_warmup
         for number, name in enumerate(np.unique(names), options.first_number):
             rows = np.flatnonzero(names == name)
-            aside = np.random.default_rng([options.seed, number]).random(len(rows)) < options.validation_size
+            aside = _set_aside(cells, rows, options.validation_size, np.random.default_rng([options.seed, number]))
             train, validation = cells.part(rows[~aside]), cells.part(rows[aside])
             if not len(train):
                 msg = f"Expected cells to train on at every site, found none at '{name}'. Lower `validation_size`."
                 raise ValueError(msg)
-            measured = self.module.measured(train.matrix[train.rows], str(name))
-            parts = [*(f"site {code}" for code in np.unique(codes[rows])), *measured]
+            measured, own = self.module.measured(train.matrix[train.rows], str(name)), np.unique(codes[rows]).tolist()
+            parts = [*(f"site {code}" for code in own), *measured]
             data[str(name)] = SiteData(
                 train,
                 validation,
-                {"n_epochs_kl_warmup": options.n_epochs_kl_warmup},
-                prepare=partial(ScviNetwork.train_modalities, measured=measured) if self._modalities else None,
+                prepare=partial(
+                    ScviNetwork.train_parts,
+                    sites=own,
+                    measured=measured,
+                    n_epochs_kl_warmup=warmup,
+                ),
                 metadata=strategy.shares(parts) if isinstance(strategy, OwnedParts) else {},
             )
         return data
@@ -226,6 +228,18 @@ class ScviModel(RegisteredScvi):
         ------
         RuntimeError
             If the model is untrained or locked.
+        KeyError, ValueError
+            If the data lack the column of sites or labels, or have others than the model; cells without a column of
+            labels count as unlabelled in a SCANVI.
         """
-        network = self._plain_network()
-        return self._agreed.filled(network.native_state(), self._validate_anndata(adata))
+        network, cells = self._plain_network(), self._validate_anndata(adata)
+        self._check_columns(cells)
+        return self._agreed.over(cells, network.native_state())
+
+
+def _set_aside(cells: CountCells, rows: np.ndarray, size: float, rng: np.random.Generator) -> np.ndarray:
+    """Which rows of a site are for validation: a share of them, or of its groups where there are groups."""
+    if cells.groups is None:
+        return rng.random(len(rows)) < size
+    names, place = np.unique(cells.groups[rows], return_inverse=True)
+    return (rng.random(len(names)) < size)[place]

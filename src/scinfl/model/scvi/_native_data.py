@@ -21,13 +21,27 @@ _OBSM = "protein_expression"
 _NAMES = {GENES: "rna", PEAKS: "atac", PROTEINS: "protein"}
 
 
-def native_form(adata: AnnData, modalities: Mapping[str, int], layer: str | None, *, in_mudata: bool) -> Any:
-    """A copy of cells as scvi-tools reads them: one table, proteins in ``obsm``, or a table for each modality."""
+def native_form(
+    adata: AnnData, modalities: Mapping[str, int], setup: Mapping[str, Any], *, in_mudata: bool
+) -> AnnData | MuData:
+    """A copy of cells as scvi-tools reads them: one table, proteins in ``obsm``, or a table for each modality.
+
+    Sites and labels are text in it, cells without a column of labels count as unlabelled, and counts are in memory.
+    """
+    layer, obs = setup["layer"], _text_columns(adata.obs, setup)
+    values = values_of(adata, layer)
+    values = sparse.csr_matrix(values, copy=True) if sparse.issparse(values) else np.array(values)
     if not modalities:
-        return adata.copy()
-    values, own = values_of(adata, layer), slices_of(modalities)
+        cells = adata.to_memory() if adata.isbacked else adata.copy()
+        cells.obs = obs
+        if layer is None:
+            cells.X = values
+        else:
+            cells.layers[layer] = values
+        return cells
+    own = slices_of(modalities)
     tables = {
-        _NAMES[name]: AnnData(values[:, columns].copy(), adata.obs.copy(), adata.var.iloc[columns].copy())
+        _NAMES[name]: AnnData(values[:, columns].copy(), obs.copy(), adata.var.iloc[columns].copy())
         for name, columns in own.items()
     }
     if not in_mudata:
@@ -38,9 +52,20 @@ def native_form(adata: AnnData, modalities: Mapping[str, int], layer: str | None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of mudata, on columns that it will no longer copy
         mdata = MuData(tables)
-    mdata.obs = adata.obs.copy()
+    mdata.obs = obs
     mdata.obs["_indices"] = np.arange(adata.n_obs)
     return mdata
+
+
+def _text_columns(obs: pd.DataFrame, setup: Mapping[str, Any]) -> pd.DataFrame:
+    """Columns of cells, with sites and labels as the text that networks know them by."""
+    obs, labels_key, unlabeled = obs.copy(), setup["labels_key"], setup["unlabeled_category"]
+    if unlabeled is not None and labels_key not in obs:
+        obs[labels_key] = unlabeled
+    for column in (setup["site_key"], labels_key):
+        if column is not None:
+            obs[column] = obs[column].astype(str)
+    return obs
 
 
 def register(kind: Any, cells: Any, setup: Mapping[str, Any], modalities: Mapping[str, int]) -> None:
@@ -57,5 +82,5 @@ def register(kind: Any, cells: Any, setup: Mapping[str, Any], modalities: Mappin
         "protein_expression_obsm_key": _OBSM,
     }
     if setup["unlabeled_category"] is not None:
-        options["unlabeled_category"] = setup["unlabeled_category"]
+        options["unlabeled_category"] = str(setup["unlabeled_category"])
     kind.setup_anndata(cells, **{name: value for name, value in options.items() if name in known})

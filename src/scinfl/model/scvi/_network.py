@@ -60,7 +60,7 @@ class ScviNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.native, self.classifies = prepared(native), classifies
-        self.epochs_done = 0.0
+        self.epochs_done, self.n_epochs_kl_warmup = 0.0, 0
         self.modalities = slices_of(modalities)
         known = [*(list(features)[own] for own in self.modalities.values()), list(features), list(map(str, labels))]
         self.places = list(by_site)
@@ -79,15 +79,21 @@ class ScviNetwork(nn.Module):
             self.layouts[name] = layout = Layout.of(tuple(getattr(module, what).shape), known, name)
             self.rows[name.replace(".", "/")] = layout.table(getattr(module, what))
             vacate(module, what)
-        used = self._used(len(sites), len(features))
+        self.n_sites = len(sites)
+        self.trained = self._used(len(features))
+        """Parameters that the loss depends on: others do not leave a site."""
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name in used)  # what no loss depends on does not leave a site
+            parameter.requires_grad_(name in self.trained)
         self.modality_parts = {
-            name: frozenset(used - self._used(len(sites), len(features), without=own))
+            name: self.trained - self._used(len(features), without=own)
             for name, own in self.modalities.items()
             if is_mosaic
         }
         """Parameters that only cells with a modality train."""
+
+    def columns_of(self, site: int) -> list[str]:
+        """Beginnings of the names of parameters that a site owns."""
+        return [f"site_columns.{number}.columns.{site}." for number in range(len(self.site_columns))]
 
     def _place(self, name: str) -> tuple[nn.Module, str]:
         """Module and attribute of a parameter of scvi-tools."""
@@ -99,14 +105,14 @@ class ScviNetwork(nn.Module):
         named = [name for name, p in self.native.named_parameters() if p.requires_grad and p.numel()]
         return [name for name in named if type(self._place(name)[0]) is not nn.Linear]
 
-    def _used(self, n_sites: int, n_features: int, *, without: slice | None = None) -> set[str]:
+    def _used(self, n_features: int, *, without: slice | None = None) -> frozenset[str]:
         """Names of the parameters that the loss of cells of all sites depends on, which may lack a modality."""
-        n = max(n_sites, 2)
+        n = max(self.n_sites, 2)
         values = torch.ones(n, n_features)
         if without is not None:
             values[:, without] = 0
-        self.loss((values, torch.zeros(n, dtype=torch.long), torch.arange(n) % n_sites)).backward()
-        found = {name for name, p in self.named_parameters() if p.grad is not None and bool(p.grad.any())}
+        self.loss((values, torch.zeros(n, dtype=torch.long), torch.arange(n) % self.n_sites)).backward()
+        found = frozenset(name for name, p in self.named_parameters() if p.grad is not None and bool(p.grad.any()))
         self.zero_grad(set_to_none=True)
         return found
 
@@ -127,26 +133,36 @@ class ScviNetwork(nn.Module):
             raise ValueError(msg)
         return found
 
-    def train_modalities(self, measured: Collection[str]) -> None:
-        """Train what the modalities of a site have part in, and leave the rest as it is."""
-        absent = {name for modality, own in self.modality_parts.items() if modality not in measured for name in own}
-        every = {name for own in self.modality_parts.values() for name in own}
-        for name, parameter in self.named_parameters():
-            if name in every:
-                parameter.requires_grad_(name not in absent)
-
     # ---- training
+
+    def train_parts(self, sites: Collection[int], measured: Collection[str], n_epochs_kl_warmup: int | None) -> None:
+        """Train what a site has part in: its own columns, and what its modalities reach.
+
+        Parameters
+        ----------
+        sites
+            Codes of the sites whose columns are trained.
+        measured
+            Modalities of their cells.
+        n_epochs_kl_warmup
+            Epochs of the whole run until the KL divergence has its full weight.
+        """
+        self.n_epochs_kl_warmup = n_epochs_kl_warmup or 0
+        absent = {name for modality, own in self.modality_parts.items() if modality not in measured for name in own}
+        others = tuple(name for site in range(self.n_sites) if site not in sites for name in self.columns_of(site))
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name in self.trained - absent and not name.startswith(others))
 
     def schedule(self, epochs_done: float) -> None:
         """Learn how many epochs of the whole run are over, of which the weight of the KL divergence depends."""
         self.epochs_done = epochs_done
 
-    def loss(self, batch: Any, *, n_epochs_kl_warmup: int | None = None) -> Tensor:
+    def loss(self, batch: Any) -> Tensor:
         """Loss of scvi-tools, whose KL divergences weigh more from epoch to epoch of the whole run."""
         weight = 1.0
-        if n_epochs_kl_warmup:
-            weight = min(1.0, math.floor(self.epochs_done + 1e-9) / n_epochs_kl_warmup)
-        return self._outputs(batch, weight).loss
+        if self.n_epochs_kl_warmup:
+            weight = min(1.0, math.floor(self.epochs_done + 1e-9) / self.n_epochs_kl_warmup)
+        return self._outputs(batch, weight).loss + self._classification(batch)
 
     @torch.no_grad()
     def evaluate(self, batches: Any) -> dict[str, float]:
@@ -155,11 +171,8 @@ class ScviNetwork(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             for batch in batches:
-                found = self._outputs(batch, 1.0)
-                own = _of_cells(found).sum().item()
-                if found.classification_loss is not None:
-                    own += _CLASSIFICATION_RATIO * found.classification_loss.item() * len(batch[0])
-                total, n = total + own, n + len(batch[0])
+                own = _of_cells(self._outputs(batch, 1.0)).mean() + self._classification(batch)
+                total, n = total + own.item() * len(batch[0]), n + len(batch[0])
         return {"loss": total / n}
 
     def losses(self, batch: Batch) -> Tensor:
@@ -169,16 +182,24 @@ class ScviNetwork(nn.Module):
             return _of_cells(self._outputs(batch, 1.0))
 
     def _outputs(self, batch: Batch, kl_weight: float) -> Any:
-        options: dict[str, Any] = {"kl_weight": kl_weight}
-        if self.classifies:
-            x, labels, sites = batch
-            n_labels: Any = self.native.n_labels
-            labelled = labels < n_labels
-            if bool(labelled.any()):
-                own = (x[labelled], labels[labelled], sites[labelled])
-                options |= {"labelled_tensors": self._tensors(own), "classification_ratio": _CLASSIFICATION_RATIO}
-        with self._assembled(batch[2].unique().tolist()):
-            return self.native(self._tensors(batch), loss_kwargs=options)[2]
+        with self._assembled():
+            return self.native(self._tensors(batch), loss_kwargs={"kl_weight": kl_weight})[2]
+
+    def _classification(self, batch: Batch) -> Tensor:
+        """Loss of the classifier over the labelled cells of a batch; none where there are none."""
+        if not self.classifies:
+            return torch.zeros(())
+        _, labels, _ = batch
+        scores = self._scores(batch)
+        is_labelled = labels < scores.shape[1]
+        each = nn.functional.cross_entropy(scores, labels.clamp_max(scores.shape[1] - 1), reduction="none")
+        return _CLASSIFICATION_RATIO * (each * is_labelled).sum() / is_labelled.sum().clamp_min(1)
+
+    def _scores(self, batch: Batch) -> Tensor:
+        """What the classifier makes of cells (cells × labels)."""
+        x, _, sites = batch
+        with self._assembled():
+            return self.native.classify(x, batch_index=sites[:, None])  # type: ignore[operator]
 
     def _tensors(self, batch: Batch) -> dict[str, Tensor]:
         """A batch as scvi-tools names its parts."""
@@ -190,13 +211,13 @@ class ScviNetwork(nn.Module):
 
     def latent(self, batch: Batch) -> Tensor:
         """Mean of the latent code (cells × dimensions)."""
-        with self._assembled(None):
+        with self._assembled():
             found = self.native(self._tensors(batch), compute_loss=False)[0]
         return found["qz"].loc if "qz" in found else found["qz_m"]
 
     def expected(self, batch: Batch) -> Tensor:
         """Expected counts (cells × features, of several modalities the genes alone), or probabilities of peaks."""
-        with self._assembled(None):
+        with self._assembled():
             found = self.native(self._tensors(batch), compute_loss=False)[1]
         if "px_rate" in found:
             return found["px_rate"]
@@ -206,28 +227,26 @@ class ScviNetwork(nn.Module):
 
     def probabilities(self, batch: Batch) -> Tensor:
         """Probabilities of labels (cells × labels)."""
-        x, _, sites = batch
-        with self._assembled(None):
-            scores = self.native.classify(x, batch_index=sites[:, None])  # type: ignore[operator]
+        scores = self._scores(batch)
         return torch.softmax(scores, dim=1) if self.native.classifier.logits else scores  # type: ignore[union-attr]
 
     # ---- as one
 
-    def _arrays(self, present: Collection[int] | None) -> Iterator[tuple[str, Tensor]]:
+    def _arrays(self) -> Iterator[tuple[str, Tensor]]:
         """Parameters of scvi-tools that are stored as parts, put together."""
         for name, parts in zip(self.places, self.site_columns, strict=True):
-            yield name, parts(present)
+            yield name, parts()
             if isinstance(parts, SiteColumns) and parts.linear.bias is not None:
                 yield f"{name.removesuffix('weight')}bias", parts.linear.bias
         for name, layout in self.layouts.items():
             yield name, layout.array(self.rows[name.replace(".", "/")]())
 
     @contextmanager
-    def _assembled(self, present: Collection[int] | None) -> Iterator[None]:
+    def _assembled(self) -> Iterator[None]:
         """The module of scvi-tools with all its parameters in place."""
         filled, own = [], dict(vars(self.native))
         try:
-            for name, array in self._arrays(present):
+            for name, array in self._arrays():
                 module, what = self._place(name)
                 module.__dict__[what] = array
                 filled.append((module, what))
@@ -241,7 +260,7 @@ class ScviNetwork(nn.Module):
     @torch.no_grad()
     def native_state(self) -> dict[str, Tensor]:
         """State of the module of scvi-tools as it was before it was taken apart."""
-        state = {**self.native.state_dict(), **dict(self._arrays(None))}
+        state = {**self.native.state_dict(), **dict(self._arrays())}
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -23,18 +24,20 @@ class ScviOptions(TrainOptions):
     ----------
     n_epochs_kl_warmup
         Epochs of the whole run, rounds times local epochs, over which the weight of the KL divergence rises from 0 to
-        1; ``None`` for 1 from the start. A run of fewer epochs ends at a lower weight, as in scvi-tools.
+        1; ``None`` for 1 from the start. A run of fewer epochs ends at a lower weight, as in scvi-tools. By default
+        those of scvi-tools: 400, of ``PEAKVI``, ``POISSONVI`` and ``MULTIVI`` 50, and of ``TOTALVI`` 192 (three steps
+        of 256 cells for every four cells).
     """
 
     n_rounds: int = 20
     lr: float = 1e-3
     batch_size: int = 32
     weight_decay: float = 1e-6
-    n_epochs_kl_warmup: int | None = 400
+    n_epochs_kl_warmup: int | Literal["auto"] | None = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.n_epochs_kl_warmup is not None:
+        if self.n_epochs_kl_warmup not in (None, "auto"):
             whole_number("n_epochs_kl_warmup", self.n_epochs_kl_warmup, 1)
         if self.share != "all":
             msg = (

@@ -13,7 +13,7 @@ from anndata import AnnData
 from scvi.data import AnnDataManager
 from scvi.data.fields import LayerField
 
-from scinfl._checks import first_of, obs_column
+from scinfl._checks import complete_column, first_of, obs_column
 from scinfl.model.base._cells import owned, sites_of
 from scinfl.model.base._labels import check_known_labels, check_labels, ordered_field
 from scinfl.model.base._model import FederatedModel
@@ -34,7 +34,7 @@ class RegisteredScvi(FederatedModel):
     """A network of scvi-tools for sites, labels and features that were agreed first: no constructor reads cells."""
 
     module: ScviNetwork
-    _columns_to_train = ("site_key", "labels_key")
+    _columns_to_train = ("site_key", "labels_key", "group_key")
 
     def __init__(
         self,
@@ -65,6 +65,7 @@ class RegisteredScvi(FederatedModel):
         site_key: str | None = None,
         labels_key: str | None = None,
         unlabeled_category: str | None = None,
+        group_key: str | None = None,
         layer: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -80,6 +81,8 @@ class RegisteredScvi(FederatedModel):
             Column of ``adata.obs`` with labels.
         unlabeled_category
             Label of cells that have none.
+        group_key
+            Column of ``adata.obs`` with patients or donors, see :func:`scinfl.model.from_scvi`.
         layer
             Layer to use instead of ``adata.X``.
         kwargs
@@ -89,10 +92,18 @@ class RegisteredScvi(FederatedModel):
         ------
         KeyError
             If a column or layer does not exist.
+        TypeError
+            If the data are no AnnData.
         ValueError
             If counts, labels, sites or feature names cannot be used; the message names them.
         """
         setup_args = cls._get_setup_method_args(**{k: v for k, v in locals().items() if k != "kwargs"})
+        if not isinstance(adata, AnnData):
+            msg = (
+                f"Expected an AnnData of counts, found a {type(adata).__name__}. Of a MuData take one modality "
+                "(`mdata['rna']`), or put several into one table with `scinfl.pp.join_modalities`."
+            )
+            raise TypeError(msg)
         owned(adata)
         counts_of(adata, layer)
         known = kwargs.get("source_registry")
@@ -103,8 +114,10 @@ class RegisteredScvi(FederatedModel):
             labels = obs_column(adata, labels_key, "labels_key")
             check_labels(labels, sites, labels_key, unlabeled_category, at_least=1 if known is None else 0)
             check_known_labels(labels, categories_of(known, "labels"), labels_key)
+        if group_key is not None:
+            complete_column(adata, group_key, "group_key", "a group for every row")
         fields = [
-            LayerField("X", layer, is_count_data=True),
+            LayerField("X", layer, is_count_data=False),  # checked above, in more forms than scvi-tools takes
             ordered_field("batch", site_key),
             ordered_field("labels", labels_key, unlabeled_category),
         ]
@@ -152,13 +165,13 @@ class RegisteredScvi(FederatedModel):
     @property
     def sites(self) -> list[str]:
         """Sites that the network has columns for, in their order."""
-        return [str(site) for site in self._agreed.sites]
+        return list(self._agreed.sites)
 
     @property
     def labels(self) -> list[str]:
         """Labels that the network distinguishes, in order."""
         unlabeled = str(self._setup_args()["unlabeled_category"])
-        return [label for label in map(str, self._agreed.labels) if label != unlabeled]
+        return [label for label in self._agreed.labels if label != unlabeled]
 
     @property
     def labels_key(self) -> str | None:
@@ -173,13 +186,24 @@ class RegisteredScvi(FederatedModel):
     def _training_cells(self, device: torch.device) -> CountCells:
         """All cells with their codes."""
         codes, labels = (np.asarray(self.data_registry(what)).ravel() for what in ("batch", "labels"))
-        matrix = counts_of(self._adata, self._setup_args()["layer"])
-        return CountCells(matrix, np.arange(len(codes)), labels, device, codes)
+        setup = self._setup_args()
+        matrix, group_key = counts_of(self._adata, setup["layer"]), setup.get("group_key")
+        groups = None if group_key is None else self._adata.obs[group_key].astype(str).to_numpy()
+        return CountCells(matrix, np.arange(len(codes)), labels, device, codes, groups)
 
     def _cells_of(self, adata: AnnData) -> CountCells:
         """Any cells, with the codes that the encoder reads."""
         matrix, codes = counts_of(adata, self._setup_args()["layer"]), self._label_codes(adata)
         return CountCells(matrix, np.arange(adata.n_obs), codes, self.device, self._site_codes(adata))
+
+    def _check_columns(self, adata: AnnData) -> None:
+        """Refuse cells of sites, or with labels, that the network does not know."""
+        counts_of(adata, self._setup_args()["layer"])
+        if self.site_key is not None:
+            _check_known_sites(sites_of(adata, self.site_key, at_least=1), self.sites, self.site_key)
+        key, may_lack_labels = self.labels_key, self._setup_args()["unlabeled_category"] is not None
+        if key is not None and (key in adata.obs or not may_lack_labels):
+            check_known_labels(obs_column(adata, key, "labels_key"), categories_of(self.registry_, "labels"), key)
 
     def _site_codes(self, adata: AnnData) -> np.ndarray:
         """Codes of sites, which matter only where the encoder reads them."""

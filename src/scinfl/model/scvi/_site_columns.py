@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,9 +84,9 @@ class SiteColumns(nn.Module):
             if has_bias:
                 self.linear.bias.copy_(linear.bias)
 
-    def forward(self, present: Collection[int] | None) -> Tensor:
-        """Weight of the whole layer; columns of sites that are not present get no gradient."""
-        return torch.cat([self.linear.weight, torch.cat(_owned(self.columns, present)).T], dim=1)
+    def forward(self) -> Tensor:
+        """Weight of the whole layer."""
+        return torch.cat([self.linear.weight, torch.cat([own() for own in self.columns]).T], dim=1)
 
 
 class SiteSlices(nn.Module):
@@ -111,16 +111,10 @@ class SiteSlices(nn.Module):
         self.layouts = [Layout.of(tuple(own.shape), known, str(site)) for own, site in zip(slices, sites, strict=True)]
         self.columns = nn.ModuleList(layout.table(own) for layout, own in zip(self.layouts, slices, strict=True))
 
-    def forward(self, present: Collection[int] | None) -> Tensor:
-        """The whole array; slices of sites that are not present get no gradient."""
-        tables = _owned(self.columns, present)
-        own = [layout.array(rows) for layout, rows in zip(self.layouts, tables, strict=True)]
+    def forward(self) -> Tensor:
+        """The whole array."""
+        own = [layout.array(rows()) for layout, rows in zip(self.layouts, self.columns, strict=True)]
         return torch.stack(own, dim=self.axis)
-
-
-def _owned(columns: nn.ModuleList, present: Collection[int] | None) -> list[Tensor]:
-    """Tables of all sites; those of sites that are not present get no gradient."""
-    return [own() if present is None or site in present else own().detach() for site, own in enumerate(columns)]
 
 
 def _filled(table: Table, values: Tensor) -> Table:

@@ -15,7 +15,7 @@ import pandas as pd
 from anndata import AnnData
 from torch import Tensor, nn
 
-from scinfl.model.base._registry import setup_of, state_of
+from scinfl.model.base._registry import categories_of, setup_of, state_of
 from scinfl.model.scvi._classes import SUPPORTED, class_of, supported
 from scinfl.model.scvi._native_data import native_form, register
 
@@ -44,8 +44,8 @@ class Agreed:
     name: str
     arguments: Mapping[str, Any]
     features: Sequence[str]
-    sites: Sequence[Any]
-    labels: Sequence[Any]
+    sites: Sequence[str]
+    labels: Sequence[str]
     setup: Mapping[str, Any]
     modalities: Mapping[str, int]
 
@@ -54,7 +54,7 @@ class Agreed:
         cls, name: str, arguments: Mapping[str, Any], registry: Mapping[str, Any], modalities: Mapping[str, int]
     ) -> Agreed:
         """What a registry of data says."""
-        sites, labels = (list(state_of(registry, what)["categorical_mapping"]) for what in ("batch", "labels"))
+        sites, labels = (categories_of(registry, what) or [] for what in ("batch", "labels"))
         features = list(state_of(registry, "X")["column_names"])
         return cls(name, arguments, features, sites, labels, setup_of(registry), modalities)
 
@@ -74,30 +74,31 @@ class Agreed:
             if column is not None:
                 taken = [names[i % len(names)] for i in range(n)]
                 cells.obs[column] = pd.Categorical(taken, categories=list(names))
-        with _quiet():
+        with quiet():
             data = self.native_form(cells)
             register(kind, data, setup, self.modalities)
             model = kind(data, **self.arguments)
         _without_batch_norm(model.module)
         return model
 
-    def filled(self, state: Mapping[str, Tensor], cells: AnnData) -> Any:
-        """The model of scvi-tools with these weights, on a copy of cells."""
+    def over(self, cells: AnnData, state: Mapping[str, Tensor] | None = None) -> Any:
+        """The model of scvi-tools on a copy of cells: with these weights, or an untrained one."""
         model = self.native()
-        model.module.load_state_dict(state)
-        model.module.eval()
-        with _quiet():
+        if state is not None:
+            model.module.load_state_dict(state)
+            model.module.eval()
+            model.is_trained_ = True
+        with quiet():
             model.adata = self.native_form(cells)
         if hasattr(model, "_set_indices_and_labels"):
             asks = signature(model._set_indices_and_labels).parameters.values()
             model._set_indices_and_labels(*[model.adata for p in asks if p.default is Parameter.empty])
-        model.is_trained_ = True
         return model
 
     def native_form(self, cells: AnnData) -> Any:
         """A copy of cells as the class of scvi-tools reads them."""
         in_mudata = len(supported(self.name).modalities) > 2
-        return native_form(cells, self.modalities, self.setup["layer"], in_mudata=in_mudata)
+        return native_form(cells, self.modalities, self.setup, in_mudata=in_mudata)
 
     def axes_by_site(self, native: nn.Module) -> dict[str, int]:
         """Parameters of which each site owns a part, with the axis of the sites.
@@ -138,17 +139,19 @@ class Agreed:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Say nothing of ones, and of a copy that is set up."""
-    log = logging.getLogger("scvi")
-    level = log.level
-    log.setLevel(logging.WARNING)
+def quiet() -> Iterator[None]:
+    """Say nothing of ones, of a copy that is set up, and of where it is trained."""
+    logs = [logging.getLogger(name) for name in ("scvi", "lightning.pytorch", "pytorch_lightning")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
 
 
 def _without_batch_norm(network: nn.Module) -> None:

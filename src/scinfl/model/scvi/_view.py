@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
+import torch
 from anndata import AnnData
 from torch import nn
 
@@ -38,6 +39,16 @@ class ScviView(ModelView):
     def cells(self, data: AnnData) -> CountCells:
         """Cells as the network reads them."""
         return self.model._cells_of(data)
+
+    def native(self, data: AnnData) -> Any:
+        """The model of scvi-tools with initial weights, on a copy of cells."""
+        return self.model._agreed.over(data)
+
+    @torch.inference_mode()
+    def latent(self, network: ScviNetwork) -> np.ndarray:
+        """Latent codes of the model's own cells by another network of its shape (cells × dimensions)."""
+        cells = self.cells(self.model.adata)
+        return torch.cat([network.eval().latent(batch) for batch in cells.batches(4096)]).numpy()
 
     def training_cells(self, training: Mapping[str, Any], key: Key | None) -> tuple[CountCells, CountCells]:
         """Cells that were trained on, and cells that were set aside, of all sites."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.func import functional_call, grad, vmap
+from torch.overrides import TorchFunctionMode
 
 _NUMBERS = 2**24  # of all gradients that are held at a time
 _ROWS = 4096
@@ -26,7 +29,7 @@ class PoissonBatch(NamedTuple):
     Parameters
     ----------
     x, codes
-        Features and label codes of their rows.
+        Features, and codes of labels (and of sites), of their rows.
     unit
         Number of the unit of each row.
     n_expected
@@ -36,7 +39,7 @@ class PoissonBatch(NamedTuple):
     """
 
     x: Tensor
-    codes: Tensor
+    codes: tuple[Tensor, ...]
     unit: np.ndarray
     n_expected: float
     noise_multiplier: float
@@ -59,6 +62,46 @@ def check_rows(train: Any, network: nn.Module, options: Mapping[str, Any]) -> No
             "let a row change the gradients of others. Train with `class_weight=None`."
         )
         raise ValueError(msg)
+    some = tuple(tensor[:1] for tensor in train.take(torch.arange(min(1, len(train)))))
+    with torch.random.fork_rng(devices=[]):
+        try:
+            clipped_sum(network, some, np.zeros(len(some[0]), int), 1.0)
+        except RuntimeError as error:
+            msg = (
+                f"Expected a loss of each row by itself, found one of {type(network).__name__} that asks what a whole "
+                "batch holds, so that gradients of single rows cannot be clipped. Guard whole sites with `UpdateDP` "
+                "instead of `SampleDP`."
+            )
+            raise ValueError(msg) from error
+
+
+class _RowByRow(TorchFunctionMode):
+    """Does for each row what torch offers for a whole batch only: noise in place, codes, and values under a mask."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is Tensor.normal_:
+            return torch.randn(args[0].shape, dtype=args[0].dtype, device=args[0].device)
+        if func is nn.functional.one_hot and len(args) + len(kwargs) == 2:
+            codes, n = (*args, *kwargs.values())
+            return (codes[..., None] == torch.arange(n, device=codes.device)).long()
+        if func is Tensor.__setitem__ and isinstance(args[1], Tensor) and args[1].dtype is torch.bool:
+            return args[0].masked_fill_(args[1], args[2])
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _row_by_row() -> Iterator[None]:
+    """Let distributions of torch be drawn from and scored under ``vmap``, without checks of their values."""
+    before = getattr(Distribution, "_validate_args", __debug__)
+    Distribution.set_default_validate_args(False)
+    try:
+        with _RowByRow():
+            yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 class _Loss(nn.Module):
@@ -95,7 +138,8 @@ def clipped_sum(network: nn.Module, batch: tuple[Tensor, ...], unit: np.ndarray,
 
     gradients_of = vmap(grad(loss_of_a_unit), in_dims=(None, *[0] * len(batch)), randomness="different")
     for rows in _blocks(unit, sum(p.numel() for p in parameters.values())):
-        gradients = gradients_of(parameters, *(tensor[rows.to(tensor.device)] for tensor in batch))
+        with _row_by_row():
+            gradients = gradients_of(parameters, *(tensor[rows.to(tensor.device)] for tensor in batch))
         norm = sum(g.flatten(1).square().sum(1) for g in gradients.values()).sqrt()
         if not norm.isfinite().all():  # what no number can clip is left out
             gradients = {name: g.nan_to_num(0, 0, 0) for name, g in gradients.items()}

@@ -274,8 +274,8 @@ class SampleDP(SpendsPrivacy):
         for _ in range(n_steps):
             drawn = uniform_numbers(n_units) < rate
             rows = np.flatnonzero(drawn[unit])
-            x, codes = train.take(torch.from_numpy(rows))
-            yield PoissonBatch(x, codes, unit[rows], rate * n_units, noise_multiplier)
+            x, *codes = train.take(torch.from_numpy(rows))
+            yield PoissonBatch(x, tuple(codes), unit[rows], rate * n_units, noise_multiplier)
 
     def _noise_multiplier(self, rate: float, n_steps: int) -> float:
         if self.noise_multiplier is not None:
@@ -291,13 +291,13 @@ class SampleDP(SpendsPrivacy):
         Parameters
         ----------
         network
-            Network with ``loss((x, codes))``.
+            Network with ``loss((x, *codes))``.
         batch
             What :meth:`batches` drew; without any unit the step is noise alone.
         """
         with torch.random.fork_rng(devices=[batch.x.device] if batch.x.is_cuda else []):
             torch.manual_seed(int.from_bytes(os.urandom(8), "little", signed=True))  # dropout
-            total = clipped_sum(network, (batch.x, batch.codes), batch.unit, self.max_norm)
+            total = clipped_sum(network, (batch.x, *batch.codes), batch.unit, self.max_norm)
         for name, parameter in network.named_parameters():
             if parameter.requires_grad:
                 noise = gaussian_noise(tuple(parameter.shape), batch.noise_multiplier * self.max_norm)

@@ -10,7 +10,7 @@ import numpy as np
 
 from scinfl._checks import first_of, number_between, warn
 from scinfl._errors import WeakNoiseWarning
-from scinfl.federation import Journal, State, Update
+from scinfl.federation import Journal, OwnedParts, State, Update
 from scinfl.federation.rounds import SpendsPrivacy
 from scinfl.privacy.dp._accounting import UNITS, Account, Charge, subsampled_epsilon
 from scinfl.privacy.dp._gaussian_noise import gaussian_noise, on_grid
@@ -38,7 +38,8 @@ class UpdateDP(SpendsPrivacy):
     Covered are the updates of training. Not covered: sums before the first round (components, scales and prototypes of
     SpaMosaic, which warns; :class:`~scinfl.model.GEARS` refuses noise on updates for its sums, but with
     ``share="meta"``), numbers of observations, and metrics of validation rows, which are refused unless you allow
-    them. The training loss is not sent.
+    them. The training loss is not sent. Parameters that a site does not train, whatever its rows are, are sent as they
+    came, without noise: columns that other sites own, in models of scvi-tools.
 
     Put it before the protection that masks: ``protections=[UpdateDP(...), KeyedSum(key)]``. A repeated upload carries
     the same noise; a round that is done again is charged again, and noted in the journal. Noise comes from the
@@ -78,6 +79,7 @@ class UpdateDP(SpendsPrivacy):
         self.unnoised_validation = unnoised_validation
         self._account = Account(UNITS[-1])
         self._starts: dict[str, tuple[int, State]] = {}
+        self._trained: dict[str, frozenset[str]] = {}
         self._sent: dict[str, tuple[Update, Update]] = {}
 
     # ---- the account
@@ -107,18 +109,21 @@ class UpdateDP(SpendsPrivacy):
         return subsampled_epsilon(self._account.spent(site), self.delta)
 
     def check_site(self, site: str, network: Any, train: Any, n_validation: int, options: Mapping[str, Any]) -> None:
-        """Refuse validation rows, unless their metrics may leave without noise.
+        """Refuse validation rows, unless their metrics may leave without noise; note what the site trains.
 
         Parameters
         ----------
         site
             Name of the site.
-        network, train, options
+        network
+            Network as the site trains it.
+        train, options
             Whatever they are, the update is clipped.
         n_validation
             Number of rows to validate on.
         """
-        del network, train, options
+        del train, options
+        self._trained[site] = frozenset(name for name, p in network.named_parameters() if p.requires_grad)
         if n_validation and not self.unnoised_validation:
             name = type(self).__name__
             msg = (
@@ -155,8 +160,11 @@ class UpdateDP(SpendsPrivacy):
         if update.purpose != "training":
             return update
         if update.site not in self._sent or self._sent[update.site][0] is not update:
-            self._sent[update.site] = (update, replace(update, state=self._blurred(update), metrics={}))
+            self._sent[update.site] = (update, self._noisy(update))
         return self._sent[update.site][1]  # sent again it carries the same noise: new noise would average out
+
+    def _noisy(self, update: Update) -> Update:
+        return replace(update, state=self._blurred(update), metrics=OwnedParts.reported(update.metrics))
 
     def _blurred(self, update: Update) -> dict[str, np.ndarray]:
         number, start = self._starts.get(update.site, (None, {}))
@@ -172,8 +180,11 @@ class UpdateDP(SpendsPrivacy):
                 "the protection that masks updates."
             )
             raise ValueError(msg)
+        trained = self._trained.get(update.site, update.state.keys()) & update.state.keys()
         change = {
-            name: array.astype(np.float64) - np.asarray(start[name], np.float64) for name, array in update.state.items()
+            name: update.state[name].astype(np.float64) - np.asarray(start[name], np.float64)
+            for name in update.state
+            if name in trained
         }
         norm = float(np.sqrt(sum(np.square(array).sum() for array in change.values())))
         if not np.isfinite(norm):
@@ -183,12 +194,13 @@ class UpdateDP(SpendsPrivacy):
             )
             raise ValueError(msg)
         share, deviation = min(1.0, self.max_norm / max(norm, 1e-300)), self.noise_multiplier * self.max_norm
-        return {
+        blurred = {
             name: (start[name] + on_grid(share * array + gaussian_noise(array.shape, deviation), deviation)).astype(
                 update.state[name].dtype
             )
             for name, array in change.items()
         }
+        return {name: blurred.get(name, start[name]) for name in update.state}
 
     def __repr__(self) -> str:
         return (
