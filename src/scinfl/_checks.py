@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-_MISSING_TEXTS = ("nan", "NaN", "<NA>", "NaT")
+_MISSING_TEXTS = ("", "nan", "NaN", "None", "<NA>", "NaT")
+"""What missing values become as text, by `astype(str)` or in a table of text."""
 
 
 def one_of(name: str, value: object, options: Iterable[object]) -> None:
@@ -48,23 +50,108 @@ def number_between(name: str, value: Any, low: float, high: float, *, open_low: 
         raise ValueError(msg)
 
 
+def an_anndata(value: object, name: str = "adata", kind: str = "AnnData") -> None:
+    """Refuse what is no AnnData, or no MuData: a path, a table, the other of the two."""
+    from anndata import AnnData
+    from mudata import MuData
+
+    if isinstance(value, MuData if kind == "MuData" else AnnData):
+        return
+    cures = {AnnData: "Make one of it: `mudata.MuData({'rna': adata})`", MuData: "Take one modality: `mdata['rna']`"}
+    cures |= dict.fromkeys((str, Path), "Read the file first, for example with `scanpy.read_h5ad`")
+    cure = next((cure for of, cure in cures.items() if isinstance(value, of)), "Make one, or pass the data it is from")
+    article = "a" if kind == "MuData" else "an"
+    msg = f"Expected {article} {kind} as {argument(name)}, found a {type(value).__name__}. {cure}."
+    raise TypeError(msg)
+
+
+def owns_data(adata: AnnData, *, in_memory: bool = False, where: str = "", of_mudata: bool = False) -> None:
+    """Refuse what is no AnnData, a view (what is written into it is lost), and where values change, a file."""
+    an_anndata(adata, where.removeprefix(" in ").strip("`") or "adata")
+    if adata.is_view or (in_memory and adata.isbacked):
+        found, cure = ("a view", "copy") if adata.is_view else ("a file", "to_memory")
+        kind, name = ("a MuData", "mdata") if of_mudata else ("an AnnData", "adata")
+        msg = f"Expected {kind} that owns its data, found {found}{where}. Run `{name} = {name}.{cure}()` first."
+        raise ValueError(msg)
+
+
 def obs_column(adata: AnnData, column: str, name: str) -> pd.Series:
     """Look up a column of ``adata.obs``."""
+    if not hasattr(adata, "obs"):
+        an_anndata(adata)
     return _column(adata.obs, column, name, "adata.obs")
 
 
 def complete_column(adata: AnnData, column: str, name: str, what: str, cure: str = "Fill or drop them.") -> pd.Series:
     """Look up a column of ``adata.obs`` that must say ``what`` ("a site for every row") without gaps."""
-    found = obs_column(adata, column, name)
-    if n := int(missing(found).sum()):
-        msg = f"Expected {what} in adata.obs['{column}'], found {n} without. {cure}"
+    return complete(obs_column(adata, column, name), what, f"adata.obs['{column}']", cure)
+
+
+def complete(column: pd.Series, what: str, where: str, cure: str = "Fill or drop them.") -> pd.Series:
+    """Refuse a column with gaps, and one whose values are one as text though they are not (1 and "1")."""
+    if n := int(missing(column).sum()):
+        msg = f"Expected {what} in {where}, found {n} without. {cure}"
         raise ValueError(msg)
-    return found
+    of_one_type(column, where)
+    return column
+
+
+def complete_names(names: Any, name: str, n: int | None = None) -> np.ndarray:
+    """Names of rows as text, given as a list, an array or a column; refuses gaps, and another number than ``n``."""
+    import pandas as pd
+
+    found = pd.Series(names, dtype=None if hasattr(names, "dtype") else object)
+    if n is not None and len(found) != n:
+        msg = f"Expected an entry of {argument(name)} for each of the {n} rows, found {len(found)}."
+        raise ValueError(msg)
+    complete(found, "a value for every row", argument(name), "Drop these rows first.")
+    return found.astype(str).to_numpy(dtype=str)
 
 
 def missing(column: pd.Series) -> pd.Series:
     """Which values are missing: NaN, None, NA of any type, and the texts that these become."""
     return column.isna() | column.isin(_MISSING_TEXTS)
+
+
+def of_one_type(column: pd.Series, where: str) -> None:
+    """Refuse text among other values, which no order holds and which may be equal as text."""
+    if mixes_text(column):
+        found = first_of(sorted({type(value).__name__ for value in column.dropna().unique()}))
+        cure = f"Make them text with `{where} = {where}.astype(str)`"
+        msg = f"Expected values of one type in {where}, found {found}. {cure}."
+        raise ValueError(msg)
+
+
+def told_apart(column: pd.Series, where: str) -> pd.Series:
+    """Refuse texts that are equal but for spaces around them: "A" and "A "."""
+    texts = {str(value) for value in column.dropna().unique()}
+    if odd := sorted(text for text in texts if text != text.strip() and text.strip() in texts):
+        found, cure = first_of(list(map(repr, odd))), f"Strip them with `{where} = {where}.str.strip()`"
+        msg = f"Expected values that differ in more than spaces in {where}, found {found}. {cure}."
+        raise ValueError(msg)
+    return column
+
+
+def is_continuous(column: pd.Series) -> bool:
+    """Whether a column has numbers with decimals, or most rows have a value of their own."""
+    import pandas as pd
+
+    has_decimals = pd.api.types.is_float_dtype(column) and bool((column.dropna() % 1 != 0).any())
+    return has_decimals or column.nunique() > max(2, len(column) / 2)
+
+
+def mixes_text(column: pd.Series) -> bool:
+    """Whether some values are text and others are not, which no file holds in one column."""
+    values = column.dropna().unique() if column.dtype in ("object", "category") else []
+    return len({isinstance(value, str) for value in values}) > 1
+
+
+def unique(names: pd.Index, what: str, cure: str) -> None:
+    """Refuse names of which one occurs twice."""
+    if not names.is_unique:
+        twice = names[names.duplicated()].unique()
+        msg = f"Expected unique {what}, found {len(twice)} that occur more than once: {first_of(twice)}. {cure}"
+        raise ValueError(msg)
 
 
 def gene_names(adata: AnnData, gene_key: str | None) -> pd.Index:
@@ -74,10 +161,7 @@ def gene_names(adata: AnnData, gene_key: str | None) -> pd.Index:
     if gene_key is None:
         return adata.var_names.astype(str)
     names = _column(adata.var, gene_key, "gene_key", "adata.var")
-    if n := int(names.isna().sum()):
-        msg = f"Expected a name of every gene in adata.var['{gene_key}'], found {n} without. Fill or drop them."
-        raise ValueError(msg)
-    return pd.Index(names.astype(str))
+    return pd.Index(complete(names, "a name of every gene", f"adata.var['{gene_key}']").astype(str))
 
 
 def _column(table: pd.DataFrame, column: str, name: str, where: str) -> pd.Series:
@@ -134,6 +218,8 @@ def as_numbers(values: Any) -> Any:
     Small types (bool, 8 and 16 bits) become float32, in which sums and logarithms neither overflow nor round to half
     precision. What can be shared with ``values`` is not copied.
     """
+    if hasattr(values, "compute"):  # of dask
+        values = values.compute()
     if not sparse.issparse(values):
         values = unmasked(values)
         return values.astype(_computable(values.dtype), copy=False)
@@ -199,11 +285,18 @@ def same_features(found: Sequence[str], expected: Sequence[str], what: str = "ad
     found, expected = list(map(str, found)), list(map(str, expected))
     if found == expected:
         return
-    if missing := [name for name in expected if name not in set(found)]:
+    known = set(found)
+    if missing := [name for name in expected if name not in known]:
+        cure = "Measure or impute them, or train on shared features."
+        if len(missing) == len(expected):
+            cure = f"Use names of the same kind: those of the data begin with {first_of(found, 3)}."
         msg = (
             f"Expected the {len(expected)} features that the model was trained on in {what}, found "
-            f"{len(missing)} of them missing: {first_of(missing)}. Measure or impute them, or train on shared features."
+            f"{len(missing)} of them missing: {first_of(missing)}. {cure}"
         )
+    elif len(known) < len(found):
+        twice = [name for name, n in Counter(found).items() if n > 1]
+        msg = f"Expected every feature once in {what}, found {len(twice)} several times: {first_of(twice)}."
     else:
         how = "in another order" if len(found) == len(expected) else f"among {len(found)} others or in another order"
         msg = (
@@ -211,6 +304,18 @@ def same_features(found: Sequence[str], expected: Sequence[str], what: str = "ad
             "Reorder with `adata = adata[:, model.var_names].copy()`."
         )
     raise ValueError(msg)
+
+
+def same_order(first: Any, second: Any, *names: str, axis: str = "index") -> None:
+    """Refuse two tables or columns whose rows (or columns) have the same names in another order."""
+    ours, theirs = ([*getattr(table, axis, ())] if hasattr(table, "to_numpy") else [] for table in (first, second))
+    if ours != theirs and len(ours) == len(theirs) and set(ours) == set(theirs):
+        cure = "reindex(first.index)" if axis == "index" else "[first.columns]"
+        msg = (
+            f"Expected {argument(names[0])} and {argument(names[1])} in one order, found the same names in another. "
+            f"Sort one as the other, as in `second.{cure}`."
+        )
+        raise ValueError(msg)
 
 
 def finite(matrix: Any, names: Sequence[str], *, allow_nan: bool = False, where: str = "", nan_cure: str = "") -> None:
@@ -235,9 +340,10 @@ def finite(matrix: Any, names: Sequence[str], *, allow_nan: bool = False, where:
 
 
 def new_path(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
-    """Refuse a path that exists, unless it may be overwritten, and one that cannot be written."""
+    """Refuse a path that exists, unless empty or to be overwritten, and one that cannot be written."""
     path = Path(path)
-    if path.exists() and not overwrite:
+    is_empty = path.is_dir() and not any(path.iterdir())
+    if path.exists() and not is_empty and not overwrite:
         cure = f"Name another path{spelled(', or pass `overwrite=True`')}."
         msg = f"Expected nothing at '{path}', found something. {cure}"
         raise FileExistsError(msg)
@@ -260,6 +366,15 @@ def looks_like_counts(matrix: Any, *, n_rows: int = 500, above: float = 30) -> b
     head = matrix[:n_rows]
     values = np.asarray(head.data if sparse.issparse(head) else head)
     return bool(values.size and values.max() > above and values.min() >= 0 and np.array_equal(values, np.floor(values)))
+
+
+def warn_of_counts(matrix: Any, expected: str = "values on a log scale", or_else: str = "") -> None:
+    """Warn of what looks like raw counts where logarithms are expected."""
+    if looks_like_counts(matrix):
+        warn(
+            f"Expected {expected}, found what looks like raw counts. Run `sc.pp.normalize_total(adata)` and "
+            f"`sc.pp.log1p(adata)` first{or_else}."
+        )
 
 
 def _count_by_column(matrix: Any, test: Any) -> np.ndarray:

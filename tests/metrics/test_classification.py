@@ -73,7 +73,7 @@ def test_a_class_that_does_not_occur_is_no_row(predictions):
     ("true", "predicted", "message"),
     [
         (["a", "b"], ["a"], "found 1 and 2"),
-        (["a", None], ["a", "a"], "missing"),
+        (["a", None], ["a", "a"], "found 1 without"),
         ([], [], "at least one row"),
         (["a", "z"], pd.DataFrame({"a": [0.5, 0.5]}), "none for z"),
     ],

@@ -85,7 +85,7 @@ def test_bad_input_is_refused():
         align_genes(one, [one])
     with pytest.warns(UserWarning, match="not unique"):
         doubled = site("AAB")
-    with pytest.raises(ValueError, match=r"found 1 twice in `others\[0\]`: A\. Sum or drop"):
+    with pytest.raises(ValueError, match=r"genes in `others\[0\]`, found 1 that occur more than once: A\. Sum or drop"):
         align_genes(one, [doubled])
     for how in ("intersection", "union"):
         with pytest.raises(ValueError, match=r"found none up to `others\[1\]`: `adata` begins with A, B"):

@@ -94,5 +94,5 @@ def test_a_column_that_does_not_look_like_labels_is_warned_of(cells, column):
 
 def test_labels_of_several_types_are_refused(cells):
     cells.obs["label"] = [1 if number % 2 else "b" for number in range(cells.n_obs)]
-    with pytest.raises(ValueError, match=r"Expected labels of one type in adata.obs\['label'\], found int, str"):
+    with pytest.raises(ValueError, match=r"Expected values of one type in adata.obs\['label'\], found int, str"):
         Classifier.setup_anndata(cells, "label")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
-from scinfl._checks import first_of
+from scinfl._checks import complete_names, first_of, same_order
 
 
 def classification(
@@ -51,7 +51,7 @@ def classification(
     Raises
     ------
     ValueError
-        If lengths differ, labels are missing, or probabilities lack a class.
+        If lengths or the order of rows differ, labels or groups are missing, or probabilities lack a class.
 
     Examples
     --------
@@ -60,10 +60,8 @@ def classification(
     >>> float(table.query("metric == 'accuracy'")["value"].iloc[0])
     0.75
     """
-    truth = np.asarray(true).astype(str)
-    if pd.isna(np.asarray(true, dtype=object)).any():
-        msg = "Expected a true label for every row, found missing ones. Drop these rows first."
-        raise ValueError(msg)
+    same_order(true, predicted, "true", "predicted")
+    truth = complete_names(true, "true")
     if len(truth) == 0:
         msg = "Expected at least one row, found none."
         raise ValueError(msg)
@@ -87,10 +85,9 @@ def classification(
     table["n"] = counts[table["label"]].to_numpy()
     table["low"] = table["high"] = np.nan
     if n_bootstrap:
+        if groups is not None:
+            complete_names(groups, "groups", len(truth))
         codes = np.unique(np.arange(len(truth)) if groups is None else np.asarray(groups), return_inverse=True)[1]
-        if len(codes) != len(truth):
-            msg = f"Expected a group for every row, found {len(codes)} groups and {len(truth)} rows."
-            raise ValueError(msg)
         generator = np.random.default_rng(rng)
         n_groups = codes.max() + 1
         draws = generator.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_bootstrap)

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import sparse
 from scipy.stats import rankdata
 
-from scinfl._checks import finite, number_between, whole_number
+from scinfl._checks import as_numbers, finite, number_between, same_order, whole_number
 
 Matrix: TypeAlias = Any
 """Dense array or sparse matrix."""
@@ -141,7 +141,7 @@ def imputation_features(
     Raises
     ------
     ValueError
-        If shapes differ, or values are missing or infinite.
+        If shapes or the order of names differ, or values are missing or infinite.
 
     Examples
     --------
@@ -242,9 +242,9 @@ def _checked(
 ) -> tuple[Matrix, Matrix]:
     if threshold is not None:
         number_between("threshold", threshold, -math.inf, math.inf)
-    measured, imputed = (
-        matrix.tocsr() if sparse.issparse(matrix) else np.asarray(matrix) for matrix in (measured, imputed)
-    )
+    for axis in ("index", "columns"):
+        same_order(measured, imputed, "measured", "imputed", axis=axis)
+    measured, imputed = (as_numbers(matrix) for matrix in (measured, imputed))
     if measured.ndim != 2 or measured.shape != imputed.shape or 0 in measured.shape:
         msg = (
             "Expected `measured` and `imputed` to be matrices of the same cells and features, found the shapes "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,17 +23,17 @@ from scinfl._checks import (
     complete_column,
     finite,
     first_of,
-    looks_like_counts,
     number_between,
     obs_column,
     one_of,
     values_of,
     warn,
+    warn_of_counts,
     whole_number,
 )
 from scinfl.federation import State
 from scinfl.model.base._cells import Cells, Matrix, is_mostly_zero, owned, rows_per_step, sites_of
-from scinfl.model.base._labels import check_known_labels, check_labels, ordered_field
+from scinfl.model.base._labels import check_known_labels, check_labels, ordered_field, register
 from scinfl.model.base._model import FederatedModel
 from scinfl.model.base._options import TrainOptions, takes
 from scinfl.model.base._registry import categories_of, state_of
@@ -47,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 _SPARSE_FROM = 128
 """Rows per step from which a sparse first layer is faster; with fewer, transposing its weight takes too long."""
+_SCALE = "values on a log or centred scale"
 _NAN_CURE = ", or set up with `missing='zero'`"
 _BATCHNORM = (
     "`norm='batch'`: batch normalisation keeps means and variances of a site's hidden units. They stay at the site and "
@@ -219,11 +219,7 @@ class Classifier(FederatedModel):
         values = LayerField("X", layer, is_count_data=False, correct_data_format=False)
         fields = [values, ordered_field("labels", labels_key, unlabeled_category)]
         manager = AnnDataManager(fields=fields, setup_method_args=setup_args)
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "Category .* has fewer than 3 cells"
-            )  # in words of scvi-tools' own column
-            manager.register_fields(adata, **kwargs)
+        register(manager, adata, **kwargs)
         cls.register_manager(manager)
 
     def _make_module(self) -> ClassifierModule:
@@ -393,6 +389,8 @@ class Classifier(FederatedModel):
         self._check_ready()
         whole_number("batch_size", batch_size, 1)
         matrix = self._matrix(adata)
+        if adata is not self._adata:
+            warn_of_counts(matrix, _SCALE)
         network: nn.Module = self.module.encoder if embed else self.module
         n_outputs = self._network_options["n_hidden"] if embed else len(self.labels)
         result = np.empty((adata.n_obs, n_outputs), np.float32)
@@ -478,11 +476,7 @@ def _check_data(adata: AnnData, layer: str | None, missing: str) -> None:
     owned(adata)
     matrix = values_of(adata, layer)
     finite(matrix, adata.var_names, allow_nan=missing == "zero", nan_cure=_NAN_CURE)
-    if looks_like_counts(matrix):
-        warn(
-            "Expected values on a log or centred scale, found what looks like raw counts. Run "
-            "`sc.pp.normalize_total(adata)` and `sc.pp.log1p(adata)` first."
-        )
+    warn_of_counts(matrix, _SCALE)
 
 
 def _split(

@@ -11,8 +11,10 @@ from matplotlib.ticker import MaxNLocator
 
 from scinfl._checks import one_of
 from scinfl.pl._axes import axes, polar_axes
-from scinfl.pl._methods import chosen_metrics, legend_above, legend_aside
+from scinfl.pl._methods import chosen_metrics, legend_above, legend_aside, require_columns
 from scinfl.pl._palette import method_lines, method_styles
+
+_COLUMNS = ("method", "metric", "value", "label", "site")
 
 
 def compare(table: pd.DataFrame, metrics: Sequence[str] | str = "balanced_accuracy", *, ax: Axes | None = None) -> Axes:
@@ -35,6 +37,7 @@ def compare(table: pd.DataFrame, metrics: Sequence[str] | str = "balanced_accura
     >>> [float(bar.get_width()) for bar in ax.patches]
     [0.8, 0.7]
     """
+    require_columns(table, _COLUMNS)
     overall = table[(table["label"] == "all") & (table["site"] == "all")]
     metrics = chosen_metrics(overall, metrics)
     methods = list(table["method"].cat.categories)
@@ -99,6 +102,7 @@ def tradeoff(
     >>> len(ax.collections)
     1
     """
+    require_columns(table, _COLUMNS)
     overall = table[(table["label"] == "all") & (table["site"] == "all")]
     for name, metric in (("privacy", privacy), ("utility", utility), ("cost", cost)):
         one_of(name, metric, sorted(overall["metric"].unique()))
@@ -151,6 +155,7 @@ def radar(
     >>> len(ax.lines)
     1
     """
+    require_columns(table, _COLUMNS)
     by_class = table[(table["label"] != "all") & (table["site"] == "all")]
     one_of("metric", metric, sorted(by_class["metric"].unique()))
     values = by_class[by_class["metric"] == metric].pivot_table(

@@ -18,7 +18,10 @@ _WIDE = 3.6  # inches of axes
 
 
 def require_columns(table: pd.DataFrame, columns: Sequence[str]) -> None:
-    """Refuse a table that is empty or lacks a column."""
+    """Refuse what is no table, and a table that is empty or lacks a column."""
+    if not isinstance(table, pd.DataFrame):
+        msg = f"Expected a data frame as `table`, found a {type(table).__name__}. Pass what the function returned."
+        raise TypeError(msg)
     if missing := [column for column in columns if column not in table]:
         msg = (
             f"Expected `table` to have the columns {', '.join(columns)}, found no {first_of(missing)}. "

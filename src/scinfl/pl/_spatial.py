@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from scipy.spatial import KDTree
 
 from scinfl import _names
-from scinfl._checks import first_of, missing, number_between, obs_column, whole_number
+from scinfl._checks import an_anndata, first_of, missing, number_between, obs_column, whole_number
 from scinfl._colours import category_colours
 from scinfl._coordinates import coordinates_of, in_tissue
 from scinfl.pl._axes import axes
@@ -90,6 +90,7 @@ def sections(
     >>> [text.get_text() for text in ax.texts]
     ['slice 1', 'slice 2']
     """
+    an_anndata(adata)
     if not (inside := in_tissue(adata.obs)).all():
         adata = adata[inside]
     values = _values(adata, color)

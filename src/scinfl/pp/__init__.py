@@ -38,4 +38,4 @@ __all__ = [
 
 # for other packages of scinfl: not part of the public interface
 from scinfl.pp._clr import centred_log_ratios  # noqa: F401
-from scinfl.pp._lift import joined_column  # noqa: F401
+from scinfl.pp._lift import joined_column, unique_spots  # noqa: F401

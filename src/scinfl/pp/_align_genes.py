@@ -12,7 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from scinfl import _names
-from scinfl._checks import first_of, indexable, layers_of, one_of, unmasked
+from scinfl._checks import first_of, indexable, layers_of, one_of, owns_data, unique, unmasked
 
 logger = logging.getLogger(__name__)
 
@@ -96,18 +96,9 @@ def _check(every: Sequence[AnnData]) -> None:
         msg = "Expected different AnnData, found the same one twice in `adata` and `others`. Pass one for each site."
         raise ValueError(msg)
     for number, one in enumerate(every):
-        if one.is_view or one.isbacked:
-            found = "a view" if one.is_view else "a file"
-            cure = "adata.copy()" if one.is_view else "adata.to_memory()"
-            msg = f"Expected an AnnData of its own, found {found} in {_which(number)}. Copy it with `adata = {cure}`."
-            raise ValueError(msg)
-        twice = one.var_names[one.var_names.duplicated()].unique()
-        if len(twice):
-            msg = (
-                f"Expected every gene once, found {len(twice)} twice in {_which(number)}: {first_of(list(twice))}. "
-                "Sum or drop them, or name them apart with `adata.var_names_make_unique()` at all sites."
-            )
-            raise ValueError(msg)
+        owns_data(one, in_memory=True, where=f" in {_which(number)}")
+        cure = "Sum or drop them, or name them apart with `adata.var_names_make_unique()` at all sites."
+        unique(one.var_names, f"genes in {_which(number)}", cure)
     shared = every[0].var_names
     for number, one in enumerate(every):
         shared = shared[shared.isin(one.var_names)]

@@ -8,8 +8,7 @@ import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
-from scinfl._checks import first_of, values_of
-from scinfl.pp.federated._site_sums import _check_own
+from scinfl._checks import first_of, owns_data, values_of
 
 
 def clr(adata: AnnData, *, layer: str | None = None, key_added: str | None = None) -> None:
@@ -59,7 +58,7 @@ def clr(adata: AnnData, *, layer: str | None = None, key_added: str | None = Non
     array([[0.  , 1.01, 1.01],
            [0.  , 0.  , 1.06]])
     """
-    _check_own(adata, "clr")
+    owns_data(adata, in_memory=True)
     counts = _counts(adata, layer)
     ratios = centred_log_ratios(counts)
     if key_added is not None:

@@ -11,7 +11,7 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
-from scinfl._checks import first_of, values_of
+from scinfl._checks import an_anndata, first_of, values_of
 from scinfl._names import FEATURE_TYPES, GENES, PEAKS, PROTEINS
 
 _USUAL = {
@@ -58,6 +58,7 @@ def join_modalities(
     >>> list(adata.var_names)
     ['CD3D', 'CD4', 'ACTB', 'CD3', 'CD14']
     """
+    an_anndata(mdata, "mdata", "MuData")
     types = {**_USUAL, **(feature_types or {})}
     if strange := sorted(set(mdata.mod) - set(types)):
         msg = (

@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scinfl import _names
-from scinfl._checks import first_of, layers_of, missing, one_of, warn
+from scinfl._checks import an_anndata, first_of, layers_of, missing, mixes_text, one_of, warn
 from scinfl._coordinates import coordinates_of, in_tissue
 from scinfl.pp._align_genes import align_genes
 
@@ -90,6 +90,8 @@ def join_sections(
         msg = "Expected at least one section in `adatas`, found none."
         raise ValueError(msg)
     every = list(adatas.values()) if isinstance(adatas, Mapping) else list(adatas)
+    for one in every:
+        an_anndata(one, "adatas")
     if not isinstance(adatas, Mapping) and not any(section_key in one.obs for one in every):
         adatas = {str(number): one for number, one in enumerate(every)}
     every = _in_tissue(every)
@@ -104,6 +106,10 @@ def join_sections(
     align_genes(pieces[0], pieces[1:], how="union" if join == "outer" else "intersection")
     joined = ad.concat(pieces, merge="same", uns_merge="unique")
     del joined.uns[_names.UNS]  # what `align_genes` noted of the pieces
+    for name in (column for column in joined.obs if mixes_text(joined.obs[column])):
+        column = joined.obs[name].astype(object)
+        joined.obs[name] = column.where(column.isna(), column.astype(str))
+        warn(f"Made text of obs['{name}'], which is text in some sections and something else in others.")
     section = np.concatenate(sections)
     joined.obs[section_key] = pd.Categorical(section, list(dict.fromkeys(section)))
     joined.obsm[spatial_key] = np.concatenate(coordinates)

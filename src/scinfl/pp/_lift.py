@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from mudata import MuData
 
-from scinfl._checks import first_of, missing
+from scinfl._checks import an_anndata, first_of, missing, unique
 from scinfl._coordinates import coordinates_of
 from scinfl._spelling import argument
 
@@ -53,6 +54,7 @@ def lift(mdata: MuData, columns: Sequence[str] | None = None, *, spatial_key: st
     >>> mdata.obs["section"].nunique(), mdata.obsm["spatial"].shape
     (3, (300, 2))
     """
+    an_anndata(mdata, "mdata", "MuData")
     coordinates = _coordinates(mdata, spatial_key)
     found = {name: joined_column(mdata, name, "columns") for name in columns or []}
     for name in dict.fromkeys(name for adata in mdata.mod.values() for name in adata.obs) if columns is None else ():
@@ -80,6 +82,7 @@ def joined_column(mdata: MuData, column: str, setting: str) -> pd.Series:
     """
     found = pd.Series(np.nan, index=mdata.obs_names, dtype=object)
     for name, adata in mdata.mod.items():
+        unique_spots(adata, f" in '{name}'")
         if column not in adata.obs:
             continue
         own = adata.obs[column].astype(object)
@@ -98,6 +101,12 @@ def joined_column(mdata: MuData, column: str, setting: str) -> pd.Series:
         )
         raise KeyError(msg)
     return found
+
+
+def unique_spots(adata: AnnData, where: str) -> None:
+    """Refuse spots of one name, which nothing distinguishes."""
+    cure = "Join sections with `scinfl.pp.join_sections`, which keeps their spots apart."
+    unique(adata.obs_names, f"spot names{where}", cure)
 
 
 def _typed(column: pd.Series, parts: Sequence[pd.Series]) -> pd.Series:

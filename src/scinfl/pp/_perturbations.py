@@ -17,13 +17,15 @@ from scinfl._checks import (
     first_of,
     gene_names,
     indexable,
-    looks_like_counts,
     one_of,
+    owns_data,
+    unique,
     values_of,
     warn,
+    warn_of_counts,
     whole_number,
 )
-from scinfl._conditions import CONTROL, canonical_names, genes_of
+from scinfl._conditions import CONTROL, canonical_names, genes_of, respelled
 from scinfl.metrics import condition_moments, rank_genes, top_genes
 
 logger = logging.getLogger(__name__)
@@ -106,7 +108,7 @@ def perturbations(
     """
     one_of("unknown", unknown, ["error", "drop", "keep"])
     whole_number("n_top", n_top, 1)
-    refuse_view(adata)
+    owns_data(adata)
     genes = _gene_names(adata, gene_key)
     names = _perturbation_names(adata, condition_key, control)
     kept = _known(adata, names, set(genes), known_genes, control, unknown)
@@ -140,21 +142,12 @@ def perturbations(
     }
 
 
-def refuse_view(adata: AnnData) -> None:
-    """Refuse a view: what is written into it is lost to the data it shows."""
-    if adata.is_view:
-        msg = "Expected an AnnData of its own to write into, found a view. Make it one with `adata = adata.copy()`."
-        raise ValueError(msg)
-
-
 def _gene_names(adata: AnnData, gene_key: str | None) -> np.ndarray:
-    genes = gene_names(adata, gene_key).to_numpy(dtype=object)
-    if len(repeated := pd.unique(genes[pd.Index(genes).duplicated()])):
-        where = "adata.var_names" if gene_key is None else f"adata.var['{gene_key}']"
-        cure = "Make them unique with `adata.var_names_make_unique()`" if gene_key is None else "Rename or drop them"
-        msg = f"Expected each gene once in {where}, found {len(repeated)} repeated: {first_of(repeated)}. {cure}."
-        raise ValueError(msg)
-    return genes
+    genes = gene_names(adata, gene_key)
+    where = "adata.var_names" if gene_key is None else f"adata.var['{gene_key}']"
+    cure = "Make them unique with `adata.var_names_make_unique()`" if gene_key is None else "Rename or drop them"
+    unique(genes, f"genes in {where}", f"{cure}.")
+    return genes.to_numpy(dtype=object)
 
 
 def _perturbation_names(adata: AnnData, condition_key: str, control: str) -> np.ndarray:
@@ -190,10 +183,12 @@ def _known(
         return kept
     n = int((~kept).sum())
     if unknown == "error":
+        right = {name: respelled(name, [*known, control]) for name in missing}
+        meant = next((f"For example {spelled!r} for {name!r}. " for name, spelled in right.items() if spelled), "")
         msg = (
             f"Expected every perturbed gene among the genes of adata or in `known_genes`, found {len(missing)} that "
-            f"are not, in {n} cells: {first_of(missing, 20)}. {_column_of(adata, missing)}Correct the names, name the "
-            "column of gene names with `gene_key`, pass `known_genes`, take the names as they are with "
+            f"are not, in {n} cells: {first_of(missing, 20)}. {meant}{_column_of(adata, missing)}Correct the names, "
+            "name the column of gene names with `gene_key`, pass `known_genes`, take the names as they are with "
             "`unknown='keep'` where genes were selected, or leave these cells out with `unknown='drop'`."
         )
         raise ValueError(msg)
@@ -217,11 +212,7 @@ def _warn_of_weak_data(
     X: Any, genes: np.ndarray, values: pd.Categorical, moments: tuple[np.ndarray, np.ndarray, np.ndarray]
 ) -> None:
     n, mean, variance = moments
-    if looks_like_counts(X):
-        warn(
-            "Expected log-normalised expression, found what looks like counts. Transform them with "
-            "`sc.pp.normalize_total(adata)` and `sc.pp.log1p(adata)`, or name a layer with `layer`."
-        )
+    warn_of_counts(X, "log-normalised expression", ", or name a layer with `layer`")
     if len(silent := genes[((mean == 0) & (variance == 0)).all(0)]):
         warn(
             f"Expected every gene to be expressed, found {len(silent)} that are zero in all cells: {first_of(silent)}. "

@@ -48,6 +48,12 @@ def annotate(adata: AnnData, model: Classifier | ScviModel, *, min_confidence: f
     """
     if min_confidence is not None:
         number_between("min_confidence", min_confidence, 0, 1)
+    if not isinstance(model, Classifier | ScviModel):
+        msg = (
+            f"Expected a Classifier or a SCANVI as `model`, found a {type(model).__name__}. Load a saved one with "
+            "`scinfl.model.Classifier.load`; other models have `scinfl.tl.embed` or their own `predict`."
+        )
+        raise TypeError(msg)
     probabilities = np.asarray(model.predict(adata, soft=True))
     labels = np.array(model.labels, dtype=object)
     predicted = labels[probabilities.argmax(1)]

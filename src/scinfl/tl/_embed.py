@@ -48,6 +48,12 @@ def embed(adata: AnnData | MuData, model: Classifier | ScviModel | SpaMosaic) ->
     >>> adata.obsm["X_infl"].shape
     (700, 8)
     """
+    if not hasattr(model, "get_latent_representation"):
+        msg = (
+            f"Expected a model with an embedding as `model`, found a {type(model).__name__}. Load a saved Classifier, "
+            "SpaMosaic or model of scvi-tools."
+        )
+        raise TypeError(msg)
     adata.obsm[_names.EMBEDDING] = model.get_latent_representation(adata)
     adata.uns.setdefault(_names.UNS, {})["embed"] = {"key_fingerprint": model.key_fingerprint or "none"}
     if isinstance(model, SpaMosaic):

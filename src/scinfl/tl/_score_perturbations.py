@@ -11,8 +11,8 @@ from anndata import AnnData
 
 from scinfl import _names
 from scinfl import metrics as scores
-from scinfl._checks import gene_names, obs_column, one_of, values_of
-from scinfl._conditions import scoring_controls
+from scinfl._checks import first_of, gene_names, obs_column, one_of, values_of
+from scinfl._conditions import canonical, scoring_controls
 from scinfl.model import GEARS
 
 
@@ -86,9 +86,14 @@ def score_perturbations(
     start = matrix[np.flatnonzero(is_control & (parts == "train"))]
     control = np.asarray(start.mean(0), np.float64).ravel()
     changes = {
-        name: model if isinstance(model, pd.DataFrame) else model.predict_change(wanted, covariates=covariates)
+        name: model.copy() if isinstance(model, pd.DataFrame) else model.predict_change(wanted, covariates=covariates)
         for name, model in models.items()
     }
+    for name, change in changes.items():
+        change.index = [canonical(str(row), str(known["control"])) for row in change.index]
+        if absent := sorted(set(wanted) - set(change.index)):
+            msg = f"Expected a row of `models['{name}']` for each of {len(wanted)}, found none for {first_of(absent)}."
+            raise ValueError(msg)
     # genes are ranked, and perturbed, by name
     genes = gene_names(adata, known.get("gene_key"))
     changes = {

@@ -306,7 +306,7 @@ def test_an_unexpressed_gene_is_no_non_zero_gene_in_dense_and_sparse_cells(scree
         (lambda p, X, c, s: (p.rename(index={"B": "A+ctrl"}), X, c, s), "several for A"),
         (lambda p, X, c, s: (p.rename(index={"B": "D"}), X, c, s), "found none of D"),
         (lambda p, X, c, s: (p, X[c != "ctrl"], c[c != "ctrl"], s), "keep a half of the control"),
-        (lambda p, X, c, s: (p, X, c[1:], s), "83 conditions and 84 cells"),
+        (lambda p, X, c, s: (p, X, c[1:], s), "each of the 84 rows, found 83"),
         (lambda p, X, c, s: (p.iloc[:, 1:], X, c, s), "found 259"),
         (lambda p, X, c, s: (p.replace({"g1": {p.loc["A", "g1"]: np.nan}}), X, c, s), "finite predictions"),
         (lambda p, X, c, s: (p, np.where(X.max() > X, X, np.nan), c, s), "finite values in `cells`"),

@@ -467,7 +467,7 @@ def test_an_anndata_is_not_a_mudata_and_the_other_way_round(small, tmp_path):
     SpaMosaic.setup_anndata(adata, "section")
     other = SpaMosaic(adata, n_components=8, key_scheme=None)
     other.train(**QUICK)
-    with pytest.raises(TypeError, match=r"an AnnData, as the model was trained on, found a MuData. Take one modality"):
+    with pytest.raises(TypeError, match=r"an AnnData as `adata`, found a MuData. Take one modality"):
         other.get_latent_representation(mdata)
     with pytest.raises(ValueError, match="a model of several modalities to impute one from the others, found one"):
         other.impute("X")

@@ -126,7 +126,7 @@ def test_values_too_large_for_a_keyed_sum_are_refused(positive, key, name):
     positive.X[0] = 1e30 if name != "federated_highly_variable_genes" else 100
     if name == "federated_lsi":
         positive.X *= 1e6
-    with pytest.raises(ValueError, match=r"for a keyed sum, found .* at site 'hospital_0'"):
+    with pytest.raises(ValueError, match=r"to sum over sites, found .* at site 'hospital_0'"):
         FUNCTIONS[name](positive, site_key="site", key=key)
 
 

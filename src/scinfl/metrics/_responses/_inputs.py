@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scinfl._checks import first_of
+from scinfl._checks import complete_names, first_of
 from scinfl._conditions import canonical, canonical_names
 
 _TABLES = ("top_de", "top_non_zero_de", "top_non_dropout_de")
@@ -44,10 +44,7 @@ def aligned_predictions(predicted: pd.DataFrame, cells: Any, genes: Sequence[str
 
 def condition_codes(conditions: Any, cells: Any, names: list[str], control: str) -> np.ndarray:
     """Number of the perturbation of each cell; the control comes last, -1 is none of them."""
-    conditions = np.asarray(conditions).astype(str)
-    if len(conditions) != cells.shape[0]:
-        msg = f"Expected a condition for every cell, found {len(conditions)} conditions and {cells.shape[0]} cells."
-        raise ValueError(msg)
+    conditions = complete_names(conditions, "conditions", cells.shape[0])
     spelled = canonical_names(conditions, control)
     number = {name: position for position, name in enumerate([*names, control])}
     codes = np.array([number.get(spelled[condition], -1) for condition in conditions])

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from scinfl._checks import as_numbers, complete_names, finite, unique
 from scinfl._conditions import CONTROL
 from scinfl.metrics._responses._differential import condition_moments
 
@@ -35,8 +36,21 @@ def mean_changes(
     Returns
     -------
     Data frame, perturbations (in the order of the alphabet) × genes.
+
+    Raises
+    ------
+    ValueError
+        If lengths differ, values or conditions are missing, a gene occurs twice, or no cell is a control.
     """
-    names, codes = np.unique(np.asarray(conditions).astype(str), return_inverse=True)
+    known = complete_names(conditions, "conditions", cells.shape[0])
+    columns = pd.Index(genes)
+    unique(columns, "`genes`", "Merge or drop them.")
+    cells = as_numbers(cells)
+    finite(cells, list(columns), where=" in `cells`")
+    if control not in known:
+        msg = f"Expected control cells ('{control}') in `conditions`, found none. Name them with `control`."
+        raise ValueError(msg)
+    names, codes = np.unique(known, return_inverse=True)
     _, mean, _ = condition_moments(cells, codes, len(names))
-    changes = pd.DataFrame(mean, index=names, columns=pd.Index(genes))
+    changes = pd.DataFrame(mean, index=names, columns=columns)
     return changes.drop(index=control) - changes.loc[control]

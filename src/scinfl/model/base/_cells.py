@@ -12,7 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 from torch import Tensor
 
-from scinfl._checks import complete_column, first_of
+from scinfl._checks import complete_column, owns_data, told_apart, unique
 from scinfl._spelling import spelled
 from scinfl.nn import SparseRows
 
@@ -115,6 +115,7 @@ def sites_of(adata: AnnData, site_key: str | None, *, at_least: int = 2) -> pd.S
     if site_key is None:
         return pd.Series("all", index=adata.obs_names)
     sites = complete_column(adata, site_key, "site_key", "a site for every row")
+    told_apart(sites, f"adata.obs['{site_key}']")
     if sites.nunique() < at_least:
         msg = (
             f"Expected adata.obs['{site_key}'] to name at least {at_least} sites, found {sites.nunique()}. Simulate "
@@ -124,19 +125,10 @@ def sites_of(adata: AnnData, site_key: str | None, *, at_least: int = 2) -> pd.S
     return sites
 
 
-def owned(adata: AnnData, kind: str = "AnnData") -> None:
+def owned(adata: AnnData, *, of_mudata: bool = False) -> None:
     """Refuse views, data without rows or features, and feature names that occur twice."""
+    owns_data(adata, of_mudata=of_mudata)
     if not min(adata.shape):
         msg = f"Expected rows and features, found {adata.n_obs} rows × {adata.n_vars} features. Check the filters."
         raise ValueError(msg)
-    if adata.is_view:
-        article, name = ("an", "adata") if kind == "AnnData" else ("a", "mdata")
-        msg = f"Expected {article} {kind} that owns its data, found a view. Run `{name} = {name}.copy()` first."
-        raise ValueError(msg)
-    if not adata.var_names.is_unique:
-        twice = adata.var_names[adata.var_names.duplicated()].unique()
-        msg = (
-            f"Expected unique feature names, found {len(twice)} that occur more than once: {first_of(twice)}. Merge "
-            "them, or run `adata.var_names_make_unique()`."
-        )
-        raise ValueError(msg)
+    unique(adata.var_names, "feature names", "Merge them, or run `adata.var_names_make_unique()`.")

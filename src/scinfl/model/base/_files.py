@@ -67,7 +67,7 @@ def write_model(
 
 def check_replaceable(path: Path) -> None:
     """Refuse to replace what is not a model."""
-    if path.exists() and not (path / DOCUMENT).is_file():
+    if path.exists() and any(path.iterdir() if path.is_dir() else [path]) and not (path / DOCUMENT).is_file():
         msg = f"Expected a scinfl model to overwrite at '{path}', found something else. Name another path."
         raise FileExistsError(msg)
 

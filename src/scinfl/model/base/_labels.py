@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pandas as pd
 from anndata import AnnData
+from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LabelsWithUnlabeledObsField
 
-from scinfl._checks import first_of, missing, warn
+from scinfl._checks import first_of, is_continuous, missing, of_one_type, told_apart, warn
 from scinfl._spelling import argument
 
 
@@ -16,7 +18,9 @@ def check_labels(
     labels: pd.Series, sites: pd.Series, labels_key: str, unlabeled_category: str | None, *, at_least: int
 ) -> None:
     """Refuse rows without a label and too few labels; warn of a column that does not look like labels."""
-    absent = labels.isna() | (missing(labels) & (labels.astype(str) != str(unlabeled_category)))
+    absent = missing(labels)
+    if unlabeled_category is not None:
+        absent &= labels.isna() | (labels.astype(str) != str(unlabeled_category))
     if absent.any():
         by_site = absent.groupby(sites.astype(str).to_numpy()).sum()
         where = first_of([f"{int(n)} at site '{site}'" for site, n in by_site.items() if n])
@@ -30,23 +34,15 @@ def check_labels(
         found = sorted(classes)
         msg = f"Expected at least {at_least} labels in adata.obs['{labels_key}'], found {len(found)}: {found}."
         raise ValueError(msg)
-    try:
-        sorted(labels.dropna().unique())
-    except TypeError:
-        types = first_of(sorted({type(label).__name__ for label in labels.dropna()}))
-        msg = (
-            f"Expected labels of one type in adata.obs['{labels_key}'], found {types}. Make them text with "
-            f"`adata.obs['{labels_key}'] = adata.obs['{labels_key}'].astype(str)`."
-        )
-        raise ValueError(msg) from None
+    of_one_type(labels, f"adata.obs['{labels_key}']")
+    told_apart(labels, f"adata.obs['{labels_key}']")
     if unlabeled_category is not None:
         _check_unlabeled(labels, labels_key, unlabeled_category)
-    is_continuous = pd.api.types.is_float_dtype(labels) and bool((labels.dropna() % 1 != 0).any())
-    if is_continuous or len(classes) > max(2, len(labels) / 2):
-        what = "continuous values" if is_continuous else "a label of its own for most rows"
+    if is_continuous(labels):
         warn(
-            f"Expected labels that many rows share in adata.obs['{labels_key}'], found {what} ({len(classes)} labels "
-            f"for {len(labels)} rows). Name the column of labels with {argument('labels_key')}."
+            f"Expected labels that many rows share in adata.obs['{labels_key}'], found continuous values or a label of "
+            f"its own for most rows ({len(classes)} labels for {len(labels)} rows). Name the column of labels with "
+            f"{argument('labels_key')}."
         )
 
 
@@ -93,6 +89,13 @@ def ordered_field(name: str, column: str | None, unlabeled_category: str | None 
     if unlabeled_category is None:
         return _Ordered(name, column)
     return _PartlyOrdered(name, column, unlabeled_category)
+
+
+def register(manager: AnnDataManager, adata: AnnData, **kwargs: Any) -> None:
+    """Register data, without a warning of rare labels that names a column of scvi-tools' own."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Category .* has fewer than 3 cells")
+        manager.register_fields(adata, **kwargs)
 
 
 class _Ordered(CategoricalObsField):

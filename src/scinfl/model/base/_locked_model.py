@@ -6,7 +6,8 @@ import copy
 import logging
 import os
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn, Self
@@ -68,7 +69,8 @@ class LockedModel(RegisteredModel):
         if key_scheme is not None:
             one_of("key_scheme", key_scheme, [*keyed_nn.KEY_SCHEMES])
         whole_number("rng", rng, 0)
-        super().__init__(adata, registry=registry)
+        with _set_up_for(type(self).__name__):
+            super().__init__(adata, registry=registry)
         if train_meta and key_scheme != "coordinate":
             msg = f"Expected `train_meta` with `key_scheme='coordinate'`, found it with {key_scheme!r}. Leave it out."
             raise ValueError(msg)
@@ -475,3 +477,16 @@ def _seal_for_saving(keyed: KeyedNetwork, sealed: bool | None, *, is_sealed: boo
         msg = "Expected the model's own key to seal it, found another. Call `model.unlock(key)` with the right key."
         raise RuntimeError(msg)
     return Seal(key)
+
+
+@contextmanager
+def _set_up_for(name: str) -> Iterator[None]:
+    """Say in words of ours that data were not set up."""
+    try:
+        yield
+    except ValueError as error:
+        msg = (
+            f"Expected data that went through `{name}.setup_anndata`, found others, or a copy made since. Run it on "
+            "the data that you pass."
+        )
+        raise ValueError(msg) from error

@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from scvi.model.base import BaseModelClass
 
-from scinfl._checks import first_of, indexable, same_features, with_mapped_values
+from scinfl._checks import an_anndata, first_of, indexable, same_features, with_mapped_values
 from scinfl.model.base._registry import features_of, setup_of, state_of
 
 logger = logging.getLogger(__name__)
@@ -44,10 +44,8 @@ class RegisteredModel(BaseModelClass):
         if adata is None:
             msg = "Expected data, found none: the model was loaded without. Pass `adata`."
             raise ValueError(msg)
-        if "X" in features_of(self.registry_) and not isinstance(adata, AnnData):
-            found = "a MuData. Take one modality: `mdata['rna']`" if hasattr(adata, "mod") else type(adata).__name__
-            msg = f"Expected an AnnData, as the model was trained on, found {found}."
-            raise TypeError(msg)
+        if "X" in features_of(self.registry_):
+            an_anndata(adata)
         adata = self._in_own_order(adata)
         self._check_features(adata, self.registry_)
         return adata

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from scinfl._checks import complete_column, first_of, gene_names, missing, obs_column, warn
+from scinfl._checks import complete_column, first_of, gene_names, missing, obs_column, told_apart, unique, warn
 from scinfl._conditions import canonical_names, genes_of
 from scinfl._spelling import argument
 from scinfl.model.base._cells import Matrix, sites_of
@@ -117,12 +117,7 @@ def condition_names(adata: AnnData, condition_key: str, control: str) -> pd.Seri
 def check_genes(adata: AnnData, matrix: Matrix, gene_key: str | None, *, zeros: bool = True) -> None:
     """Refuse names of genes that occur twice; warn of genes that are zero in all cells (with ``zeros``)."""
     names = gene_names(adata, gene_key)
-    if not names.is_unique:
-        msg = (
-            f"Expected unique names of genes, found {int(names.duplicated().sum())} that occur more than once: "
-            f"{first_of(names[names.duplicated()].unique())}. Merge or drop them."
-        )
-        raise ValueError(msg)
+    unique(names, "names of genes", "Merge or drop them.")
     zero = np.asarray(abs(matrix).sum(0)).ravel() == 0
     if zeros and zero.any():
         warn(
@@ -154,7 +149,8 @@ def check_conditions(names: pd.Series, control: str, condition_key: str) -> None
 
 def covariate(adata: AnnData, key: str) -> pd.Series:
     """Level of a covariate of every cell."""
-    return complete_column(adata, key, "covariate_keys", "a level for every cell").astype(str)
+    found = complete_column(adata, key, "covariate_keys", "a level for every cell")
+    return told_apart(found, f"adata.obs['{key}']").astype(str)
 
 
 def _codes(adata: AnnData, key: str, levels: Sequence[str]) -> np.ndarray:

@@ -18,15 +18,16 @@ from scvi.data.fields import LayerField
 
 from scinfl import _names
 from scinfl._checks import (
+    an_anndata,
     finite,
     first_of,
-    looks_like_counts,
+    is_continuous,
     number_between,
     obs_column,
     one_of,
     same_features,
     values_of,
-    warn,
+    warn_of_counts,
     whole_number,
 )
 from scinfl._conditions import CONTROL
@@ -231,7 +232,8 @@ class GEARS(PriorPredictor):
         ValueError
             If controls are missing, or values cannot be used; the message names what and the cure.
         """
-        covariate_keys = list(covariate_keys)
+        an_anndata(adata)
+        covariate_keys = [covariate_keys] if isinstance(covariate_keys, str) else list(covariate_keys)
         known = {} if "source_registry" in kwargs else adata.uns.get(_names.UNS, {}).get("perturbations", {})
         condition_key = condition_key or str(known.get("condition_key", "condition"))
         control = control or str(known.get("control", CONTROL))
@@ -240,16 +242,18 @@ class GEARS(PriorPredictor):
         owned(adata)
         matrix = values_of(adata, layer)
         finite(matrix, adata.var_names)
-        if looks_like_counts(matrix):
-            warn(
-                "Expected values on a log scale, found what looks like raw counts. Run `sc.pp.normalize_total(adata)` "
-                "and `sc.pp.log1p(adata)` first."
-            )
+        warn_of_counts(matrix)
         check_genes(adata, matrix, gene_key, zeros="source_registry" not in kwargs)  # other sites may express them
         check_conditions(condition_names(adata, condition_key, control), control, condition_key)
         sites_of(adata, site_key)
         for key in covariate_keys:
             covariate(adata, key)
+            if is_continuous(adata.obs[key]) and "source_registry" not in kwargs:
+                msg = (
+                    f"Expected levels that many cells share in adata.obs['{key}'], found {adata.obs[key].nunique()} "
+                    f"for {adata.n_obs} cells. Group them, for example with `pandas.cut`."
+                )
+                raise ValueError(msg)
         if split_key not in {None, _names.SPLIT} and "source_registry" not in kwargs:
             obs_column(adata, str(split_key), "split_key")
         manager = AnnDataManager(

@@ -12,13 +12,13 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
-from scinfl._checks import finite, first_of, obs_column, one_of, values_of, warn
+from scinfl._checks import finite, first_of, one_of, values_of, warn
 from scinfl._conditions import SEPARATOR, genes_of, name_of, respelled
 from scinfl._spelling import spelled
 from scinfl.metrics import interaction
 from scinfl.model.base._cells import Matrix, sites_of
 from scinfl.model.base._model import FederatedModel
-from scinfl.model.gears._data import TEST, Condition, condition_names
+from scinfl.model.gears._data import TEST, Condition, condition_names, covariate
 from scinfl.model.gears._graphs import Edges, put_graphs
 from scinfl.model.gears._prior import Prior
 from scinfl.model.gears._shrinkage import AT_LEAST, order_of
@@ -303,9 +303,9 @@ class PerturbationPredictor(FederatedModel):
         names = condition_names(adata, setup["condition_key"], setup["control"])
         chosen = (names == setup["control"]).to_numpy(copy=True)
         if setup["split_key"] is not None and setup["split_key"] in adata.obs:
-            chosen &= (adata.obs[setup["split_key"]] != TEST).to_numpy()
+            chosen &= ~adata.obs[setup["split_key"]].isin([TEST]).to_numpy()
         for name, level in (covariates or {}).items():
-            chosen &= (obs_column(adata, name, "covariates").astype(str) == str(level)).to_numpy()
+            chosen &= (covariate(adata, name) == str(level)).to_numpy()
         if site is not None and setup["site_key"] is not None:
             chosen &= (sites_of(adata, setup["site_key"], at_least=1).astype(str) == site).to_numpy()
         if not chosen.any():
@@ -353,11 +353,12 @@ class PerturbationPredictor(FederatedModel):
         put_graphs(module, self._coexpression[site], self._ontology, self._genes, self._rows)
 
 
-def _as_list(perturbations: Sequence[str | Sequence[str]]) -> list[str]:
+def _as_list(perturbations: Sequence[Any]) -> list[str]:
     """Names as a list; a single name was meant as a list of one, a list of genes (``["A", "B"]``) as ``"A+B"``."""
     several = [perturbations] if isinstance(perturbations, str) else perturbations
-    names = [SEPARATOR.join(map(str, name)) if isinstance(name, list | tuple) else str(name) for name in several]
-    if not names:
-        msg = "Expected at least one perturbation, found none. Name some, for example `['KLF1', 'KLF1+BAK1']`."
+    names = [SEPARATOR.join(map(str, name)) if isinstance(name, list | tuple) else name for name in several]
+    if not names or (odd := [name for name in names if not isinstance(name, str)]):
+        found = first_of(odd) if names else "none"
+        msg = f"Expected names of perturbations, found {found}. Name some, for example `['KLF1', 'KLF1+BAK1']`."
         raise ValueError(msg)
-    return names
+    return list(map(str, names))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from scvi.data.fields import LayerField
 
 from scinfl._checks import complete_column, first_of, obs_column
 from scinfl.model.base._cells import owned, sites_of
-from scinfl.model.base._labels import check_known_labels, check_labels, ordered_field
+from scinfl.model.base._labels import check_known_labels, check_labels, ordered_field, register
 from scinfl.model.base._model import FederatedModel
 from scinfl.model.base._registry import categories_of
 from scinfl.model.scvi._cells import CountCells, counts_of
@@ -122,9 +121,7 @@ class RegisteredScvi(FederatedModel):
             ordered_field("labels", labels_key, unlabeled_category),
         ]
         manager = AnnDataManager(fields=fields, setup_method_args=setup_args)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Category .* has fewer than 3 cells")
-            manager.register_fields(adata, **kwargs)
+        register(manager, adata, **kwargs)
         cls.register_manager(manager)
 
     @property

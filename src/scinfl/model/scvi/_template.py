@@ -120,7 +120,7 @@ class Agreed:
             raise ValueError(msg)
         if len(self.sites) == 1:
             return {}
-        further = _shapes(replace(self, sites=[*self.sites, _FURTHER_SITE]).native().module)
+        further = _shapes(replace(self, sites=[*map(str, self.sites), _FURTHER_SITE]).native().module)
         names = [name for name in _differing(shapes, further) if 0 not in shapes.get(name, ())]  # of no features
         return {name: self._axis(native, name, further.get(name)) for name in names}
 

@@ -13,7 +13,7 @@ from mudata import MuData
 from scvi.data import AnnDataManager
 from scvi.data.fields import LayerField, MuDataLayerField
 
-from scinfl._checks import number_between, one_of, whole_number
+from scinfl._checks import an_anndata, number_between, one_of, whole_number
 from scinfl.federation import OwnedParts, Payload, Protection, State, Strategy
 from scinfl.model.base._noise_checks import check_noise_of_spots, sums_alone
 from scinfl.model.base._options import takes
@@ -196,6 +196,7 @@ class SpaMosaic(SpotPredictor):
             If coordinates or values are missing, or a section is at several sites.
         """
         setup_args = cls._get_setup_method_args(**{k: v for k, v in locals().items() if k != "kwargs"})
+        an_anndata(adata)
         if normalise is not None:
             one_of("normalise", normalise, NORMALISATIONS)
         read_spots(
@@ -258,6 +259,7 @@ class SpaMosaic(SpotPredictor):
             If coordinates or values are missing, spots do not match between modalities, a section is at several
             sites, or no section links the modalities.
         """
+        an_anndata(mdata, "mdata", "MuData")
         _check_modalities(mdata, layers, normalise)
         layers = _every_layer(mdata, layers or {}, trained="source_registry" in kwargs)
         setup_args = cls._get_setup_method_args(**{k: v for k, v in locals().items() if k != "kwargs"})

@@ -13,6 +13,7 @@ from scipy import sparse
 from scinfl import _names
 from scinfl._checks import first_of, warn
 from scinfl._coordinates import in_tissue
+from scinfl._spelling import argument
 from scinfl.model.base._cells import Matrix
 from scinfl.model.spamosaic._measured import Measured
 from scinfl.privacy import Key
@@ -93,6 +94,16 @@ def enough_spots(found: Mapping[str, Measured]) -> None:
                 f"{first_of(what) or 'none'}. Leave their sections out: a trained model embeds them nevertheless."
             )
             raise ValueError(msg)
+
+
+def sections_of_several(section: np.ndarray, section_key: str) -> None:
+    """Refuse a column that names spots in place of sections."""
+    if (n := len(np.unique(section))) > len(section) / 2:
+        msg = (
+            f"Expected sections of several spots in obs['{section_key}'], found {n} sections of {len(section)} spots. "
+            f"Name the column of sections with {argument('section_key')}."
+        )
+        raise ValueError(msg)
 
 
 def paired(mdata: MuData, found: Mapping[str, Measured]) -> None:

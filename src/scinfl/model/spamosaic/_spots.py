@@ -10,14 +10,14 @@ import numpy as np
 from anndata import AnnData
 from mudata import MuData
 
-from scinfl._checks import first_of, looks_like_counts, missing, obs_column, values_of
+from scinfl._checks import complete, first_of, looks_like_counts, obs_column, told_apart, values_of
 from scinfl._coordinates import coordinates_of, in_tissue
 from scinfl._spelling import argument
 from scinfl.model.base._cells import Matrix, owned
 from scinfl.model.spamosaic import _spot_checks as check
 from scinfl.model.spamosaic._given_graph import given_graph
 from scinfl.model.spamosaic._measured import Measured
-from scinfl.pp import joined_column
+from scinfl.pp import joined_column, unique_spots
 
 Data: TypeAlias = AnnData | MuData
 
@@ -37,10 +37,9 @@ def column_of(data: Data, column: str, setting: str) -> np.ndarray:
         found = obs_column(data, column, setting)
     else:
         found = joined_column(data, column, setting)
-    if n := int(missing(found).sum()):
-        msg = f"Expected a value for every spot in obs['{column}'], found {n} spots without. Drop these spots."
-        raise ValueError(msg)
-    return found.astype(str).to_numpy()
+    where = f"{'adata' if isinstance(data, AnnData) else 'mdata'}.obs['{column}']"
+    complete(found, "a value for every spot", where, "Drop these spots.")
+    return told_apart(found, where).astype(str).to_numpy()
 
 
 def read_spots(
@@ -63,6 +62,8 @@ def read_spots(
     site = np.full(len(section), "all") if site_key is None else column_of(data, site_key, "site_key")
     if train and site_key is not None:
         check.several_sites(site, site_key)
+    if train:
+        check.sections_of_several(section, section_key)
     check.one_site_per_section(section, site)
     rank = np.empty(len(section), np.int64)
     rank[np.argsort(data.obs_names.to_numpy(str))] = np.arange(len(section))
@@ -72,7 +73,7 @@ def read_spots(
         if not train and modality and not adata.n_obs:
             continue  # left over in a part of a MuData
         if train and (adata.n_obs or not elsewhere):
-            owned(adata, "AnnData" if isinstance(data, AnnData) else "MuData")
+            owned(adata, of_mudata=isinstance(data, MuData))
         rows = _rows(data, name, adata)
         inside = np.flatnonzero(in_tissue(data.obs)[rows] & in_tissue(adata.obs))
         rows, matrix = rows[inside], _values(data, name, adata, layers.get(name))
@@ -127,14 +128,7 @@ def normalisation_of(modality: str, matrix: Matrix) -> str:
 
 def _rows(data: Data, name: str, adata: AnnData) -> np.ndarray:
     """Rows of a modality's spots in the data."""
-    if not adata.obs_names.is_unique:
-        twice = adata.obs_names[adata.obs_names.duplicated()].unique()
-        where = "" if isinstance(data, AnnData) else f" in '{name}'"
-        msg = (
-            f"Expected unique spot names{where}, found {len(twice)} that occur more than once: {first_of(twice)}. "
-            "Join sections with `scinfl.pp.join_sections`, which keeps their spots apart."
-        )
-        raise ValueError(msg)
+    unique_spots(adata, "" if isinstance(data, AnnData) else f" in '{name}'")
     if isinstance(data, AnnData):
         return np.arange(adata.n_obs)
     rows = data.obs_names.get_indexer(adata.obs_names)

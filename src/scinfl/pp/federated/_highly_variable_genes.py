@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scinfl._checks import one_of, whole_number
+from scinfl._checks import looks_like_counts, one_of, whole_number
 from scinfl.federation import Protection
 from scinfl.pp.federated._moments import Change, pooled_moments
 from scinfl.pp.federated._seurat_v3 import normalised_variances
@@ -111,6 +111,12 @@ def federated_highly_variable_genes(
     if flavor == "seurat_v3":
         table = normalised_variances(sites, matrix, n_top_genes)
     else:
+        if looks_like_counts(matrix):
+            msg = (
+                f"Expected logarithms for flavor='{flavor}', found what looks like raw counts. Run "
+                "`sc.pp.normalize_total(adata)` and `sc.pp.log1p(adata)` first, or choose `flavor='seurat_v3'`."
+            )
+            raise ValueError(msg)
         change = unlogged(_log_base(adata)) if flavor == "seurat" else None
         mean, variance, _ = pooled_moments(sites, matrix, f"highly variable genes ({flavor})", change)
         table = dispersions(mean, variance, n_top_genes, flavor)

@@ -61,7 +61,14 @@ def _expected_log_variance(mean: np.ndarray, variance: np.ndarray) -> np.ndarray
     expected = np.zeros(len(mean))
     varies = (variance > 0) & (mean > 0)
     curve = loess(np.log10(mean[varies]), np.log10(variance[varies]), span=_SPAN, degree=2)
-    curve.fit()
+    try:
+        curve.fit()
+    except ValueError as error:
+        msg = (
+            f"Expected genes of different means for the regression of flavor='seurat_v3', found {varies.sum()} that "
+            f"vary ({error}). Name the layer of counts with `layer`, or choose another flavor."
+        )
+        raise ValueError(msg) from error
     expected[varies] = curve.outputs.fitted_values
     return expected
 

@@ -12,7 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from scinfl import _names
-from scinfl._checks import complete_column, first_of, values_of, whole_number
+from scinfl._checks import complete_column, first_of, owns_data, told_apart, values_of, whole_number
 from scinfl.federation import Payload, Protection, State, Update, means_of
 from scinfl.federation.rounds import are_elsewhere
 from scinfl.privacy import Key, PayloadLinter
@@ -76,7 +76,7 @@ class SiteSums:
         of: str | None = None,
         payload: Payload | None = None,
     ) -> None:
-        _check_own(adata, function)
+        owns_data(adata, in_memory=True)
         self.rows = rows_by_site(adata, site_key, min_cells) if rows is None else dict(rows)
         self.protections = _guards(protections, key, len(self.rows))
         self._adata, self._function = adata, function
@@ -104,8 +104,7 @@ class SiteSums:
         for site, state in sums.items():
             n = len(self.rows[site])
             means = {name: np.asarray(array, np.float64) / max(n, 1) for name, array in state.items()}
-            if self.protections:
-                self._check_size(site, means)
+            self._check_size(site, means)
             updates.append(Update(site, number, means, n, float(n), purpose=purpose))
         agree = number == 1 and (self._agreed or True)
         self._agreed = self._agreed or purpose
@@ -118,12 +117,12 @@ class SiteSums:
         self._adata.uns.setdefault(_names.UNS, {}).setdefault(_PAYLOAD, {})[self._function] = table
         log_sent(self._function, table)
 
-    @staticmethod
-    def _check_size(site: str, means: State) -> None:
+    def _check_size(self, site: str, means: State) -> None:
+        limit = _LARGEST if self.protections else np.finfo(np.float64).max
         largest = max((float(np.abs(array).max(initial=0)) for array in means.values()), default=0.0)
-        if not largest <= _LARGEST:
+        if not largest <= limit:
             msg = (
-                f"Expected means of up to {_LARGEST:g} for a keyed sum, found {largest:g} at site '{site}'. "
+                f"Expected means of up to {limit:g} to sum over sites, found {largest:g} at site '{site}'. "
                 "Take the logarithm of the values, or divide all of them by a constant."
             )
             raise ValueError(msg)
@@ -221,7 +220,8 @@ def _guards(protections: Sequence[Protection] | None, key: Key | None, n_sites: 
 def rows_by_site(adata: AnnData, site_key: str, min_cells: int) -> dict[str, np.ndarray]:
     """Rows of each site, in the order of the categories or of the names."""
     whole_number("min_cells", min_cells, 1)
-    column = complete_column(adata, site_key, "site_key", "a site for every row").astype("category")
+    column = complete_column(adata, site_key, "site_key", "a site for every row")
+    column = told_apart(column, f"adata.obs['{site_key}']").astype("category")
     codes = column.cat.codes.to_numpy()
     rows = {str(site): np.flatnonzero(codes == code) for code, site in enumerate(column.cat.categories)}
     if not rows:
@@ -276,12 +276,3 @@ def blocks(matrix: Matrix, rows: np.ndarray, columns: np.ndarray | None = None) 
 def column_sums(block: Matrix) -> np.ndarray:
     """Sum of each feature (float64)."""
     return np.asarray(block.sum(0), np.float64).ravel()
-
-
-def _check_own(adata: AnnData, function: str) -> None:
-    if adata.is_view:
-        msg = f"Expected an AnnData of its own in `{function}`, found a view. Copy it with `adata = adata.copy()`."
-        raise ValueError(msg)
-    if adata.isbacked:
-        msg = f"Expected an AnnData in memory in `{function}`, found a file. Load it with `adata = adata.to_memory()`."
-        raise ValueError(msg)

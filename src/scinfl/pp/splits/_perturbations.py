@@ -11,9 +11,8 @@ import pandas as pd
 from anndata import AnnData
 
 from scinfl import _names
-from scinfl._checks import number_between, obs_column, one_of, whole_number
+from scinfl._checks import number_between, obs_column, one_of, owns_data, whole_number
 from scinfl._conditions import genes_of
-from scinfl.pp._perturbations import refuse_view
 from scinfl.pp.splits._controls import second_half
 from scinfl.pp.splits._custom import chosen_by_user, custom_sets
 from scinfl.pp.splits._rules import (
@@ -190,7 +189,7 @@ def split_perturbations(
 
 def _named(adata: AnnData, perturbation_key: str) -> tuple[pd.Series, dict[str, str], str]:
     """Perturbation of each cell, the first name it was given in the column of conditions, and the control."""
-    refuse_view(adata)
+    owns_data(adata)
     record = adata.uns.get(_names.UNS, {}).get("perturbations")
     if record is None or perturbation_key not in adata.obs:
         missing = f"adata.obs[{perturbation_key!r}]" if record is not None else "adata.uns['infl']['perturbations']"

@@ -8,7 +8,7 @@ import numpy as np
 from anndata import AnnData
 
 from scinfl import _names
-from scinfl._checks import complete_column, number_between, whole_number
+from scinfl._checks import an_anndata, complete_column, number_between, whole_number
 
 _MAX_DRAWS = 1000
 
@@ -71,6 +71,7 @@ def split_sites(
     >>> adata.obs["site"].cat.categories.to_list()
     ['site_1', 'site_2', 'site_3']
     """
+    an_anndata(adata)
     whole_number("n_sites", n_sites, 2)
     whole_number("min_cells", min_cells, 1)
     if n_sites * min_cells > adata.n_obs:
