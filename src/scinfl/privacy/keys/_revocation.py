@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from scinfl.privacy.keys._derivation import joined
 from scinfl.privacy.keys._identity import Identity, PublicIdentity
 from scinfl.privacy.keys._key import Key
 from scinfl.privacy.keys._rotation import WrappedKey, rotate
-from scinfl.privacy.keys._secret_file import damaged
-from scinfl.privacy.keys._signed_document import as_file_name, by_name, check_signature, read_document, write_document
-
-_FORMAT = "scinfl-revocation-1"
+from scinfl.privacy.keys._signed_document import SignedDocument, by_name, check_signature
 
 
 @dataclass(frozen=True)
-class Revocation:
+class Revocation(SignedDocument):
     """Signed statement that a site is out, and that keys before a version are refused.
 
     What the revoked site keeps: every key that it had, every model that it could open (for good), the means of the
@@ -44,8 +41,10 @@ class Revocation:
         Of the sender.
     """
 
+    _format: ClassVar = "scinfl-revocation-1"
+    _what: ClassVar = "revocation"
+    _suffix: ClassVar = "revocation"
     federation: str
-    site: str
     revoked: str
     version: int
     fingerprint: str
@@ -67,47 +66,6 @@ class Revocation:
         """
         check_signature(self.sender, pinned, self.signature, self._signed(), "revocation")
 
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Write a json file (mode 0600), whole or not at all.
-
-        Parameters
-        ----------
-        path
-            File to write.
-        overwrite
-            Replace an existing file.
-        """
-        write_document(path, _FORMAT, vars(self), "revocation", overwrite=overwrite)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Revocation:
-        """Read what :meth:`save` wrote.
-
-        Parameters
-        ----------
-        path
-            File to read.
-
-        Raises
-        ------
-        ValueError
-            If the file holds no revocation, or a damaged one.
-        """
-        content = read_document(path, _FORMAT, "revocation")
-        try:
-            return cls(
-                **{name: str(content[name]) for name in ("federation", "site", "revoked", "fingerprint", "sender")},
-                version=int(content["version"]),
-                signature=base64.b64decode(content["signature"], validate=True),
-            )
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(damaged(path, "revocation")) from None
-
-    @property
-    def file_name(self) -> str:
-        """Name of a file for it."""
-        return f"{as_file_name(self.site)}.revocation.json"
-
     def __repr__(self) -> str:
         return (
             f"Revocation(of '{self.site}' from version {self.version} of '{self.federation}', by '{self.sender}', "
@@ -115,7 +73,9 @@ class Revocation:
         )
 
     def _signed(self) -> bytes:
-        return joined(_FORMAT, self.federation, self.site, self.revoked, self.version, self.fingerprint, self.sender)
+        return joined(
+            self._format, self.federation, self.site, self.revoked, self.version, self.fingerprint, self.sender
+        )
 
 
 def revoke(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -14,14 +13,11 @@ from scinfl._spelling import spelled
 from scinfl.privacy.keys._derivation import joined
 from scinfl.privacy.keys._identity import Identity, PublicIdentity
 from scinfl.privacy.keys._key import Key
-from scinfl.privacy.keys._secret_file import damaged
-from scinfl.privacy.keys._signed_document import as_file_name, by_name, check_signature, read_document, write_document
-
-_FORMAT = "scinfl-wrapped-key-1"
+from scinfl.privacy.keys._signed_document import SignedDocument, by_name, check_signature
 
 
 @dataclass(frozen=True)
-class WrappedKey:
+class WrappedKey(SignedDocument):
     """A key on its way to one site, which alone can open it.
 
     The sender draws an ephemeral X25519 key (RFC 7748) and agrees with the pinned key of the receiver on a secret that
@@ -56,11 +52,13 @@ class WrappedKey:
     True
     """
 
+    _format: ClassVar = "scinfl-wrapped-key-1"
+    _what: ClassVar = "wrapped key"
+    _suffix: ClassVar = "key"
     federation: str
     version: int
     fingerprint: str
     sender: str
-    site: str
     receiver: str
     ephemeral: PublicIdentity
     closed: bytes = b""
@@ -132,52 +130,9 @@ class WrappedKey:
             check_successor(held, key)
         return key
 
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Write a json file (mode 0600), whole or not at all.
-
-        Parameters
-        ----------
-        path
-            File to write.
-        overwrite
-            Replace an existing file.
-        """
-        write_document(path, _FORMAT, vars(self), "wrapped key", overwrite=overwrite)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> WrappedKey:
-        """Read what :meth:`save` wrote.
-
-        Parameters
-        ----------
-        path
-            File to read.
-
-        Raises
-        ------
-        ValueError
-            If the file holds no wrapped key, or a damaged one.
-        """
-        content = read_document(path, _FORMAT, "wrapped key")
-        try:
-            return cls(
-                **{name: str(content[name]) for name in ("federation", "fingerprint", "sender", "site", "receiver")},
-                version=int(content["version"]),
-                ephemeral=PublicIdentity.from_text(content["ephemeral"]),
-                closed=base64.b64decode(content["closed"], validate=True),
-                signature=base64.b64decode(content["signature"], validate=True),
-            )
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(damaged(path, "wrapped key")) from None
-
-    @property
-    def file_name(self) -> str:
-        """Name of a file for it."""
-        return f"{as_file_name(self.site)}.key.json"
-
     def _head(self) -> bytes:
         names = (self.sender, self.site, self.receiver, self.ephemeral.fingerprint)
-        return joined(_FORMAT, self.federation, self.version, self.fingerprint, *names)
+        return joined(self._format, self.federation, self.version, self.fingerprint, *names)
 
     def _signed(self) -> bytes:
         return joined(self._head(), self.closed)
