@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _IN_TISSUE = "in_tissue"
+_CLOSE = 1e-6  # of the largest coordinate, within which two places are the same
 
 
 def coordinates_of(entry: Any, where: str) -> np.ndarray:
@@ -58,3 +59,10 @@ def in_tissue(obs: pd.DataFrame) -> np.ndarray:
     if _IN_TISSUE not in obs:
         return np.full(len(obs), fill_value=True)
     return (pd.to_numeric(obs[_IN_TISSUE].astype(object), errors="coerce") != 0).to_numpy()
+
+
+def elsewhere(places: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Which spots another modality puts at another place, beyond rounding; none whose place is not known (NaN)."""
+    if places.shape[1] != expected.shape[1]:
+        return np.ones(len(places), bool)
+    return (np.abs(places - expected) > _CLOSE * np.nanmax(np.abs(expected), initial=0)).any(1)

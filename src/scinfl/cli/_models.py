@@ -43,7 +43,7 @@ def add_models(commands: Commands, report: Report) -> None:
         "map",
         "map the cells of a new site onto a trained model of scvi-tools; nothing is sent",
         "scinfl map run new_hospital.h5ad --key lung.key --out mapped",
-        word="mapped",
+        out="folder to write the mapped model to (default: mapped)",
     )
     mapping.add_argument("--epochs", type=int, default=100, help="passes over the cells (default 100)")
     mapping.add_argument("--rng", type=int, default=0, help="seed (default 0)")
@@ -79,22 +79,20 @@ def add_models(commands: Commands, report: Report) -> None:
 
 
 def _with_model(
-    commands: Commands, name: str, help: str, *examples: str, word: str = "infl"
+    commands: Commands, name: str, help: str, *examples: str, out: str | None = None
 ) -> argparse.ArgumentParser:
     parser = command(commands, name, help, *examples)
     parser.add_argument("model", type=Path, help="folder of the model")
     parser.add_argument("data", type=Path, help=SOME_FILES)
     parser.add_argument("--key", type=Path, help="key file of a keyed model")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:0 (default auto: the first GPU if any)")
-    _add_output(parser, word)
+    _add_output(parser, "infl", out)
     return parser
 
 
-def _add_output(parser: argparse.ArgumentParser, word: str) -> None:
-    text = f"h5ad, h5mu, zarr or csv file to write (default: the name of the data with _{word})"
-    if word == "mapped":
-        text = "folder to write the mapped model to (default: mapped)"
-    parser.add_argument("--out", type=Path, help=text)
+def _add_output(parser: argparse.ArgumentParser, word: str, out: str | None = None) -> None:
+    default = f"h5ad, h5mu, zarr or csv file to write (default: the name of the data with _{word})"
+    parser.add_argument("--out", type=Path, help=out or default)
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     parser.set_defaults(word=word)
 

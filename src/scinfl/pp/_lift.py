@@ -10,10 +10,8 @@ from anndata import AnnData
 from mudata import MuData
 
 from scinfl._checks import an_anndata, first_of, missing, unique
-from scinfl._coordinates import coordinates_of
+from scinfl._coordinates import coordinates_of, elsewhere
 from scinfl._spelling import argument
-
-_CLOSE = 1e-6
 
 
 def lift(mdata: MuData, columns: Sequence[str] | None = None, *, spatial_key: str = "spatial") -> None:
@@ -127,10 +125,8 @@ def _coordinates(mdata: MuData, spatial_key: str) -> np.ndarray | None:
         if joined is None:
             joined = np.full((mdata.n_obs, own.shape[1]), np.nan)
         rows = mdata.obs_names.get_indexer(adata.obs_names)
-        same = own.shape[1] == joined.shape[1]
-        odd = ~np.isclose(own, joined[rows], rtol=_CLOSE) & ~np.isnan(joined[rows]) if same else np.ones_like(own)
-        if odd.any():
-            spots = adata.obs_names[odd.any(1)]
+        if (odd := elsewhere(own, joined[rows])).any():
+            spots = adata.obs_names[odd]
             msg = (
                 f"Expected the modalities to agree on obsm['{spatial_key}'], found {len(spots)} spots that '{name}' "
                 f"puts at another place: {first_of(list(spots))}. Correct them, or write those that hold to "

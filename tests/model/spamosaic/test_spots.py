@@ -94,7 +94,7 @@ def test_modalities_have_to_agree_where_both_have_a_column(mdata):
     with pytest.raises(ValueError, match=r"agree on obs\['section'\], found 2 spots of which 'adt' has another value"):
         read_spots(mdata, **WHERE)
     del mdata["adt"].obs["section"]  # section_3 is then nowhere
-    with pytest.raises(ValueError, match=r"for every spot in obs\['section'\], found 30 spots without. Drop these"):
+    with pytest.raises(ValueError, match=r"for every spot in mdata.obs\['section'\], found 30 without. Drop these"):
         column_of(mdata, "section", "section_key")
 
 
@@ -247,7 +247,7 @@ def test_missing_columns_are_named(mdata):
         set_up(mdata, site_key="hospital")
     mdata.obs["site"] = mdata.obs["site"].astype(object)
     mdata.obs.iloc[3, mdata.obs.columns.get_loc("site")] = np.nan
-    with pytest.raises(ValueError, match=r"value for every spot in obs\['site'\], found 1 spots without"):
+    with pytest.raises(ValueError, match=r"value for every spot in mdata.obs\['site'\], found 1 without"):
         set_up(mdata)
 
 

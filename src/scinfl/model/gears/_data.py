@@ -12,7 +12,17 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from scinfl._checks import complete_column, first_of, gene_names, missing, obs_column, told_apart, unique, warn
+from scinfl._checks import (
+    complete_column,
+    first_of,
+    gene_names,
+    is_continuous,
+    missing,
+    obs_column,
+    told_apart,
+    unique,
+    warn,
+)
 from scinfl._conditions import canonical_names, genes_of
 from scinfl._spelling import argument
 from scinfl.model.base._cells import Matrix, sites_of
@@ -147,9 +157,15 @@ def check_conditions(names: pd.Series, control: str, condition_key: str) -> None
         )
 
 
-def covariate(adata: AnnData, key: str) -> pd.Series:
-    """Level of a covariate of every cell."""
+def covariate(adata: AnnData, key: str, *, shared: bool = False) -> pd.Series:
+    """Level of a covariate of every cell; with ``shared``, one that most cells share with others."""
     found = complete_column(adata, key, "covariate_keys", "a level for every cell")
+    if shared and is_continuous(found):
+        msg = (
+            f"Expected levels that many cells share in adata.obs['{key}'], found {found.nunique()} for {len(found)} "
+            "cells. Group them, for example with `pandas.cut`."
+        )
+        raise ValueError(msg)
     return told_apart(found, f"adata.obs['{key}']").astype(str)
 
 

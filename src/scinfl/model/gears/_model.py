@@ -21,7 +21,6 @@ from scinfl._checks import (
     an_anndata,
     finite,
     first_of,
-    is_continuous,
     number_between,
     obs_column,
     one_of,
@@ -247,13 +246,7 @@ class GEARS(PriorPredictor):
         check_conditions(condition_names(adata, condition_key, control), control, condition_key)
         sites_of(adata, site_key)
         for key in covariate_keys:
-            covariate(adata, key)
-            if is_continuous(adata.obs[key]) and "source_registry" not in kwargs:
-                msg = (
-                    f"Expected levels that many cells share in adata.obs['{key}'], found {adata.obs[key].nunique()} "
-                    f"for {adata.n_obs} cells. Group them, for example with `pandas.cut`."
-                )
-                raise ValueError(msg)
+            covariate(adata, key, shared="source_registry" not in kwargs)
         if split_key not in {None, _names.SPLIT} and "source_registry" not in kwargs:
             obs_column(adata, str(split_key), "split_key")
         manager = AnnDataManager(

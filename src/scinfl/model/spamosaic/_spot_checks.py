@@ -12,13 +12,12 @@ from scipy import sparse
 
 from scinfl import _names
 from scinfl._checks import first_of, warn
-from scinfl._coordinates import in_tissue
+from scinfl._coordinates import elsewhere, in_tissue
 from scinfl._spelling import argument
 from scinfl.model.base._cells import Matrix
 from scinfl.model.spamosaic._measured import Measured
 from scinfl.privacy import Key
 
-_CLOSE = 1e-6  # of the largest coordinate, within which two places are the same
 _LEAST_SPOTS = 10  # what sums of a site are taken over at least
 
 
@@ -138,8 +137,7 @@ def same_places(found: Mapping[str, Measured], spatial_key: str) -> None:
         for section in np.unique(own.section):
             at = own.section == section
             other, expected = first.setdefault(section, (modality, own.coordinates[at]))
-            here, close = own.coordinates[at], _CLOSE * np.abs(expected).max(initial=0)
-            if here.shape == expected.shape and np.allclose(here, expected, rtol=0, atol=close):
+            if not elsewhere(own.coordinates[at], expected).any():
                 continue
             msg = (
                 f"Expected '{other}' and '{modality}' to put the spots of section '{section}' at the same places, "
