@@ -34,6 +34,7 @@ CONTAINERS = {
 TEXTS = {
     "object": lambda values: pd.Series(values, dtype=object),
     "string": lambda values: pd.Series(values, dtype="string"),
+    "arrow": lambda values: pd.Series(values, dtype="string[pyarrow]"),
     "category": lambda values: pd.Series(pd.Categorical(values)),
     "unused category": lambda values: pd.Series(pd.Categorical(values, [*dict.fromkeys(values), "none of these"])),
 }
@@ -147,6 +148,13 @@ def embedded(adata: ad.AnnData) -> Any:
     return model.get_latent_representation()
 
 
+def counted(adata: ad.AnnData) -> Any:
+    labels = {"labels_key": "label", "unlabeled_category": "none"}
+    model = si.model.from_scvi("SCANVI", adata, site_key="site", **labels, n_hidden=4, n_latent=2, key_scheme=None)
+    model.train(1, protections=(), progress=False)
+    return np.hstack([model.get_latent_representation(), model.predict(soft=True)])
+
+
 def prepared(function: Callable[..., None], found: Callable[[ad.AnnData], Any], **options: Any) -> Callable[..., Any]:
     def run(adata: ad.AnnData) -> Any:
         function(adata, **options)
@@ -174,6 +182,29 @@ def chosen(adata: ad.AnnData) -> Any:
     return adata.X
 
 
+def joined(adata: ad.AnnData) -> Any:
+    memory = adata.to_memory() if adata.isbacked else adata
+    memory.obs["section"] = "one"
+    found = si.pp.join_sections([memory, clean(Given("f4", "csr", "object", False, False, False, "other ", 9))])
+    return found.X
+
+
+def shifted(adata: ad.AnnData) -> Any:
+    names = pd.Series(adata.obs["condition"])
+    return si.metrics.mean_changes(adata.to_memory().X, names, adata.var_names)
+
+
+def imputed(adata: ad.AnnData) -> Any:
+    values = adata.to_memory().X
+    return si.metrics.imputation_features(values, values[::-1].copy(), threshold=1)
+
+
+def clustered(adata: ad.AnnData) -> Any:
+    adata.obsm["X_infl"] = np.asarray(adata.obsm["spatial"])
+    si.tl.cluster(adata, 2, section_key="section", n_init=1)
+    return adata.obs["infl_domain"].cat.codes
+
+
 QUICK = [
     prepared(si.pp.clr, lambda adata: adata.X),
     prepared(si.pp.federated_scale, lambda adata: adata.X, **SITES),
@@ -181,9 +212,15 @@ QUICK = [
     prepared(si.pp.federated_highly_variable_genes, lambda a: a.var["dispersions_norm"], **SITES, n_top_genes=3),
     prepared(si.pp.federated_pca, lambda adata: adata.obsm["X_pca"], **SITES, n_comps=2),
     prepared(si.pp.federated_class_means, lambda a: a.varm["infl_class_means"], labels_key="label", **SITES),
+    prepared(si.pp.federated_lsi, lambda adata: np.abs(adata.obsm["X_lsi"]), **SITES, n_comps=2),
     aligned,
     chosen,
+    joined,
+    shifted,
+    imputed,
+    clustered,
 ]
+TRAINED = [classified, perturbed, embedded, counted]
 oddities = st.builds(
     Given,
     dtype=st.sampled_from(TYPES),
@@ -223,7 +260,7 @@ def test_preprocessing_of_any_data_is_that_of_clean_data(run, odd):
     check(run, odd)
 
 
-@pytest.mark.parametrize("run", [classified, perturbed, embedded], ids=lambda run: run.__name__)
+@pytest.mark.parametrize("run", TRAINED, ids=lambda run: run.__name__)
 @example(3)
 @given(odd=oddities)
 def test_training_on_any_data_is_that_on_clean_data(run, odd):
@@ -231,7 +268,7 @@ def test_training_on_any_data_is_that_on_clean_data(run, odd):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run", [*QUICK, classified, perturbed, embedded], ids=lambda run: run.__name__)
+@pytest.mark.parametrize("run", [*QUICK, *TRAINED], ids=lambda run: run.__name__)
 @example(150)
 @given(odd=oddities)
 def test_many_kinds_of_data_are_read_as_clean_data(run, odd):

@@ -365,7 +365,7 @@ def test_missing_coordinates_and_sections_are_named(sections):
         SpaMosaic.setup_anndata(sections, "nothing")
     adata = sections.copy()
     adata.obs.loc["spot_3", "section"] = np.nan
-    with pytest.raises(ValueError, match=r"a value for every spot in obs\['section'\], found 1 spots without"):
+    with pytest.raises(ValueError, match=r"a value for every spot in adata.obs\['section'\], found 1 without"):
         SpaMosaic.setup_anndata(adata, "section")
 
 

@@ -359,6 +359,7 @@ def _as_list(perturbations: Sequence[Any]) -> list[str]:
     names = [SEPARATOR.join(map(str, name)) if isinstance(name, list | tuple) else name for name in several]
     if not names or (odd := [name for name in names if not isinstance(name, str)]):
         found = first_of(odd) if names else "none"
-        msg = f"Expected names of perturbations, found {found}. Name some, for example `['KLF1', 'KLF1+BAK1']`."
+        cure = "Name some, for example `['KLF1', 'KLF1+BAK1']`"
+        msg = f"Expected at least one perturbation, each by name, found {found}. {cure}."
         raise ValueError(msg)
     return list(map(str, names))

@@ -464,10 +464,8 @@ def _check_modalities(
     """Refuse names of modalities that parameters cannot have, and settings of modalities that are not there."""
     for argument, given, example in (("layers", layers, "counts"), ("normalise", normalise, "clr")):
         if given is not None and not isinstance(given, Mapping):
-            msg = (
-                f"Expected `{argument}` to be a dict by modality, found {given!r}. Write "
-                f"`{argument}={{'{next(iter(mdata.mod))}': '{example}'}}`."
-            )
+            cure = f"Write `{argument}={{'{next(iter(mdata.mod))}': '{example}'}}`"
+            msg = f"Expected `{argument}` to be a dict by modality, found {given!r}. {cure}."
             raise TypeError(msg)
         for modality in given or {}:
             one_of(f"modality in {argument}", modality, list(mdata.mod))
