@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo demo-federation test test-all test-lowest lint types docs linkcheck tutorials clean
+.PHONY: demo demo-federation test test-all test-lowest lint types docs figures linkcheck tutorials clean
 .DEFAULT_GOAL := demo
 
 # torch comes first, so that what depends on it does not fetch a build for GPUs
@@ -49,6 +49,10 @@ types: $(BIN)/.scinfl-lint
 
 docs: $(BIN)/.scinfl-doc
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+# figures of the reference, drawn again after a change of a plot
+figures: $(BIN)/.scinfl-test
+	$(BIN)/python docs/figures.py
 
 # links between pages, files and places in them; addresses on the internet are not tried
 linkcheck: docs

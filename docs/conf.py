@@ -23,6 +23,7 @@ extensions = [
     "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "plot_images",
 ]
 # Formulas need nothing from the internet where math-core is installed; else a browser fetches MathJax for them.
 if find_spec("math_core"):

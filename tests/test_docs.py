@@ -157,3 +157,9 @@ def test_dead_links_are_found(check_links, tmp_path):
     (tmp_path / "other.html").write_text('<a href="page.html#here"></a><a href="https://example.org/lost"></a>')
     dead = check_links.dead_links([page, tmp_path / "other.html"])
     assert dead == ["page.html: #there", "page.html: lost.png"]
+
+
+def test_figures_of_the_reference_are_those_of_plots():
+    stored = {path.stem for path in (ROOT / "docs" / "_static" / "pl").glob("*.png")}
+    assert stored <= set(PARTS["pl"].__all__), "draw them again with `make figures`"
+    assert {"sections", "perturbation", "imputation"} <= stored

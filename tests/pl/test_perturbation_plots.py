@@ -228,8 +228,15 @@ def test_several_scores_stand_beside_each_other(scores):
     assert [text.strip() for text in texts(lower)] == ["MSE\ntop DE genes", "opposite direction\ntop DE genes"]
     with pytest.raises(ValueError, match="'pearson'"):
         pl.perturbation_metrics(scores, "pearson")
-    with pytest.raises(ValueError, match="no seed"):
-        pl.perturbation_metrics(scores.drop(columns="seed"))
+    with pytest.raises(ValueError, match="no method"):
+        pl.perturbation_metrics(scores.drop(columns="method"))
+
+
+def test_a_single_run_has_bars_and_no_points(scores):
+    ax = pl.perturbation_metrics(scores.drop(columns="seed"))
+    own = scores.query("metric == 'mse_de' and method == 'additive' and subgroup == 'combo_seen0'")
+    assert ax.patches[2].get_height() == pytest.approx(own["value"].mean())
+    assert not [line for line in ax.lines if line.get_marker() == "o"]
 
 
 def test_categories_give_the_order(scores):

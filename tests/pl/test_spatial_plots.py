@@ -161,5 +161,8 @@ def test_bars_are_means_and_points_are_seeds():
     assert np.isnan(ax.patches[2].get_height())
     with pytest.raises(ValueError, match="`metrics` to be one of"):
         pl.integration_metrics(table, "nmi")
-    with pytest.raises(ValueError, match="found no seed"):
-        pl.integration_metrics(table.drop(columns="seed"))
+    with pytest.raises(ValueError, match="found no method"):
+        pl.integration_metrics(table.drop(columns="method"))
+    assert [bar.get_height() for bar in pl.integration_metrics(scores().drop(columns="seed")).patches][
+        :3
+    ] == pytest.approx([0.2] * 3)

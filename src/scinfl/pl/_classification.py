@@ -46,7 +46,7 @@ def confusion(adata: AnnData, labels_key: str, *, predicted_key: str = _names.LA
     counts = pd.crosstab(true, predicted).reindex(index=labels, columns=labels, fill_value=0)
     n = counts.sum(axis=1)
     shares = counts.div(n.where(n > 0), axis=0)
-    ax = axes(ax, 2.5 + 0.4 * len(labels), 2 + 0.4 * len(labels))
+    ax = axes(ax, min(7.0, 2.5 + 0.4 * len(labels)), min(7.0, 2 + 0.4 * len(labels)))
     image = ax.imshow(shares, vmin=0, vmax=1, cmap=SHARES)
     ax.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(len(labels)), [f"{label} (n = {n[label]:,})" for label in labels])

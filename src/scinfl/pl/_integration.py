@@ -31,8 +31,9 @@ def integration_metrics(
     Parameters
     ----------
     table
-        Tidy: the columns ``method``, ``seed``, ``metric`` and ``value``, for example several tables of
+        Tidy: the columns ``method``, ``metric`` and ``value``, for example several tables of
         :func:`scinfl.metrics.integration` with ``table.assign(method=…, seed=…)``, joined by :func:`pandas.concat`.
+        Without a column ``seed`` all rows are one run.
     metrics
         Scores to draw, in this order; all of the table by default. They share one axis.
     ax
@@ -52,9 +53,9 @@ def integration_metrics(
     >>> round(float(ax.patches[0].get_height()), 2), ax.get_xticklabels()[0].get_text()
     (0.85, 'ARI')
     """
-    require_columns(table, ["method", "seed", "metric", "value"])
+    require_columns(table, ["method", "metric", "value"])
     metrics, methods = chosen_metrics(table, metrics), in_order(table["method"])
-    ax = axes(ax, min(10.0, max(3.5, 1.0 + len(metrics) * (0.3 + 0.16 * len(methods)))), 3.2)
+    ax = axes(ax, min(7.0, max(3.5, 1.0 + len(metrics) * (0.3 + 0.16 * len(methods)))), 3.2)
     values = values_by(table, "method", "metric", seed="seed")
     grouped_bars(ax, values, methods, [(metric,) for metric in metrics])
     labels = [_SHOWN.get(metric, metric.replace("_", " ")).replace(" ", "\n") for metric in metrics]

@@ -95,10 +95,10 @@ def chosen_metrics(table: pd.DataFrame, metrics: Sequence[str] | str | None) -> 
 
 
 def values_by(table: pd.DataFrame, *columns: str, seed: str | None = None) -> dict[tuple[str, ...], np.ndarray]:
-    """Values by the names in some columns; the mean of each seed where a column names seeds."""
+    """Values by the names in some columns; the mean of each seed where a column names seeds, else of all."""
     values, keys = table["value"], [table[column].astype(str) for column in columns]
     if seed is not None:
-        values = values.groupby([*keys, table[seed].astype(str)]).mean()
+        values = values.groupby([*keys, *([table[seed].astype(str)] if seed in table else [])]).mean()
     groups = values.groupby(keys if seed is None else list(columns))
     return {key: own.dropna().to_numpy() for key, own in groups}
 
@@ -106,7 +106,7 @@ def values_by(table: pd.DataFrame, *columns: str, seed: str | None = None) -> di
 def grouped_bars(
     ax: Axes, values_of: Mapping[tuple[str, ...], np.ndarray], methods: Sequence[str], groups: Sequence[tuple[str, ...]]
 ) -> None:
-    """Means as bars, one colour a method and one place a group, with the values of the seeds as points."""
+    """Means as bars, one colour a method and one place a group, with the values of several seeds as points."""
     width = 0.8 / len(methods)
     for number, (method, (colour, _)) in enumerate(method_styles(methods).items()):
         values = [values_of.get((method, *group), np.array([])) for group in groups]
@@ -114,6 +114,7 @@ def grouped_bars(
         means = [own.mean() if len(own) else np.nan for own in values]
         ax.bar(position, means, 0.92 * width, color=colour, alpha=0.75, label=method)
         spread = np.linspace(-0.25, 0.25, max(map(len, values))) * width
-        x = np.concatenate([place + spread[: len(own)] for place, own in zip(position, values, strict=True)])
-        ax.plot(x, np.concatenate(values), "o", color="black", markersize=2.5, markerfacecolor="white", mew=0.6)
+        if len(spread) > 1:  # a single run has no spread to show
+            x = np.concatenate([place + spread[: len(own)] for place, own in zip(position, values, strict=True)])
+            ax.plot(x, np.concatenate(values), "o", color="black", markersize=2.5, markerfacecolor="white", mew=0.6)
     ax.axhline(0, color="black", linewidth=0.6)

@@ -35,8 +35,9 @@ def perturbation_metrics(
     Parameters
     ----------
     table
-        Tidy: the columns ``method``, ``seed``, ``metric``, ``value`` and that of ``by``, as
+        Tidy: the columns ``method``, ``metric``, ``value`` and that of ``by``, as
         :func:`scinfl.metrics.perturbation_summary` gives them, or a row a perturbation, of which the mean is drawn.
+        Without a column ``seed`` all rows are one run.
     metrics
         Scores of the table. Several share one axis: choose those of one scale.
     by
@@ -58,7 +59,7 @@ def perturbation_metrics(
     >>> float(ax.patches[0].get_height()), ax.get_ylabel()
     (0.25, 'MSE, top DE genes')
     """
-    require_columns(table, ["method", "seed", by, "metric", "value"])
+    require_columns(table, ["method", by, "metric", "value"])
     metrics = chosen_metrics(table, metrics)
     table = table[table["metric"].isin(metrics)]
     groups = [(metric, subgroup) for metric in metrics for subgroup in in_order(table[by])]

@@ -208,7 +208,7 @@ def _side_by_side(
 
 
 def _sized_axes(ax: Axes | None, extent: tuple[float, float]) -> Axes:
-    scale = min(9 / extent[0], 6 / extent[1])
+    scale = min(5.7 / extent[0], 6 / extent[1])  # with the legend seven inches, the width of a page
     return axes(ax, max(2.0, extent[0] * scale) + 1.3, max(1.5, extent[1] * scale) + 0.4)
 
 
