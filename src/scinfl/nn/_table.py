@@ -26,7 +26,10 @@ class Table(nn.Module):
     max_norm
         Rows that are longer are shortened, in training for good.
     std
-        Standard deviation of the initial values (normal), one for all or one per column.
+        Standard deviation of the values that a key hides, and of the initial ones (normal), one for all or one per
+        column.
+    start
+        Mean and standard deviation of the initial values, where these are others.
 
     Examples
     --------
@@ -36,12 +39,20 @@ class Table(nn.Module):
     """
 
     def __init__(
-        self, names: Sequence[str], n_columns: int, *, max_norm: float | None = None, std: float | Sequence[float] = 1.0
+        self,
+        names: Sequence[str],
+        n_columns: int,
+        *,
+        max_norm: float | None = None,
+        std: float | Sequence[float] = 1.0,
+        start: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
         self.row_names = list(names)
         self.max_norm, self.std = max_norm, torch.as_tensor(std)
-        self.weight = nn.Parameter(torch.randn(len(self.row_names), n_columns) * self.std)
+        self.start: tuple[float, Any] = (0.0, self.std) if start is None else start
+        mean, deviation = self.start
+        self.weight = nn.Parameter(torch.randn(len(self.row_names), n_columns) * deviation + mean)
 
     def forward(self) -> Tensor:
         """The whole table (rows × columns), in the order of its names."""
@@ -118,7 +129,7 @@ class CoordinateTable(KeyedLayer):
         **_: float,
     ) -> None:
         nn.Module.__init__(self)
-        self.row_names, self.max_norm, self.std = table.row_names, table.max_norm, table.std
+        self.row_names, self.max_norm, self.std, self.start = table.row_names, table.max_norm, table.std, table.start
         self.out_features, self.in_features = table.weight.shape
         self.weight, self.bias = table.weight, None  # type: ignore[assignment]
         self.n_dims, self.magnitude, self.train_meta = n_dims, magnitude, train_meta
@@ -203,6 +214,7 @@ class CoordinateTable(KeyedLayer):
         self.rename(None)
         table = Table([], 1, max_norm=self.max_norm)
         table.row_names, table.std, table.weight = self.row_names, self.std, self.weight  # type: ignore[assignment]
+        table.start = self.start
         return table
 
     @torch.no_grad()

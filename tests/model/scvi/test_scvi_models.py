@@ -122,6 +122,22 @@ def test_a_keyed_run_trains_what_a_plain_run_from_the_same_weights_does():
     np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [("PEAKVI", "region_factors", 0.0), ("TOTALVI", "background_pro_alpha", 3.0), ("TOTALVI", "py_r", None)],
+)
+def test_a_keyed_run_starts_from_initial_values_of_the_class(kind, name, value):
+    """Background priors of proteins that start at random cost a tenth of the bound."""
+    model = from_scvi(kind, cells_of(kind), site_key="site", n_hidden=16, n_latent=4)
+    found = ModelView(model).start_of(KEY).native_state()[name]
+    plain = model.module.native_state()[name]
+    if value is not None:
+        np.testing.assert_allclose(plain, value)
+        np.testing.assert_allclose(found, value, atol=1e-5)
+    assert float(found.mean()) == pytest.approx(float(plain.mean()), abs=0.6)
+    assert not torch.equal(found, plain) or value is not None
+
+
 def test_two_runs_with_one_key_and_seed_are_the_same_to_the_last_bit():
     one, two = (make().get_latent_representation() for _ in range(2))
     assert np.array_equal(one, two)

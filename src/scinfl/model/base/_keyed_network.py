@@ -144,6 +144,7 @@ class KeyedNetwork:
         self.swap_layers(str(self.scheme), self.options, share)
         self._draw_initial_weights(key, str(self.rng) if run is None else f"{self.rng}/{run}")
         self.give(key)
+        self._add_initial_means()
         self.locked_with = {"scheme": self.scheme, "options": self.options, **key_metadata(key)}
         try:
             yield
@@ -170,10 +171,22 @@ class KeyedNetwork:
                     label = f"{name}/initial {what}/{seed}"
                     values = torch.from_numpy(key.coordinates(label, tuple(parameter.shape)))
                     if isinstance(layer, keyed_nn.CoordinateTable):
-                        values = np.sqrt(2) * torch.erfinv(values * (1 - 1e-9)) * layer.std
+                        values = np.sqrt(2) * torch.erfinv(values * (1 - 1e-9)) * layer.start[1]
                     else:
                         values = values / np.sqrt(layer.in_features)
                     parameter.copy_(values)
+
+    def _add_initial_means(self) -> None:
+        """Let tables start around the mean that they are made with, which shows once the key is in."""
+        tables = {
+            f"{name}.weight": layer
+            for name, layer in keyed_nn.keyed_layers(self.module).items()
+            if isinstance(layer, keyed_nn.CoordinateTable) and layer.start[0]
+        }
+        means = {name: torch.full_like(layer.weight, layer.start[0]) for name, layer in tables.items()}
+        with torch.no_grad():
+            for name, stored in keyed_nn.lock(self.module, means).items():
+                tables[name].weight.add_(stored)
 
     def rename(self, model_id: str | None, personal: Mapping[str, State]) -> dict[str, State]:
         """Exchange the offsets of a network that has its key for those of another id, or take them off.

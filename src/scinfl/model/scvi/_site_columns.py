@@ -53,10 +53,11 @@ class Layout:
         return rows.reshape(len(self.names), *others).movedim(0, self.axis)
 
     def table(self, array: Tensor) -> Table:
-        """A table of the rows, whose keyed form is of the size of the initial values."""
+        """A table of the rows, which starts around the initial values with a key too."""
         rows = self.rows(array.detach())
         size = float(rows.square().mean().sqrt())
-        return _filled(Table(self.names, rows.shape[1], std=max(_LEAST_STD, float(round(size)))), rows)
+        start = (round(float(rows.mean()), 1), round(float(rows.std(correction=0)), 1))  # the same on all machines
+        return _filled(Table(self.names, rows.shape[1], std=max(_LEAST_STD, float(round(size))), start=start), rows)
 
 
 class SiteColumns(nn.Module):
