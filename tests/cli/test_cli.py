@@ -140,7 +140,7 @@ def test_errors_are_one_line_and_exit_with_1(files, capsys, arguments, message):
 
 
 def test_an_occupied_output_is_refused_before_training(files, capsys):
-    (files / "run").mkdir()
+    (files / "run" / "mine").mkdir(parents=True)
     code, _, err = run("train", "data.h5ad", "--labels", "label", "--out", "run", capsys=capsys)
     assert code == 1
     assert "Training" not in err
