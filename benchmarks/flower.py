@@ -196,15 +196,13 @@ def main() -> int:  # noqa: PLR0915 (a story from the first command to the last)
             secret = ("--data", own, "--key", out / "consortium.key", "--yes")
             running[site] = start(out, site, "site", folder, *secret)
             if site == sites[-2]:  # before the last site comes: a short run could be over first
+                shown = follow(out / "server.log", running["server"], "listening", 0)
+                (started, *_) = si.federation.Journal(kit / "run").events()
+                model, sent = trained(adata, label, key, options, run=started["run"])
                 running["stranger"].wait(120)
-        shown = follow(out / "server.log", running["server"], f"round {options.rounds}/", 0)
-        stopped = time.perf_counter()
+        shown = follow(out / "server.log", running["server"], f"round {options.rounds}/", shown)
         server = running["server"].pid
-        os.kill(server, signal.SIGSTOP)  # what is searched for follows from the name of the run
-        name = json.loads((kit / "run" / "run.json").read_text())["run"]
-        model, sent = trained(adata, label, key, options, run=name)
-        os.kill(server, signal.SIGCONT)
-        begin += time.perf_counter() - stopped
+        os.kill(server, signal.SIGSTOP)  # a short run could be over before it is searched
         parameters, means = (
             {name: tensor.numpy() for name, tensor in ModelView(own).state_without_offsets.items()}
             for own in (model, sent)
