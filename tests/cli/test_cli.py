@@ -405,3 +405,13 @@ def test_a_trained_model_is_audited(files, capsys):
     assert (files / "a.md").read_text().startswith("# ")
     assert Key.load("a.key")._secret.hex() not in (files / "a.md").read_text()
     assert run("audit", "run", "data.h5ad", "--key", "a.key", "--quick", "--out", "a.md", capsys=capsys)[0] == 1
+
+
+@pytest.mark.parametrize("level", ["debug", "error"])
+def test_a_log_level_is_that_of_our_own_logs(level, capsys, monkeypatch):
+    import logging
+
+    monkeypatch.setattr(logging.getLogger("scinfl"), "level", logging.NOTSET)
+    assert main(["--log-level", level, "info"]) == 0
+    assert logging.getLogger("scinfl").level == getattr(logging, level.upper())
+    assert logging.getLogger("httpcore").getEffectiveLevel() >= logging.INFO

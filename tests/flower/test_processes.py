@@ -31,7 +31,7 @@ from tests.flower.test_models import SCREEN_JOB, gears_in_process, make_screen, 
 
 from scinfl import model
 from scinfl.federation import Journal
-from scinfl.flower.setup._job import SITE_SETTINGS
+from scinfl.flower.setup._job import JOB, SITE_SETTINGS
 from scinfl.flower.setup._kit import CA, LINK_KEY, _openssh, make_kit
 from scinfl.flower.site._connection import FleetConnection, RefusedError
 from scinfl.privacy import Key
@@ -152,10 +152,29 @@ def test_sites_that_differ_end_with_the_cure_on_both_sides(tmp_path, fresh_key):
         for name in ("server", *SITES):
             assert running.wait(name) == 1
             last = running.text(name).splitlines()[-1]
-            assert "the order of features of site 'hospital_1' differs from the others" in last
-            assert "scinfl.pp.align_genes" in last
+            must_act = name in ("server", SITES[1])
+            assert ("the order of features of site 'hospital_1' differs from the others" in last) == must_act
+            assert ("scinfl.pp.align_genes" in last) == must_act
+            assert must_act or "hospital_1 must act before the run can begin" in last
             assert "gene_" not in last
         assert not list((tmp_path / "kit" / "server" / "run" / "sums").iterdir())
+
+
+@pytest.mark.slow
+def test_an_old_job_is_blamed_before_the_data_at_both_ends(tmp_path, fresh_key):
+    with processes(tmp_path, job_text(), make_cells(), fresh_key) as running:
+        job = running.kit(SITES[1]) / JOB
+        present = job.read_text()
+        job.write_text(present.replace('labels_key = "label"', 'labels_key = "old_label"'))
+        running.start_server()
+        running.start_site(SITES[1])
+        assert running.wait(SITES[1]) == 1
+        assert "differs from it in setup.labels_key" in running.text(SITES[1]).splitlines()[-1]
+        running.wait_for("server", r"site 'hospital_1' cannot take part: its job differs .* in setup\.labels_key")
+        job.write_text(present)
+        for site in SITES:
+            running.start_site(site)
+        assert running.wait("server") == 0, running.text("server")[-2000:]
 
 
 @pytest.mark.slow

@@ -12,6 +12,8 @@ from tests.flower.conftest import SITES, job_text, make_cells, same, trained_in_
 from scinfl.federation import Journal
 from scinfl.flower.protocol._message import Message
 from scinfl.flower.server import _run_folder
+from scinfl.flower.setup import Job
+from scinfl.flower.site._job_check import _Asker
 from scinfl.privacy import Key
 
 
@@ -337,13 +339,12 @@ def _narrow(protection):
 # ---- before the first round
 
 
-@pytest.mark.parametrize("what", ["key", "order", "genes", "counts", "job"])
+@pytest.mark.parametrize("what", ["key", "order", "genes", "counts"])
 def test_sites_that_differ_are_named_before_the_first_round(make_federation, what):
     adata, options = make_cells(), {}
     own = adata[adata.obs["site"] == SITES[1]].copy()
     expected = {
         "key": SITES[1],
-        "job": "job of site 'hospital_1' differs",
         "order": "align_genes",
         "genes": "align_genes",
         "counts": "log1p",
@@ -358,17 +359,47 @@ def test_sites_that_differ_are_named_before_the_first_round(make_federation, wha
         own.X = np.abs(np.round(own.X * 100))
         options["data"] = {SITES[1]: own}
     federation = make_federation(adata=adata, **options)
-    if what == "job":
-        from scinfl.flower.setup._job import Job
-
-        federation.sites[SITES[1]]._job = Job.parse(job_text(n_rounds=5))
     with pytest.raises(ValueError, match=expected) as error:
         federation.run()
     assert SITES[1] in str(error.value)
     for thread in federation._threads:
         thread.join(10)
-    assert {str(own) for own in federation.errors.values()} == {f"The server ended the run: {error.value}"}
+    told = {site: str(own) for site, own in federation.errors.items()}
+    assert told[SITES[1]] == f"The server ended the run: {error.value}"
+    for site in (SITES[0], SITES[2]) if what != "key" else ():
+        assert "hospital_1 must act before the run can begin" in told[site]
+        assert expected not in told[site]
     assert not list((federation.folder / "kit" / "server" / "run" / "sums").iterdir())
+
+
+def test_a_site_with_another_job_is_told_what_differs_and_the_others_wait_for_it(make_federation):
+    federation = make_federation()
+    federation.sites[SITES[1]]._job = Job.parse(job_text(n_rounds=5))
+    server = federation.server()
+    server._job = replace(federation.job, give_up=3.0)
+    federation.start()
+    with pytest.raises(RuntimeError, match=f"missing are {SITES[1]}"):
+        server.run(federation.transport)
+    for thread in federation._threads:
+        thread.join(10)
+    assert "differs from it in train.n_rounds" in str(federation.errors[SITES[1]])
+    assert "Get the present 'job.toml'" in str(federation.errors[SITES[1]])
+    assert any("of site 'hospital_1': its job is another one" in line for line in federation.lines)
+    for site in (SITES[0], SITES[2]):
+        assert "job" not in str(federation.errors[site])
+
+
+def test_data_that_fit_an_old_job_alone_are_not_blamed():
+    here, there = (job_text(n_rounds=n) for n in (4, 5))
+    asker = _Asker(Job.parse(here), SITES[0])
+    answer = asker.handle(Message("hello", {"run": "r", "job": there}))
+    assert asker.odd == "train.n_rounds"
+    assert answer.kind == "failed"
+    assert "site 'hospital_0' cannot take part: its job differs" in answer.fields["message"]
+    for message in (Message("hello", {"run": "r", "job": here}), Message("end", {}), Message("hello", {"job": "[["})):
+        asker = _Asker(Job.parse(here), SITES[0])
+        assert asker.handle(message).fields["message"].endswith("its own log says why")
+        assert asker.odd == ""
 
 
 def test_what_sites_compare_shows_the_server_neither_labels_nor_genes(make_federation):

@@ -35,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    level = getattr(logging, options.log_level.upper())
+    logging.basicConfig(level=max(level, logging.INFO), format="%(message)s")
+    logging.getLogger("scinfl").setLevel(level)  # not of others, which would show calls and headers
     for noisy in ("fontTools", "matplotlib", "numba", "scvi", "lightning", "pytorch_lightning"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
@@ -58,6 +60,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"scinfl {__version__}")
+    parser.add_argument(
+        "--log-level",
+        choices=["debug", "info", "warning", "error"],
+        default="info",
+        help="what scinfl logs on standard error, before the command (default info)",
+    )
     commands = parser.add_subparsers(required=True, metavar="command")
 
     demo = command(

@@ -62,6 +62,34 @@ def site_checks(task: Task, key: Key, job: Job, run: str, *, identities: str) ->
     }
 
 
+class SitesDifferError(ValueError):
+    """Sites differ in what must be the same: in what, by the sites that have to act.
+
+    Parameters
+    ----------
+    problems
+        Sites that differ from the others, and in what, with the cure.
+    """
+
+    def __init__(self, problems: Sequence[tuple[Sequence[str], str]]) -> None:
+        self._problems = problems
+        super().__init__(self._text([problem for _, problem in problems]))
+
+    def reason_for(self, site: str | None) -> str:
+        """What a site must know of it: what it has to do itself, or else who has to act, and no more."""
+        if own := [problem for sites, problem in self._problems if site in sites]:
+            return self._text(own)
+        others = sorted({other for sites, _ in self._problems for other in sites})
+        return (
+            f"Expected the same at all sites, found that {first_of(others)} must act before the run can begin. Nothing "
+            "is to be done at this site: start it again when the operator says so."
+        )
+
+    @staticmethod
+    def _text(problems: Sequence[str]) -> str:
+        return "Expected the same at all sites, found that the " + " The ".join(problems)
+
+
 def compare(checks: Mapping[str, Mapping[str, str]], keys: Mapping[str, tuple[int, str]]) -> None:
     """Refuse sites that differ, at the server; names them and the cure.
 
@@ -71,19 +99,19 @@ def compare(checks: Mapping[str, Mapping[str, str]], keys: Mapping[str, tuple[in
         If a site differs from the others.
     """
     agree_version({site: {version: fingerprint} for site, (version, fingerprint) in keys.items()})
-    problems = []
+    problems: list[tuple[list[str], str]] = []
     for name, cure in _CURES.items():
         found = {site: own.get(name, "") for site, own in checks.items()}
         if len(set(found.values())) == 1:
             continue
         usual = Counter(found[site] for site in sorted(found)).most_common(1)[0][0]
-        odd = [f"'{site}'" for site in sorted(found) if found[site] != usual]
-        problems.append(f"{name} of site {first_of(odd)} differ{'s' if len(odd) == 1 else ''} from the others. {cure}")
+        odd = [site for site in sorted(found) if found[site] != usual]
+        who = first_of([f"'{site}'" for site in odd])
+        problems.append((odd, f"{name} of site {who} differ{'s' if len(odd) == 1 else ''} from the others. {cure}"))
         if name == "features":
             break  # the order differs too then
     if problems:
-        msg = "Expected the same at all sites, found that the " + " The ".join(problems)
-        raise ValueError(msg)
+        raise SitesDifferError(problems)
 
 
 def seal_facts(facts: Mapping[str, Any], key: Key, site: str, job: Job, run: str, *, identities: str) -> bytes:

@@ -29,6 +29,7 @@ from scinfl.flower.server._participant import (
     compare_sites,
     dismiss,
     named,
+    refuse_other_job,
 )
 from scinfl.flower.server._run_folder import RunFolder
 from scinfl.flower.server._status import StatusFile, status_of
@@ -238,8 +239,9 @@ class Coordinator:
             raise ValueError(msg)
         check_hello(self._identities[site], signature, hello)
         self._participants.make_room(participant, site, moves=self._moves)
-        checks_of(hello)
-        participant.site, participant.hello, participant.stage = site, hello, "greeted"
+        participant.site = site
+        refuse_other_job(participant, hello, self._job.digest)
+        participant.hello, participant.stage = hello, "greeted"
         self._failed.pop(site, None)
         if self._kept.facts:
             self._admit(participant, site)
@@ -326,8 +328,9 @@ class Coordinator:
         participant.stage = "refused"
         reason = readable(message.fields.get("message", "it stopped"))
         self._journal.log("failed", site=participant.site, reason=reason)
-        self._report(f"site '{participant.site}' stopped: {reason}")
-        self._failed[str(participant.site)] = reason
+        self._report(f"{named(participant)} stopped: {reason}")
+        if participant.site is not None:
+            self._failed[participant.site] = reason
         if self._failed.keys() >= self._expected:
             why = "; ".join(f"'{site}': {own}" for site, own in sorted(self._failed.items()))
             when = f"in step {self._kept.n_sums}" if self._kept.n_sums else "before the first step"
@@ -430,7 +433,7 @@ class Coordinator:
         return not waiting or waited > max(self._job.deadline, _SECONDS_TO_MAKE_THE_MODEL)
 
     def _remind(self, now: float) -> None:
-        waiting = sorted(self._expected - self._aggregation.sites - {one.site for one in self._participants.values()})
+        waiting = sorted(self._expected - self._aggregation.sites - self._participants.sites(*_AT_WORK, "finished"))
         if now - self._reminded > _REMIND and waiting and not self._kept.is_closing:
             n = f"{len(self._here())} of at least {self._job.min_sites} sites are here"
             self._report(f"waiting for {first_of(waiting, 20)}: {n}")

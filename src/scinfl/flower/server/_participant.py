@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from scinfl.flower.protocol._limits import checked_count
 from scinfl.flower.protocol._message import Message
-from scinfl.flower.protocol._preflight import compare
+from scinfl.flower.protocol._preflight import SitesDifferError, compare
 
 
 class Transport(Protocol):
@@ -74,9 +74,11 @@ def dismiss(
     transport: Transport, participants: Participants, run: str, error: Exception, poll: float, seconds: float = 15.0
 ) -> None:
     """Send sites the reason why a run stopped, and give them time to fetch it."""
-    message = Message("end", {"run": run, "reason": str(error)})
-    present = [number for number, one in participants.items() if one.stage not in ("finished", "refused")]
-    tickets = {transport.send(number, message, seconds=60) for number in present}
+    tickets = set()
+    for number, one in participants.items():
+        if one.stage not in ("finished", "refused"):
+            reason = error.reason_for(one.site) if isinstance(error, SitesDifferError) else str(error)
+            tickets.add(transport.send(number, Message("end", {"run": run, "reason": reason}), seconds=60))
     until = time.monotonic() + seconds
     while tickets and time.monotonic() < until:
         tickets -= {ticket for ticket, _ in transport.receive(tickets)}
@@ -89,6 +91,17 @@ def checks_of(hello: Mapping[str, Any]) -> dict[str, Any]:
     checks = {str(name): str(value) for name, value in hello["checks"].items()}
     bytes.fromhex(hello["facts"])
     return {"checks": checks, "key": [checked_count("a version of the key", version), str(fingerprint)]}
+
+
+def refuse_other_job(participant: Participant, hello: Mapping[str, Any], digest: str) -> None:
+    """Refuse a site that brings another job than the server, and no other site with it."""
+    if checks_of(hello)["checks"].get("job") != digest:
+        participant.stage = "refused"
+        msg = (
+            "its job is another one than that of the server. Send it the present 'job.toml', or start the server with "
+            "the job that the sites agreed to; the site shows what differs"
+        )
+        raise ValueError(msg)
 
 
 def compare_sites(checks: Mapping[str, Mapping[str, Any]]) -> None:

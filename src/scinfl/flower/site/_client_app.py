@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Protocol
 
 from flwr.app import Context
 from flwr.app import Message as FlowerMessage
@@ -11,12 +12,19 @@ from flwr.clientapp import ClientApp
 
 from scinfl.flower.protocol._message import Message
 from scinfl.flower.protocol._records import from_flower, to_records
-from scinfl.flower.site._mailbox import Mailbox
 
 logger = logging.getLogger(__name__)
 
 
-def client_app(mailbox: Mailbox, *, stop: Callable[[], None]) -> ClientApp:
+class Handler(Protocol):
+    """Answers messages of the server."""
+
+    def handle(self, message: Message) -> Message:
+        """Answer one message."""
+        ...
+
+
+def client_app(mailbox: Handler, *, stop: Callable[[], None]) -> ClientApp:
     """App that answers with what the mailbox answers."""
     app = ClientApp()
 

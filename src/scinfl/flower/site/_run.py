@@ -21,7 +21,6 @@ from scinfl._checks import first_of
 from scinfl._errors import TamperedSumError
 from scinfl.federation import Protection, Strategy
 from scinfl.federation.rounds import write_atomically
-from scinfl.flower._format import readable
 from scinfl.flower._require import require_flower
 from scinfl.flower.protocol._message import HELLO_FIRST, Message, unread
 from scinfl.flower.protocol._preflight import (
@@ -37,6 +36,7 @@ from scinfl.flower.protocol._round_history import WITH_ROUNDS, RoundHistory
 from scinfl.flower.setup._job import JOB, SITE_SETTINGS, Job, SiteSettings
 from scinfl.flower.setup._kit import ADDRESS, CA, IDENTITIES, IDENTITY, LINK_KEY, pinned_identities
 from scinfl.flower.site._data import alone, copy_folder, fingerprint_of, read_data
+from scinfl.flower.site._job_check import differences, other_job, refuse_other_job
 from scinfl.flower.site._ledger import LEDGER, AgreedRun, Ledger, own_seal
 from scinfl.flower.site._mailbox import EndedError, Mailbox, OtherRunError
 from scinfl.flower.site._masking import Masking, Moment, PairwiseMasking
@@ -113,7 +113,11 @@ def run_site(
         If the server refuses the site, or ends the run.
     """
     require_flower()
-    site = _Site(Path(kit), data, key, report, n_runs=n_runs, accepted=accept_difference)
+    try:
+        site = _Site(Path(kit), data, key, report, n_runs=n_runs, accepted=accept_difference)
+    except UnusableDataError as error:
+        refuse_other_job(Path(kit), report)
+        raise error.cause from None
     if confirm is not None and not confirm(site.payload()):
         msg = "Nothing was sent: what would leave the site was not agreed to."
         raise RuntimeError(msg)
@@ -134,7 +138,18 @@ def list_payload(
     kit, data, key
         See :func:`run_site`.
     """
-    return _Site(Path(kit), data, key, logger.debug).payload()
+    try:
+        return _Site(Path(kit), data, key, logger.debug).payload()
+    except UnusableDataError as error:
+        raise error.cause from None
+
+
+class UnusableDataError(ValueError):
+    """Data that do not fit the job, for a reason that may be that the job is an old one."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
 
 
 class _Site:
@@ -167,7 +182,11 @@ class _Site:
             raise ValueError(msg)
         own = read_data(data)
         self._fingerprint = fingerprint_of(own)
-        self._task = task_of(self._job.model)(own, self._job, self._settings)
+        self._odd = ""  # entries of the server's job that differ from those of the job here
+        try:
+            self._task = task_of(self._job.model)(own, self._job, self._settings)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UnusableDataError(error) from error
 
     # ---- what would leave
 
@@ -230,11 +249,14 @@ class _Site:
     def _train_until_done(self, mailbox: Mailbox) -> Path:
         while True:
             self._report(f"site '{self._name}' waits for the server")
-            run, facts = mailbox.wait_for_facts()
             try:
-                return self._train(mailbox, run, facts)
+                return self._train(mailbox, *mailbox.wait_for_facts())
             except OtherRunError:
                 self._report("the server began another run")
+            except EndedError:
+                if self._odd:
+                    raise ValueError(other_job(self._odd)) from None
+                raise
 
     def answer(self, run: str, message: Message) -> Message:
         """Answer one message, from what the folder holds."""
@@ -347,12 +369,9 @@ class _Site:
 
     def _compare_job(self, text: str) -> None:
         """Report what differs in the job of the server, which refuses this site then."""
-        if text == self._job.text:
-            return
-        theirs = Job.parse(text)
-        if theirs.digest != self._job.digest:
-            odd = readable(", ".join(self._job.differences(theirs)))
-            self._report(f"the job of the server differs from the one agreed to here: {odd}")
+        self._odd = differences(self._job, text)
+        if self._odd:
+            self._report(f"the job of the server differs from the one agreed to here: {self._odd}")
 
     # ---- what it trains with
 
