@@ -30,8 +30,8 @@ from _standard_flower import StandardFlower
 import scinfl as si
 from scinfl.model.base import ModelView
 
-N_ROUNDS, N_CELLS, N_GENES, N_HIDDEN = 5, 60, 200, 128
-DEADLINE, SLOW = 8, 4.0  # seconds
+N_CELLS, N_GENES, N_HIDDEN = 60, 200, 128
+DEADLINE, PATIENT, SLOW = 20, 900, 4.0  # seconds
 RUN_FILE = "server/run/run.json"
 JOB = """[federation]
 sites = {sites}
@@ -87,7 +87,7 @@ def answer(carrier, context):
         received=len(asked.to_bytes()),
         sent=len(sent.to_bytes()),
     )
-    if FAULTS and step and number == 1 + step % (context.node_config["num-partitions"] - 1):
+    if FAULTS and step and sent.kind == "step" and number == 1 + step % (context.node_config["num-partitions"] - 1):
         raise RuntimeError("this site died")
     return reply
 
@@ -119,10 +119,11 @@ def make_data(n_sites: int) -> ad.AnnData:
     return ad.AnnData(values.astype(np.float32), obs, pd.DataFrame(index=[f"gene_{i}" for i in range(N_GENES)]))
 
 
-def prepare(out: Path, adata: ad.AnnData, *, faults: bool) -> si.privacy.Key:
+def prepare(out: Path, adata: ad.AnnData, n_rounds: int, *, faults: bool) -> si.privacy.Key:
     """Folders, data and key of the sites, the app, and the file of the nodes."""
     sites = sorted(set(adata.obs["site"]))
-    job = JOB.format(sites=json.dumps(sites), deadline=DEADLINE, n_hidden=N_HIDDEN, n_rounds=N_ROUNDS)
+    deadline = DEADLINE if faults else PATIENT
+    job = JOB.format(sites=json.dumps(sites), deadline=deadline, n_hidden=N_HIDDEN, n_rounds=n_rounds)
     (out / "job.toml").write_text(job)
     si.flower.make_kit(out / "kit", sites, job=out / "job.toml")
     key = si.privacy.Key.generate("sites")
@@ -155,13 +156,13 @@ def median_of_site(out: Path, what: str) -> float:
     return float(np.median(found))
 
 
-def run(out: Path, n_sites: int, *, faults: bool, seconds: float) -> dict[str, object]:
+def run(out: Path, n_sites: int, n_rounds: int, *, faults: bool, seconds: float) -> dict[str, object]:
     """One federation; returns a row of the table."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     out = out.resolve()
     adata = make_data(n_sites)
-    key = prepare(out, adata, faults=faults)
+    key = prepare(out, adata, n_rounds, faults=faults)
     flower = StandardFlower(out, simulation=True, nodes=out / "nodes.toml")
     try:
         options = ("--federation-config", f"num-supernodes={n_sites} client-resources-num-cpus=1")
@@ -194,15 +195,15 @@ def run(out: Path, n_sites: int, *, faults: bool, seconds: float) -> dict[str, o
         "site CPU s/round": round(median_of_site(out, "cpu"), 2),
         "site kB up": round(median_of_site(out, "sent") / 1e3),
         "site kB down": round(median_of_site(out, "received") / 1e3),
-        "equal": is_equal(out, adata, key) if not faults else "",
+        "equal": is_equal(out, adata, key, n_rounds) if not faults else "",
     }
 
 
-def is_equal(out: Path, adata: ad.AnnData, key: si.privacy.Key) -> str:
+def is_equal(out: Path, adata: ad.AnnData, key: si.privacy.Key, n_rounds: int) -> str:
     """How many sites have, to the last bit, the model of one process."""
     si.model.Classifier.setup_anndata(adata, "label", site_key="site")
     model = si.model.Classifier(adata, n_hidden=N_HIDDEN)
-    model.train(N_ROUNDS, key=key, run=json.loads((out / RUN_FILE).read_text())["run"], progress=False)
+    model.train(n_rounds, key=key, run=json.loads((out / RUN_FILE).read_text())["run"], progress=False)
     expected = plain(model)
     same = []
     for folder in sorted((out / "kit").glob("site_*")):
@@ -222,6 +223,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("sites"))
     parser.add_argument("--sites", type=int, nargs="+", default=[3, 10, 20, 100])
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--faults", action="store_true")
     parser.add_argument("--seconds", type=float, default=3600.0, help="after which a federation is given up")
     options = parser.parse_args()
@@ -229,7 +231,8 @@ def main() -> None:
     table = options.out / "table.csv"
     rows = pd.read_csv(table).to_dict("records") if table.is_file() else []
     for n_sites in options.sites:
-        rows.append(run(options.out / f"{n_sites}", n_sites, faults=options.faults, seconds=options.seconds))
+        row = run(options.out / f"{n_sites}", n_sites, options.rounds, faults=options.faults, seconds=options.seconds)
+        rows.append(row)
         print(json.dumps(rows[-1]), flush=True)
         pd.DataFrame(rows).to_csv(table, index=False)
     print(f"most memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB")

@@ -111,6 +111,24 @@ def test_a_site_that_was_away_catches_up_from_the_sums(make_federation, monkeypa
     assert (max(n_sums) == 1) == (most == 1)
 
 
+def test_a_site_that_was_away_in_all_rounds_has_the_model_too(make_federation):
+    sites = [*SITES, "hospital_3"]
+    federation = make_federation(job_text(sites, n_rounds=2, deadline=0.5), adata=make_cells(n_sites=4), sites=sites)
+
+    def leave_and_return(site, answer):
+        if answer.kind == "step" and site == "hospital_3" and answer.fields["step"] == 0:
+            federation.transport.away.add("hospital_3")
+        if answer.kind == "step" and site == SITES[0] and answer.fields["step"] == 3:
+            federation.transport.away.clear()
+        return answer
+
+    federation.transport.changes.append(leave_and_return)
+    federation.run()
+    assert not federation.errors
+    assert sum("without hospital_3" in line for line in federation.lines) == 2
+    assert same(federation.model("hospital_3"), federation.model(SITES[0]))
+
+
 def test_a_run_goes_on_without_a_revoked_site(make_federation):
     sites = [*SITES, "hospital_3"]
     federation = make_federation(job_text(sites), adata=make_cells(n_sites=4), sites=sites)

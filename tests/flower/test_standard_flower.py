@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
-import signal
 
 import pytest
 
@@ -79,11 +77,7 @@ def test_a_run_of_standard_flower_trains_the_model_of_one_process_and_keeps_no_s
         assert len(secrets) > 12
         superlink = flower.running["superlink"].pid
         pids = [superlink, *standard_flower.descendants(superlink)]
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
         found = [hit for pid in pids for hit in secret_scan.find_in_memory(pid, secrets)]
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
         assert found == []
 
         assert flower.running["operator-run"].wait(900) == 0

@@ -142,5 +142,6 @@ class FederatedModel(LockedModel):
         self._history = pd.DataFrame(run.history).set_index("round")
         monitor = options.monitor if options.monitor in self._history else None
         self._history.attrs.update(best_round=run.best_round, monitor=monitor)
-        self._site_history = pd.DataFrame(run.site_history).set_index(["round", "site"])
+        none = pd.DataFrame(columns=["round", "site"])  # of a site that was away in all rounds
+        self._site_history = (pd.DataFrame(run.site_history) if run.site_history else none).set_index(["round", "site"])
         self.is_trained_ = True
