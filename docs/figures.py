@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from matplotlib.axes import Axes
 
 import scinfl as si
@@ -19,23 +20,58 @@ KEY = si.privacy.Key(bytes(range(32)), federation="figures")
 Drawn = dict[str, Callable[[], Axes]]
 
 
-def of_classifiers() -> Drawn:
-    """Blood cells of four sites."""
+def blood() -> tuple[AnnData, AnnData, AnnData]:
+    """Blood cells of four sites: all, to train on, held out."""
     adata = si.datasets.pbmc()
     si.pp.split_sites(adata, n_sites=4, by="bulk_labels", alpha=1.0, rng=0)
     held_out = np.random.default_rng(0).random(adata.n_obs) < 0.25
-    train, test = adata[~held_out].copy(), adata[held_out].copy()
+    return adata, adata[~held_out].copy(), adata[held_out].copy()
+
+
+def fitted(train: AnnData) -> si.model.Classifier:
+    """A keyed classifier."""
     si.model.Classifier.setup_anndata(train, labels_key="bulk_labels", site_key="site")
     model = si.model.Classifier(train)
     model.train(20, key=KEY, progress=False)
+    return model
+
+
+def of_classifiers() -> Drawn:
+    """Training and predictions."""
+    _, train, test = blood()
+    model = fitted(train)
     si.tl.annotate(test, model)
+    sent = np.asarray(test.X[0]).ravel()[:200]
+    seen = {"true": sent, "in the open": 2 * sent, "keyed sum": np.random.default_rng(0).normal(size=200)}
+    return {
+        "history": lambda: si.pl.history(model, sites=True),
+        "sites": lambda: si.pl.sites(model),
+        "confusion": lambda: si.pl.confusion(test, "bulk_labels"),
+        "reconstruction": lambda: si.pl.reconstruction(pd.DataFrame(seen)),
+    }
+
+
+def of_explanations() -> Drawn:
+    """What a classifier looks at, and what is left of it without the key."""
+    _, train, test = blood()
+    model = fitted(train)
     si.pp.federated_class_means(train, "bulk_labels", site_key="site", key=KEY)
-    few = test[test.obs["bulk_labels"].isin(["CD14+ Monocyte", "CD19+ B", "Dendritic"])].copy()
+    shown = ["CD14+ Monocyte", "CD19+ B", "Dendritic"]
+    few = test[test.obs["bulk_labels"].isin(shown)].copy()
     few.uns["infl"] = train.uns["infl"]
     si.tl.explain(few, model, n_draws=2)
     ablated = si.tl.ablate(test, model)
+    return {
+        "explain": lambda: si.pl.explain(few, "CD19+ B"),
+        "top_features": lambda: si.pl.top_features(few, shown),
+        "ablation": lambda: si.pl.ablation(ablated),
+    }
+
+
+def of_comparisons() -> Drawn:
+    """Methods on the same splits."""
     table = si.tl.compare(
-        adata,
+        blood()[0],
         "bulk_labels",
         site_key="site",
         methods=["local-only", "centralised", "FedAvg", "coordinate + keyed sums", "SampleDP, epsilon 8"],
@@ -47,26 +83,16 @@ def of_classifiers() -> Drawn:
         progress=False,
     )
     shown = ["centralised", "FedAvg", "coordinate + keyed sums"]
-    sent = np.asarray(test.X[0]).ravel()[:200]
-    seen = {"true": sent, "in the open": 2 * sent, "keyed sum": np.random.default_rng(0).normal(size=200)}
     return {
-        "history": lambda: si.pl.history(model, sites=True),
-        "sites": lambda: si.pl.sites(model),
-        "confusion": lambda: si.pl.confusion(test, "bulk_labels"),
-        "explain": lambda: si.pl.explain(few, "CD19+ B"),
-        "top_features": lambda: si.pl.top_features(few, ["CD14+ Monocyte", "CD19+ B", "Dendritic"]),
-        "ablation": lambda: si.pl.ablation(ablated),
         "compare": lambda: si.pl.compare(table, ["balanced_accuracy", "f1"]),
         "tradeoff": lambda: si.pl.tradeoff(table, privacy="membership advantage"),
         "radar": lambda: si.pl.radar(table, methods=shown),
-        "reconstruction": lambda: si.pl.reconstruction(pd.DataFrame(seen)),
     }
 
 
 def of_audits() -> Drawn:
     """A quick audit of a small model."""
-    adata = si.datasets.pbmc()
-    si.pp.split_sites(adata, n_sites=4, by="bulk_labels", alpha=1.0, rng=0)
+    adata, _, _ = blood()
     si.model.Classifier.setup_anndata(adata, labels_key="bulk_labels", site_key="site")
     model = si.model.Classifier(adata, n_hidden=32)
     model.train(15, key=KEY, progress=False)
@@ -139,6 +165,8 @@ def main(groups: list[str]) -> None:
     FOLDER.mkdir(exist_ok=True)
     makers = {
         "classifiers": of_classifiers,
+        "explanations": of_explanations,
+        "comparisons": of_comparisons,
         "audits": of_audits,
         "perturbations": of_perturbations,
         "sections": of_sections,
