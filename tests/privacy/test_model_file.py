@@ -67,3 +67,18 @@ def test_other_files_are_refused(tmp_path):
 def test_the_command_lists_what_was_found(saved, capsys):
     assert main(["audit", str(saved / "scanvi")]) == 0
     assert "attr_dict.labels_" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", ["cut", "no description", "garbage", "a list", "a tensor", "weights alone"])
+def test_files_of_which_nothing_can_be_said_are_refused_and_not_called_clean(change, saved, tmp_path):
+    path, whole = tmp_path / "odd.pt", next(iter(saved.rglob("*model.pt"))).read_bytes()
+    if change == "cut":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif change in ("no description", "garbage"):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("odd/data.pkl" if change == "garbage" else "odd/version", b"\x80garbage")
+    else:
+        content = {"a list": [1], "a tensor": torch.ones(3), "weights alone": {"weight": torch.ones(3)}}
+        torch.save(content[change], path)
+    with pytest.raises(ValueError, match=r"that (torch|scvi-tools) saved"):
+        inspect_model_file(path)

@@ -96,7 +96,7 @@ def inspect_model_file(path: str | os.PathLike[str]) -> pd.DataFrame:
     FileNotFoundError
         If there is no file.
     ValueError
-        If it is none that torch saved.
+        If it is none that scvi-tools saved.
 
     Examples
     --------
@@ -137,15 +137,33 @@ def _structure(path: Path) -> Any:
     """What a file of torch holds, as dictionaries, lists and inert objects."""
     try:
         with zipfile.ZipFile(path) as archive:
-            (inner,) = [info for info in archive.infolist() if info.filename.endswith("/data.pkl")]
-            if inner.file_size > _LARGEST:
-                msg = f"Expected a description of at most {_LARGEST} bytes, found {inner.file_size}."
-                raise ValueError(msg)
-            with archive.open(inner) as file:
-                return _Reader(file).load()
-    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, TypeError, AttributeError, IndexError) as error:
+            content = _described(archive)
+    except (
+        StopIteration,
+        zipfile.BadZipFile,
+        pickle.UnpicklingError,
+        EOFError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        LookupError,
+    ) as error:
         msg = f"Expected a file that torch saved, found another ({type(error).__name__}): {first_of([str(path)])}."
         raise ValueError(msg) from error
+    if not isinstance(content, dict) or "attr_dict" not in content:
+        msg = f"Expected a model that scvi-tools saved, found another file of torch: {first_of([str(path)])}."
+        raise ValueError(msg)
+    return content
+
+
+def _described(archive: zipfile.ZipFile) -> Any:
+    """Structure that the description of an archive of torch gives."""
+    inner = next(info for info in archive.infolist() if info.filename.endswith("/data.pkl"))
+    if inner.file_size > _LARGEST:
+        msg = f"Expected a description of at most {_LARGEST} bytes, found {inner.file_size}."
+        raise ValueError(msg)
+    with archive.open(inner) as file:
+        return _Reader(file).load()
 
 
 def _entries(value: Any, name: str) -> Iterator[tuple[str, Any]]:
