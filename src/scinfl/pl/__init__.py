@@ -11,6 +11,7 @@ from scinfl.pl._mosaic import imputation, imputation_scatter, modality_alignment
 from scinfl.pl._perturbation import perturbation, perturbation_scatter
 from scinfl.pl._perturbation_scores import hit_rate, interactions, perturbation_metrics
 from scinfl.pl._reconstruction import reconstruction
+from scinfl.pl._scales import scales
 from scinfl.pl._sites import sites
 from scinfl.pl._spatial import sections
 
@@ -32,6 +33,7 @@ __all__ = [
     "perturbation_scatter",
     "radar",
     "reconstruction",
+    "scales",
     "sections",
     "sites",
     "top_features",

@@ -13,6 +13,7 @@ from scinfl.tl._embed import embed
 from scinfl.tl._explain import explain
 from scinfl.tl._impute import impute
 from scinfl.tl._match_domains import match_domains
+from scinfl.tl._scales import scales
 from scinfl.tl._score_perturbations import score_perturbations
 
 __all__ = [
@@ -32,5 +33,6 @@ __all__ = [
     "explain",
     "impute",
     "match_domains",
+    "scales",
     "score_perturbations",
 ]

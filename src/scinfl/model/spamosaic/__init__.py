@@ -5,8 +5,9 @@ from scinfl.model.spamosaic._given_graph import BUILDER, CONNECTIVITIES, DISTANC
 from scinfl.model.spamosaic._measured import Measured
 from scinfl.model.spamosaic._model import SpaMosaic
 from scinfl.model.spamosaic._options import SpaMosaicOptions, batch_size_of
+from scinfl.model.spamosaic._scales import compare_scales
 from scinfl.model.spamosaic._spot_checks import linked
-from scinfl.model.spamosaic._spots import Data, column_of, modalities_of
+from scinfl.model.spamosaic._spots import Data, column_of, modalities_of, read_spots
 from scinfl.model.spamosaic._view import SpaMosaicView
 
 __all__ = [
@@ -23,7 +24,9 @@ __all__ = [
     "SpotTensors",
     "batch_size_of",
     "column_of",
+    "compare_scales",
     "has_graph_of_others",
     "linked",
     "modalities_of",
+    "read_spots",
 ]
