@@ -33,6 +33,23 @@ def load(kind, path, key):
     return trained
 
 
+# ---- labels
+
+
+def test_sites_that_are_apart_choose_the_layers_that_one_process_would(make_federation, fresh_key):
+    federation = make_federation(job_text().replace("[model]", '[model]\nn_layers = "auto"'))
+    federation.run()
+    assert not federation.errors
+    cells = make_cells()
+    model.Classifier.setup_anndata(cells, "label", site_key="site")
+    expected = model.Classifier(cells, n_layers="auto", n_hidden=16)
+    expected.train(4, key=fresh_key, run=RUN, progress=False)
+    for site in SITES:
+        trained = load(model.Classifier, federation.kit(site) / "model", fresh_key)
+        assert same(trained, expected)
+        assert trained.init_params_["non_kwargs"]["n_layers"] == expected.init_params_["non_kwargs"]["n_layers"]
+
+
 # ---- perturbations
 
 SCREEN_JOB = (

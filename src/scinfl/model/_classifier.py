@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -32,10 +31,12 @@ from scinfl._checks import (
     whole_number,
 )
 from scinfl.federation import State
+from scinfl.model._classifier_options import ClassifierOptions
+from scinfl.model._layer_choice import check_choice, train_each
 from scinfl.model.base._cells import Cells, Matrix, is_mostly_zero, owned, rows_per_step, sites_of
 from scinfl.model.base._labels import check_known_labels, check_labels, ordered_field, register
 from scinfl.model.base._model import FederatedModel
-from scinfl.model.base._options import TrainOptions, takes
+from scinfl.model.base._options import takes
 from scinfl.model.base._registry import categories_of, state_of
 from scinfl.model.base._site_parameters import as_site
 from scinfl.model.base._training import SiteData, one_thread, resolve_device
@@ -56,37 +57,6 @@ _BATCHNORM = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ClassifierOptions(TrainOptions):
-    """Settings of :meth:`Classifier.train`: those of every run (:class:`TrainOptions`), and its own.
-
-    Parameters
-    ----------
-    class_weight
-        ``"balanced"`` weights each class of a site by the inverse of its frequency there.
-    min_cells
-        A site with fewer labelled rows is left out, with a warning: an update from so few shows them.
-    batch_size
-        By default 32 rows per step; sites with more than 32,768 rows to train on take 64 to 256.
-    """
-
-    lr: float = 6e-3
-    weight_decay: float = 0.01
-    smoothing: float = 0.8
-    monitor: str = "validation_balanced_accuracy"
-    class_weight: Literal["balanced"] | None = None
-    min_cells: int = 10
-
-    monitors: ClassVar[Sequence[str]] = ("loss", "accuracy", "balanced_accuracy")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole_number("min_cells", self.min_cells, 1)
-        one_of("class_weight", self.class_weight, ["balanced", None])
-        if self.early_stopping is not None:
-            number_between("validation_size", self.validation_size, 0, 0.9, open_low=True)
-
-
 class Classifier(FederatedModel):
     """Predict labels (cancer types, cell types) from any omics table, trained over sites that do not pool their rows.
 
@@ -100,7 +70,8 @@ class Classifier(FederatedModel):
     n_hidden
         Units of a hidden layer.
     n_layers
-        Hidden layers; 0 makes a keyed multinomial regression; compare both on validation rows of small cohorts.
+        Hidden layers; 0 makes a keyed multinomial regression. ``"auto"``, for cohorts of a few hundred samples: the
+        first training compares none with 2 on the sites' validation rows, which takes twice the exchanges.
     dropout, input_dropout
         Share of hidden units and of features dropped in training. A dropped feature takes its mean at the site, so that
         features need not be centred.
@@ -136,7 +107,7 @@ class Classifier(FederatedModel):
         adata: AnnData | None = None,
         *,
         n_hidden: int = 256,
-        n_layers: int = 2,
+        n_layers: int | Literal["auto"] = 2,
         dropout: float = 0.3,
         input_dropout: float = 0.2,
         norm: Literal["layer", "batch"] | None = "layer",
@@ -146,6 +117,8 @@ class Classifier(FederatedModel):
         registry: dict | None = None,
     ) -> None:
         whole_number("n_hidden", n_hidden, 1)
+        self._chooses_layers = n_layers == "auto"
+        n_layers = 2 if n_layers == "auto" else n_layers
         whole_number("n_layers", n_layers, 0)
         number_between("dropout", dropout, 0, 0.95)
         number_between("input_dropout", input_dropout, 0, 0.95)
@@ -161,6 +134,8 @@ class Classifier(FederatedModel):
         }
         self.first_layer = "encoder.1" if n_layers else "head"
         super().__init__(adata, key_scheme=key_scheme, train_meta=train_meta, rng=rng, registry=registry)
+        if self._chooses_layers:
+            n_layers = "auto"
         self.init_params_ = self._get_init_params(locals())
 
     @classmethod
@@ -259,7 +234,21 @@ class Classifier(FederatedModel):
             If an argument, the key or the data cannot be used; before any training.
         """
         with self._training(options) as model:
-            model._train(options)
+            if model._chooses_layers and not model.is_trained_ and check_choice(options):
+                model._take_over(train_each([model._with_layers(n) for n in (0, 2)], type(self)._train, options))
+            else:
+                model._train(options)
+
+    def _with_layers(self, n_layers: int) -> Self:
+        """The same untrained model with so many hidden layers; it records what leaves in the same place."""
+        other = type(self)(self._adata, **{**self.init_params_["non_kwargs"], "n_layers": n_layers})
+        other._payload = self._payload
+        return other
+
+    def _take_over(self, other: Self | None) -> None:
+        """Become another model; after a dry run there is none."""
+        if other is not None:
+            self.__dict__.update({name: value for name, value in vars(other).items() if name != "id"})
 
     def _train(self, options: ClassifierOptions) -> None:
         if self._adata is None or self._adata_manager is None:
