@@ -69,7 +69,7 @@ def test_a_site_that_is_not_in_the_job_is_in_no_sum(tmp_path, job):
     former = Identity.generate("former")
     for site in SITES:
         (evil.federation.kit(site) / "identities" / "former.json").write_text(former.public.to_text())
-    watch = evil.federation.sites[SITES[0]]._masking("r0", "", tmp_path / "journal", object())._watch
+    watch = evil.federation.sites[SITES[0]]._masking("r0", "", tmp_path / "journal", object(), 3)._watch
     with pytest.raises(TamperedSumError, match="sites of the job, found former"):
         watch([("training", 2)], [*SITES[:2], "former"], "here")
 

@@ -10,6 +10,7 @@ import pytest
 from scinfl.flower.server import _held_calls
 from scinfl.flower.server._held_calls import SITE, HeldCalls
 
+REFUSED = "/v1/fleet/push-messages"
 PULL, PUSH = "/v1/fleet/pull-messages", "/v1/runtime/push-messages"
 
 
@@ -17,11 +18,15 @@ class Store:
     """Stands for Flower: a queue of messages for each site."""
 
     def __init__(self):
-        self.messages, self.looks = [], 0
+        self.messages, self.looks, self.refuses = [], 0, False
         self.held = HeldCalls(self)
 
     async def __call__(self, scope, receive, send):
         assert (await receive())["type"] == "http.request"
+        if self.refuses and scope["path"] == REFUSED:
+            await send({"type": "http.response.start", "status": 401})
+            await send({"type": "http.response.body", "body": b""})
+            return
         if scope["path"].endswith("push-messages"):
             self.messages.append(b"a message")
         else:
@@ -101,6 +106,22 @@ def test_strangers_are_not_held(store):
     async def play():
         for _ in range(3):
             assert (await store.call(PULL, caller=None))[1] < 0.1
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+def test_a_push_that_was_refused_wakes_nobody(store, refuses):
+    """A stranger could otherwise keep the server looking without end."""
+
+    async def play():
+        await store.call("/v1/runtime/pull-messages")
+        looking = asyncio.ensure_future(store.call("/v1/runtime/pull-messages"))
+        await asyncio.sleep(0.02)
+        store.refuses = refuses
+        await store.call(REFUSED, caller=None)
+        _, seconds = await looking
+        assert (seconds > 0.2) == refuses
 
     asyncio.run(play())
 

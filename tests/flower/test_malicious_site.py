@@ -9,8 +9,10 @@ import pytest
 from tests.flower.adversary import prepare
 from tests.flower.conftest import SITES, CrashError, LocalFederation, job_text, make_cells
 from tests.flower.evil import KEY
+from tests.flower.test_models import SPATIAL_JOB, make_sections
 
 from scinfl.flower.protocol._message import Message
+from scinfl.flower.server._participant import checks_of
 from scinfl.privacy.aggregation import Advertisement
 
 EVIL = "hospital_3"
@@ -171,6 +173,33 @@ def test_a_site_that_comes_first_after_a_restart_of_the_server_does_not_choose_w
     made.transport.changes.append(other)
     run(made, resume=True, start=False)
     assert any(f"an answer of site '{EVIL}': it knows other labels" in line for line in made.lines)
+
+
+def test_facts_that_no_other_site_would_fetch_are_refused():
+    hello = {"key": [1, "00"], "checks": {}, "facts": "00" * ((1 << 23) + 1)}
+    with pytest.raises(ValueError, match="Expected facts of at most 8388608 bytes"):
+        checks_of(hello)
+
+
+def test_a_label_of_a_site_that_is_the_category_of_the_unlabeled_stops_nobody(tmp_path):
+    cells = make_cells()
+    cells.obs["label"] = cells.obs["label"].cat.add_categories("unknown")
+    cells.obs.loc[cells.obs_names[:20], "label"] = "unknown"
+    job = job_text().replace('labels_key = "label"', 'labels_key = "label"\nunlabeled_category = "unknown"')
+    made = LocalFederation(tmp_path, cells, KEY, job)
+    facts = {site: own._task.facts() for site, own in made.sites.items()}
+    facts[SITES[2]] = {**facts[SITES[2]], "labels": [*facts[SITES[2]]["labels"], "unknown"]}
+    model = made.sites[SITES[0]]._task.make_model(facts)
+    assert model.labels == [f"type_{n}" for n in range(4)]
+
+
+@pytest.mark.parametrize("batch_size", [0, -7])
+def test_a_batch_size_that_is_none_names_the_site_that_sent_it(tmp_path, batch_size):
+    made = LocalFederation(tmp_path, make_sections(), KEY, SPATIAL_JOB.format(setup=""))
+    facts = {site: own._task.facts() for site, own in made.sites.items()}
+    facts[SITES[2]] = {**facts[SITES[2]], "batch_size": batch_size}
+    with pytest.raises(ValueError, match=f"batch size of site '{SITES[2]}'"):
+        made.sites[SITES[0]]._task.join(facts)
 
 
 def test_text_of_a_site_that_no_terminal_can_show_does_not_end_the_server(federation):

@@ -331,6 +331,36 @@ def test_a_site_refuses_sums_that_few_sites_hide_unless_it_agreed_to_them(make_f
     assert "Nothing was sent" in message
 
 
+@pytest.mark.parametrize("sum_", ["keyed", "pairwise"])
+def test_sums_of_a_modality_without_one_of_its_sites_wait_for_it(make_federation, sum_):
+    """Of two sites that are left, each could compute what the other sent, whoever else is in the sum."""
+    sites = [*SITES, "hospital_3"]
+    data = {site: make_mosaic() for site in sites}
+    for number, site in enumerate(sites):
+        own = data[site][data[site].obs["site"] == SITES[number % 3]].copy()
+        own.obs["site"] = site
+        data[site] = own
+    data[SITES[1]] = mu.MuData({"rna": data[SITES[1]]["rna"].copy()})
+    rna = data[SITES[1]]["rna"]
+    data[SITES[1]].obs["section"] = rna.obs["section"].astype(str)
+    job = SPATIAL_JOB.format(setup="").replace(str(SITES), str(sites)).replace("deadline = 10", "deadline = 1")
+    job = job.replace("min_sites", f'sum = "{sum_}"\ngive_up = 6\nmin_sites').replace("n_rounds = 2", "n_rounds = 4")
+    federation = make_federation(job, data=data, sites=sites)
+
+    def lose(site, answer):
+        if site == SITES[0] and federation.lines and any("round 1/" in line for line in federation.lines):
+            federation.transport.away.add("hospital_3")
+        return answer
+
+    federation.transport.changes.append(lose)
+    federation.start()
+    with pytest.raises(RuntimeError, match="Expected answers of at least 4 sites"):
+        federation.server().run(federation.transport)
+    assert not any("without hospital_3" in line for line in federation.lines)
+    for site in (SITES[0], SITES[2]):  # nor would they read such a sum
+        assert federation.sites[site]._task.least({s: own._task.facts() for s, own in federation.sites.items()}) == 4
+
+
 def test_modalities_that_no_section_links_are_refused(make_federation):
     data, _ = make_hospitals()
     data[SITES[0]] = mu.MuData({"rna": data[SITES[0]]["rna"].copy()})
@@ -500,7 +530,7 @@ def test_models_of_scvi_tools_over_sites_are_those_of_one_process(make_federatio
         pd.testing.assert_frame_equal(left, right, rtol=1e-9)
 
 
-def test_a_multivi_over_sites_of_which_one_lacks_the_peaks_is_that_of_one_process(make_federation, fresh_key):
+def test_a_multivi_over_sites_of_which_one_lacks_the_peaks_is_that_of_one_process(make_federation, fresh_key, tmp_path):
     adata = make_counts()
     types = np.repeat(["Gene Expression", "Peaks"], [12, 8])
     adata.var["feature_types"] = types
@@ -509,12 +539,21 @@ def test_a_multivi_over_sites_of_which_one_lacks_the_peaks_is_that_of_one_proces
     parts = {"rna": "Gene Expression", "atac": "Peaks"}
     own = data[SITES[2]]  # one site brings its modalities apart
     data[SITES[2]] = mu.MuData({name: own[:, types == kind].copy() for name, kind in parts.items()})
-    federation = make_federation(SCVI_JOB.format(kind="MULTIVI", setup="", n_rounds=2), data=data)
+    job = SCVI_JOB.format(kind="MULTIVI", setup="", n_rounds=2)
+    for folder in ("accepted", "refused"):
+        (tmp_path / folder).mkdir()
+    federation = make_federation(job, data=data, accepted=SITES, folder=tmp_path / "accepted")
     federation.run()
     assert not federation.errors
     expected = scvi_in_process(adata, fresh_key, "MULTIVI")
     for site in SITES:
         assert same(load(model.ScviModel, federation.kit(site) / "model", fresh_key), expected)
+    refused = make_federation(job, data=data, folder=tmp_path / "refused")
+    with pytest.raises((ValueError, RuntimeError), match="stopped"):
+        refused.run()
+    message = str(refused.errors[SITES[0]])
+    assert "'Peaks' is measured at hospital_0, hospital_2 alone" in message
+    assert "Nothing was sent" in message
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,9 @@ class ToyTask:
     def shown(self, facts):
         return {}
 
+    def least(self, facts):
+        return self._job.min_sites
+
     def describe(self, facts):
         return f"{len(facts)} sites"
 

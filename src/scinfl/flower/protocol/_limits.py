@@ -20,6 +20,9 @@ MOST_ATTEMPTS = 1_000_000_000_000
 MOST_MISSED = 1 << 25
 """Bytes of sums in a message, where it brings more than one."""
 
+MOST_FACTS = 1 << 23
+"""Bytes of the sealed facts of a site, which all sites fetch."""
+
 _MOST_TEXT = 1 << 28
 _MOST_ENTRIES = 1 << 22  # of all lists and objects: an empty one is two characters, and half a hundred bytes once read
 _MOST_DEPTH = 32

@@ -50,7 +50,7 @@ class Aggregation:
         founders: Collection[str] = (),
     ) -> None:
         self._server, self._used, self._bounds = server, used, bounds
-        self._min_sites, self._deadline = min_sites, deadline
+        self.min_sites, self._deadline = min_sites, deadline
         self._journal, self._report, self._step = journal, report, step
         self._first_bound, self._repeats = first_bound, repeats  # how often a site asked for a wider bound, by purpose
         self._founders = set(founders)  # members of the sums before training so far
@@ -105,7 +105,7 @@ class Aggregation:
 
     def _settle(self, answers: dict[str, Any], found: Mapping[str, Any], now: float, coming: set[str]) -> bool:
         """Keep answers of the form that most sites sent, once nobody is waited for any longer; whether that is so."""
-        usual = usual_of(found, self._min_sites)
+        usual = usual_of(found, self.min_sites)
         if usual is None:
             self._enough = None
             self._report_odd(found)
@@ -156,7 +156,7 @@ class Aggregation:
 
     def _report_odd(self, found: Mapping[str, Any]) -> None:
         """Name, once, who keeps the others from a sum."""
-        if len(found) < self._min_sites or self._is_odd_reported:
+        if len(found) < self.min_sites or self._is_odd_reported:
             return
         self._is_odd_reported = True
         usual = usual_of(found, 1)

@@ -108,6 +108,7 @@ class Coordinator:
         self._met: set[str] = set()
         self._bar = tqdm(total=job.n_rounds, disable=not progress, unit="round", desc="Training")
         self._agreed: dict[str, str] = {}
+        self._least: dict[str, int] = {}  # sites that a sum needs, by the site that asks for it
         self._started = self._reminded = self._answered = time.monotonic()
         self._slow: set[str] = set()
         self._last: set[str] = set(self._expected) if self._kept.n_sums else set()
@@ -178,7 +179,7 @@ class Coordinator:
     def _next_aggregation(self) -> Aggregation:
         """Begin the next step."""
         options: dict[str, Any] = {
-            "min_sites": self._job.min_sites,
+            "min_sites": self._min_sites,
             "deadline": self._job.deadline,
             "journal": self._journal,
             "report": self._report,
@@ -277,8 +278,15 @@ class Coordinator:
             participant.stage = "refused"
             msg = "it knows other labels, perturbations or features than those that the run began with"
             raise ValueError(msg)
+        self._least[site] = checked_count("a number of sites", message.fields["least"], len(self._kept.facts))
+        self._aggregation.min_sites = self._min_sites
         participant.position, participant.stage = self._position_in(message), "ready"
         self._aggregation.forget(site)
+
+    @property
+    def _min_sites(self) -> int:
+        """Sites that a sum needs: what the job says, or more if two sites ask for it; one might only hold up others."""
+        return max(self._job.min_sites, *sorted(self._least.values())[-2:-1], 0)
 
     def _position_in(self, message: Message) -> int:
         """Step of the run that a site is at."""
@@ -435,12 +443,12 @@ class Coordinator:
     def _remind(self, now: float) -> None:
         waiting = sorted(self._expected - self._aggregation.sites - self._participants.sites(*_AT_WORK, "finished"))
         if now - self._reminded > _REMIND and waiting and not self._kept.is_closing:
-            n = f"{len(self._here())} of at least {self._job.min_sites} sites are here"
+            n = f"{len(self._here())} of at least {self._min_sites} sites are here"
             self._report(f"waiting for {first_of(waiting, 20)}: {n}")
             self._reminded = now
         if now - self._answered > self._job.give_up:
             msg = (
-                f"Expected answers of at least {self._job.min_sites} sites, found none for {self._job.give_up:g} s "
+                f"Expected answers of at least {self._min_sites} sites, found none for {self._job.give_up:g} s "
                 f"in step {self._kept.n_sums}; missing are {first_of(waiting or sorted(self._expected), 20)}. Let "
                 "them start `scinfl federation site` again, and resume with `--resume`."
             )

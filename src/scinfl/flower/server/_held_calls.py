@@ -19,6 +19,7 @@ _PUSHES = ("push-messages", "push-object")
 _OF_SITES, _OF_SERVER = "/v1/fleet/", "/v1/runtime/"
 _SECONDS = {_OF_SITES: 3.0, _OF_SERVER: 0.25}  # the server has deadlines to look at; a held call delays a shutdown
 _SOON = 0.1  # where a site found a message, another may be, which comes alone
+_REFUSED = 400
 _QUIET = 0.015  # the arrays of a message follow its head one by one
 _LONGEST_QUIET = 0.2
 
@@ -51,8 +52,15 @@ class HeldCalls:
         if side and call == PULL and caller:
             await self._pull(side, str(caller), scope, receive, send)
             return
-        await self._app(scope, receive, send)
-        if side and call in _PUSHES:
+        status = 0
+
+        async def noted(event: dict[str, Any]) -> None:
+            nonlocal status
+            status = event.get("status", status)
+            await send(event)
+
+        await self._app(scope, receive, noted)
+        if side and call in _PUSHES and status < _REFUSED:  # of a stranger nothing is stored
             self._news[_OF_SERVER if side == _OF_SITES else _OF_SITES].ring()
 
     async def _pull(self, side: str, caller: str, scope: dict[str, Any], receive: Any, send: Any) -> None:

@@ -150,7 +150,7 @@ class PairwiseAggregation(Aggregation):
         self._journal.log("lost", step=self._step, sites=sorted(missing), attempt=self._attempt)
         self._lost.update(missing)
         often = {site for site in missing if self._lost[site] >= MOST_LOST}
-        if often and len(self._ads.keys() - often) >= self._min_sites:
+        if often and len(self._ads.keys() - often) >= self.min_sites:
             self._odd |= often
             self._report(f"goes on without {first_of(sorted(often))}: it began exchanges of masks and did not end them")
         self._start_again()

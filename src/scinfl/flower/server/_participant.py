@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from scinfl.flower.protocol._limits import checked_count
+from scinfl.flower.protocol._limits import MOST_FACTS, checked_count
 from scinfl.flower.protocol._message import Message
 from scinfl.flower.protocol._preflight import SitesDifferError, compare
 
@@ -89,7 +89,9 @@ def checks_of(hello: Mapping[str, Any]) -> dict[str, Any]:
     """What of a greeting is compared, and nothing that cannot be."""
     version, fingerprint = hello["key"]
     checks = {str(name): str(value) for name, value in hello["checks"].items()}
-    bytes.fromhex(hello["facts"])
+    if len(bytes.fromhex(hello["facts"])) > MOST_FACTS:
+        msg = f"Expected facts of at most {MOST_FACTS} bytes, found more: no other site would read them"
+        raise ValueError(msg)
     return {"checks": checks, "key": [checked_count("a version of the key", version), str(fingerprint)]}
 
 

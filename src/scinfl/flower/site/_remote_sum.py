@@ -31,12 +31,12 @@ class RemoteSum(Protection):
     sums: ClassVar[bool] = True
     travels: ClassVar[bool] = True
 
-    def __init__(self, masking: Masking, steps: Summing, site: str) -> None:
+    def __init__(self, masking: Masking, steps: Summing, site: str, *, min_sites: int | None = None) -> None:
         self.masking, self._steps = masking, steps
         self._site = site
         self._pending: dict[str, Update] = {}  # that the next exchange takes along, by purpose
         self._sums: dict[str, Sum] = {}  # of the last exchange
-        self.min_sites = masking.protection.min_sites
+        self.min_sites = min_sites or masking.protection.min_sites  # of what is summed; a sum may need more
 
     @property
     def protection(self) -> MaskedSum:

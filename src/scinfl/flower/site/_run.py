@@ -280,18 +280,20 @@ class _Site:
         ledger, own = self._agreed(run, sorted(facts))
         self._task.join(facts)
         self._check_shown(facts)
+        least = self._job.min_sites if self._name in self._accepted else self._task.least(facts)
         if not (self._kit / RUNS / run / FACTS).exists():
             self._report(f"{len(facts)} sites agree on {self._task.describe(facts)}")
 
         def be_ready(position: int) -> None:
-            mailbox.be_ready(Message("ready", {"position": position, "agreed": agreed}))
+            mailbox.be_ready(Message("ready", {"position": position, "agreed": agreed, "least": least}))
 
         journal = self._kit / RUNS / run
         steps = RoundHistory(mailbox, ready=be_ready, folder=journal / SUMS)
         engine = partial(train_remote, steps=steps, report=self._report_round)
         model = self._make_model(facts, self._start(journal))
         agreed = agreement_hash(self._task.digest(facts, model), self._key, run)
-        summing = RemoteSum(self._masking(run, agreed, journal, ledger), steps, self._name)
+        masking = self._masking(run, agreed, journal, ledger, least)
+        summing = RemoteSum(masking, steps, self._name, min_sites=self._job.min_sites)
         with accounted_in(ledger.book(own)):
             self._train_model(model, facts, engine, [*self._noise(), summing], journal=journal, run=run)
         path = self._kit / MODEL
@@ -428,7 +430,7 @@ class _Site:
             raise FileNotFoundError(msg)
         return digest_of([pinned[site].to_text() for site in sorted(self._job.sites)]).hex()
 
-    def _masking(self, run: str, agreed: str, journal: Path, ledger: Ledger) -> Masking:
+    def _masking(self, run: str, agreed: str, journal: Path, ledger: Ledger, least: int) -> Masking:
         trains = False
 
         def watch(places: Sequence[Place], members: Sequence[str], moment: Moment) -> None:
@@ -445,7 +447,7 @@ class _Site:
                 if moment != "here":  # a false sum is not held against the sites that it names
                     ledger.note_members(run, members, before_training=not trains, is_read=moment == "read")
 
-        protection, uploads = self._sum(run), UploadLog(journal / UPLOADS, self._kit / LEDGER / f"{run}.steps")
+        protection, uploads = self._sum(run, least), UploadLog(journal / UPLOADS, self._kit / LEDGER / f"{run}.steps")
         protection.open_run(run_context(self._key, self._job, run, self._identities(), agreed))
         if not isinstance(protection, PairwiseSum):
             return Masking(protection, self._name, uploads, watch=watch)
@@ -453,8 +455,8 @@ class _Site:
         file, keeps = journal / MASKS, self._is_brief
         return PairwiseMasking(protection, self._name, uploads, file=file, seal=seal, keeps_keys=keeps, watch=watch)
 
-    def _sum(self, run: str) -> KeyedSum | PairwiseSum:
-        options: dict[str, Any] = {"run": run, "bits": self._job.bits, "min_sites": self._job.min_sites}
+    def _sum(self, run: str, least: int) -> KeyedSum | PairwiseSum:
+        options: dict[str, Any] = {"run": run, "bits": self._job.bits, "min_sites": least}
         options["identities"] = {self._name: self._identity}
         if self._job.sum == "keyed":
             return KeyedSum(self._key, **options)

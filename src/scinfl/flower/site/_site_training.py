@@ -49,7 +49,7 @@ class SiteTraining:
             msg = f"Expected a sum that travels as the last protection, found {summing!r}."
             raise TypeError(msg)
         self._site, self._rules, self._opened = site, rules, opened
-        self._masking, self._protection = summing.masking, summing.protection
+        self._masking, self._protection, self._min_sites = summing.masking, summing.protection, summing.min_sites
         self._steps, self._report, self._payload = steps, report, payload or Payload()
         self._journal, self._settings = journal, dict(settings)
         self._run = Run(state=state, smooth=state, best_state=state)
@@ -123,7 +123,7 @@ class SiteTraining:
             self._finish_round(mean)
 
     def _check_validating_sites(self) -> None:
-        n, least = round(self._totals[_VALIDATING]), self._protection.min_sites
+        n, least = round(self._totals[_VALIDATING]), self._min_sites
         if 0 < n < least:
             msg = (
                 f"Expected validation rows at {least} sites at least, as `min_sites` asks for, found them at {n}: the "

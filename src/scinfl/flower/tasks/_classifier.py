@@ -40,7 +40,8 @@ class ClassifierTask(LabelledTask):
         from scinfl.model.base import registry_of
 
         options, labels = dict(self._options), labels_of(facts)
-        every = [*labels, *[str(options[name]) for name in ("unlabeled_category",) if options.get(name) is not None]]
+        unlabeled = [str(options[name]) for name in ("unlabeled_category",) if options.get(name) is not None]
+        every = [*(label for label in labels if label not in unlabeled), *unlabeled]
         rows = np.repeat(np.array(every, dtype=object), 3)
         obs = pd.DataFrame({options["labels_key"]: pd.Categorical(rows, categories=every)})
         obs.index = obs.index.astype(str)

@@ -46,14 +46,24 @@ class ScviTask(LabelledTask):
             raise ValueError(msg)
         check_labels_named(self._class_name, **{name: self._options.get(name) for name in _LABELS})
         with spelling({"`layer`": "`layer` in site.toml"}):
-            counts_of(self.data, self._options.get("layer"))
+            counts = counts_of(self.data, self._options.get("layer"))
+        types = self.data.var[FEATURE_TYPES].astype(str) if FEATURE_TYPES in self.data.var else pd.Series(dtype=str)
+        self._measured = [name for name in sorted(set(types)) if counts[:, (types == name).to_numpy()].sum() > 0]
         self._labels = []
         if self._options.get("labels_key") is not None:
             own = self._column("labels_key").astype(str)
             self.data.obs[str(own.name)] = pd.Categorical(own)
-            counts = own[own != str(self._options.get("unlabeled_category"))].value_counts()
-            self._check_frequent(counts)
-            self._labels = sorted(counts.index)
+            cells = own[own != str(self._options.get("unlabeled_category"))].value_counts()
+            self._check_frequent(cells)
+            self._labels = sorted(cells.index)
+
+    def _facts(self) -> dict[str, Any]:
+        return {**super()._facts(), "measured": self._measured}
+
+    def owners(self, facts: Facts) -> dict[str, list[str]]:
+        """Sites that have counts of each modality."""
+        names = sorted({name for own in facts.values() for name in own["measured"]})
+        return {name: [site for site in sorted(facts) if name in facts[site]["measured"]] for name in names}
 
     def rehearsal(self) -> Facts:
         """Facts for a dry run, as if all sites of the job had what this one has."""

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from scinfl._checks import first_of
+from scinfl._checks import first_of, whole_number
 from scinfl.flower.tasks._task import Facts, Task
 
 _LIST = "measured"  # facts: features as "modality:feature"
@@ -70,6 +70,8 @@ class SpatialTask(Task):
                 "sites as MuData (h5mu), also of a site with one modality."
             )
             raise ValueError(msg)
+        for name, theirs in facts.items():
+            whole_number(f"the batch size of site '{name}'", theirs["batch_size"], 1)
         for fact in (_LIST, "normalise"):
             for modality in own["modalities"]:
                 expected = _of(own[fact], modality)
@@ -88,20 +90,18 @@ class SpatialTask(Task):
         modalities = _modalities(facts)
         linked({modality: [part for part, own in parts.items() if modality in own] for modality in modalities})
 
-    def shown(self, facts: Facts) -> dict[str, list[str]]:
-        """Modalities that fewer than ``min_sites`` sites measured, with these sites."""
-        owners = {
+    def owners(self, facts: Facts) -> dict[str, list[str]]:
+        """Sites that measured each modality."""
+        return {
             name: [site for site in sorted(facts) if name in facts[site]["modalities"]] for name in _modalities(facts)
         }
-        return {name: own for name, own in owners.items() if len(own) < min(self._job.min_sites, len(facts))}
 
     def describe(self, facts: Facts) -> str:
         """Modalities, and which sites measured them."""
         lacking = {
-            name: [site for site in sorted(facts) if name not in facts[site]["modalities"]]
-            for name in _modalities(facts)
+            name: [site for site in sorted(facts) if site not in own] for name, own in self.owners(facts).items()
         }
-        without = [f"'{name}' is missing at {first_of(sites)}" for name, sites in lacking.items() if sites]
+        without = [f"'{name}' is missing at {first_of(own)}" for name, own in lacking.items() if own]
         return ", ".join([f"modalities {first_of(list(lacking))}", *without])
 
     def make_model(self, facts: Facts) -> Any:
@@ -112,7 +112,7 @@ class SpatialTask(Task):
         from scinfl.model.base import registry_of
 
         names = _modalities(facts)
-        owner = {name: next(site for site in sorted(facts) if name in facts[site]["modalities"]) for name in names}
+        owner = {name: sites[0] for name, sites in self.owners(facts).items()}
         features = {name: _of(facts[owner[name]][_LIST], name) for name in names}
         found = {name: _of(facts[owner[name]]["normalise"], name)[0] for name in names}
         given = self._options.get("normalise") or {}

@@ -86,10 +86,21 @@ class Task(ABC):
             start = hashlib.sha256(b"".join(arrays)).hexdigest()
         return json.dumps([facts, list(map(str, model.var_names)), start], sort_keys=True)
 
-    def shown(self, facts: Facts) -> dict[str, list[str]]:
-        """What sums show of few sites: parts of the model that fewer than ``min_sites`` have, with these sites."""
+    def owners(self, facts: Facts) -> dict[str, list[str]]:
+        """Sites that have a part of the model, by the parts that some lack; sums of a part are those of its sites."""
         del facts
         return {}
+
+    def shown(self, facts: Facts) -> dict[str, list[str]]:
+        """What sums show of few sites: parts of the model that fewer than ``min_sites`` have, with these sites."""
+        least = min(self._job.min_sites, len(facts))
+        return {part: own for part, own in self.owners(facts).items() if len(own) < least}
+
+    def least(self, facts: Facts) -> int:
+        """Sites that a sum needs, so that each part of this site is summed over ``min_sites`` at least."""
+        site = self._settings.site
+        n_lacking = [len(facts) - len(own) for own in self.owners(facts).values() if site in own]
+        return min(self._job.min_sites + max(n_lacking, default=0), len(facts))
 
     @abstractmethod
     def make_model(self, facts: Facts) -> Any:
