@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+
+pytest.importorskip("flwr")
+
+from flwr.proto.message_pb2 import ObjectTree
 from tests.flower.adversary import prepare
 from tests.flower.conftest import SITES, CrashError, LocalFederation, job_text, make_cells
 from tests.flower.evil import KEY
 from tests.flower.test_models import SPATIAL_JOB, make_sections
 
 from scinfl.flower.protocol._message import Message
+from scinfl.flower.server import _transport
 from scinfl.flower.server._participant import checks_of
 from scinfl.privacy.aggregation import Advertisement
 
@@ -173,6 +179,26 @@ def test_a_site_that_comes_first_after_a_restart_of_the_server_does_not_choose_w
     made.transport.changes.append(other)
     run(made, resume=True, start=False)
     assert any(f"an answer of site '{EVIL}': it knows other labels" in line for line in made.lines)
+
+
+def test_an_answer_without_end_is_lost_and_the_server_goes_on(monkeypatch):
+    monkeypatch.setattr(_transport, "_MOST_BYTES", 30_000)
+    pulled = []
+
+    class Client:
+        def PullObject(self, request):
+            pulled.append(request.object_id)
+            return SimpleNamespace(object_found=True, object_available=True, object_content=bytes(1000))
+
+        def ConfirmMessageReceived(self, request):
+            pass
+
+    tree = ObjectTree(object_id="a", children=[ObjectTree(object_id=str(n)) for n in range(10_000)])
+    head = SimpleNamespace(metadata=SimpleNamespace(run_id=1, reply_to_message_id="1"))
+    transport = _transport.FlowerTransport(SimpleNamespace(node=None))
+    transport._fetch(Client(), head, tree)
+    assert transport._arrived(1.0) == [("1", None)]
+    assert len(pulled) < 200
 
 
 def test_facts_that_no_other_site_would_fetch_are_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 _SECONDS_TO_FETCH = 3600.0
 _SECONDS_TO_ARRIVE = 0.1
+_MOST_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4  # of an answer: the server adds up several
 
 
 class FlowerTransport:
@@ -74,7 +76,7 @@ class FlowerTransport:
     def _fetch(self, client: Any, head: Any, tree: Any) -> None:
         ticket, message = head.metadata.reply_to_message_id, None
         try:
-            carrier = fetch(client, self._grid.node, head, tree, seconds=_SECONDS_TO_FETCH)
+            carrier = fetch(client, self._grid.node, head, tree, seconds=_SECONDS_TO_FETCH, most=_MOST_BYTES)
             message = from_flower(carrier) if carrier.has_content() else None
         except Exception as error:  # noqa: BLE001 (of a site, or the run is over)
             logger.warning("An answer of a site could not be read: %s", error)
