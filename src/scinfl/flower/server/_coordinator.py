@@ -44,6 +44,7 @@ _MAX_REFUSALS = 3
 _SECONDS_TO_GREET = 20.0  # after which the same is asked again: one lost message should not hold up the start
 _MOST_ATTEMPTS = 1_000_000  # at one step, by one server
 _ANSWERS = ("step", "repeat", "advertise", "reveal")
+_HERE = ("greeted", "ready", "finished")
 _AT_WORK = ("new", "greeted", "ready")
 
 
@@ -108,7 +109,7 @@ class Coordinator:
         self._met: set[str] = set()
         self._bar = tqdm(total=job.n_rounds, disable=not progress, unit="round", desc="Training")
         self._agreed: dict[str, str] = {}
-        self._least: dict[str, int] = {}  # sites that a sum needs, by the site that asks for it
+        self._needed = _Needed(job.min_sites)
         self._started = self._reminded = self._answered = time.monotonic()
         self._slow: set[str] = set()
         self._last: set[str] = set(self._expected) if self._kept.n_sums else set()
@@ -179,7 +180,7 @@ class Coordinator:
     def _next_aggregation(self) -> Aggregation:
         """Begin the next step."""
         options: dict[str, Any] = {
-            "min_sites": self._min_sites,
+            "min_sites": self._needed.most,
             "deadline": self._job.deadline,
             "journal": self._journal,
             "report": self._report,
@@ -248,7 +249,7 @@ class Coordinator:
             self._admit(participant, site)
         back = "back" if site in self._met else "here"
         self._met.add(site)
-        self._report(f"site '{site}' is {back} ({len(self._here())} of {len(self._expected)})")
+        self._report(f"site '{site}' is {back} ({len(self._participants.sites(*_HERE))} of {len(self._expected)})")
 
     def _admit(self, participant: Participant, site: str) -> None:
         """Compare a site that comes late, or again, with those that began."""
@@ -278,15 +279,10 @@ class Coordinator:
             participant.stage = "refused"
             msg = "it knows other labels, perturbations or features than those that the run began with"
             raise ValueError(msg)
-        self._least[site] = checked_count("a number of sites", message.fields["least"], len(self._kept.facts))
-        self._aggregation.min_sites = self._min_sites
+        self._needed[site] = checked_count("a number of sites", message.fields["least"], len(self._kept.facts))
+        self._aggregation.min_sites = self._needed.most
         participant.position, participant.stage = self._position_in(message), "ready"
         self._aggregation.forget(site)
-
-    @property
-    def _min_sites(self) -> int:
-        """Sites that a sum needs: what the job says, or more if two sites ask for it; one might only hold up others."""
-        return max(self._job.min_sites, *sorted(self._least.values())[-2:-1], 0)
 
     def _position_in(self, message: Message) -> int:
         """Step of the run that a site is at."""
@@ -443,19 +439,29 @@ class Coordinator:
     def _remind(self, now: float) -> None:
         waiting = sorted(self._expected - self._aggregation.sites - self._participants.sites(*_AT_WORK, "finished"))
         if now - self._reminded > _REMIND and waiting and not self._kept.is_closing:
-            n = f"{len(self._here())} of at least {self._min_sites} sites are here"
+            n = f"{len(self._participants.sites(*_HERE))} of at least {self._needed.most} sites are here"
             self._report(f"waiting for {first_of(waiting, 20)}: {n}")
             self._reminded = now
         if now - self._answered > self._job.give_up:
             msg = (
-                f"Expected answers of at least {self._min_sites} sites, found none for {self._job.give_up:g} s "
+                f"Expected answers of at least {self._needed.most} sites, found none for {self._job.give_up:g} s "
                 f"in step {self._kept.n_sums}; missing are {first_of(waiting or sorted(self._expected), 20)}. Let "
                 "them start `scinfl federation site` again, and resume with `--resume`."
             )
             raise RuntimeError(msg)
 
-    def _here(self) -> set[str]:
-        return self._participants.sites("greeted", "ready", "finished")
+
+class _Needed(dict[str, int]):
+    """Sites that a sum needs, by the site that asks for them: more than the job says where two sites ask for it."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__()
+        self._least = least
+
+    @property
+    def most(self) -> int:
+        """What counts; one site alone might only hold up the others."""
+        return max(self._least, *sorted(self.values())[-2:-1], 0)
 
 
 def _name(term: Update) -> tuple[str, ...]:
