@@ -111,8 +111,8 @@ def test_a_number_beyond_the_bound_repeats_the_step(make_federation, fresh_key, 
     federation = make_federation(pairwise_job())
     for site in federation.sites.values():
 
-        def narrow(run, usual=site._sum):
-            protection = usual(run)
+        def narrow(*run, usual=site._sum):
+            protection = usual(*run)
             protection._numbers = replace(protection._numbers, bound=0.25)
             return protection
 

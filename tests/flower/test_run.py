@@ -340,7 +340,7 @@ def test_a_number_beyond_the_bound_repeats_the_step_at_all_sites(make_federation
     monkeypatch.setattr("scinfl.flower.server._coordinator.default_bound", lambda bits: 0.25)
     federation = make_federation(job_text(more="").replace("deadline", "bits = 32\ndeadline"))
     for site in federation.sites.values():
-        site._sum = lambda run, usual=site._sum: _narrow(usual(run))
+        site._sum = lambda *run, usual=site._sum: _narrow(usual(*run))
     federation.run()
     assert any(message.kind == "repeat" for _, _, message in federation.transport.log)
     from scinfl.privacy import KeyedSum
