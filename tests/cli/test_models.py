@@ -171,6 +171,3 @@ def test_a_model_of_scvi_tools_is_trained_mapped_onto_and_labels_cells(folder, c
     code, _, err = run(capsys, "train cells.h5ad --model scvi.SysVI --site site --out other")
     assert code == 1
     assert "prior is made of cells" in err
-    code, _, err = run(capsys, "train cells.h5ad --model scvi.SCVI --site site --group label --out other")
-    assert code == 1
-    assert "--group" in err

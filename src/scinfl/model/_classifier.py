@@ -31,8 +31,8 @@ from scinfl._checks import (
     whole_number,
 )
 from scinfl.federation import State
+from scinfl.model._classifier_layers import check_choice, train_each
 from scinfl.model._classifier_options import ClassifierOptions
-from scinfl.model._layer_choice import check_choice, train_each
 from scinfl.model.base._cells import Cells, Matrix, is_mostly_zero, owned, rows_per_step, sites_of
 from scinfl.model.base._labels import check_known_labels, check_labels, ordered_field, register
 from scinfl.model.base._model import FederatedModel

@@ -20,6 +20,7 @@ from scinfl.pl._spatial import _coordinates, sections
 
 _SHOWN = {"foscttm": "FOSCTTM\N{NO-BREAK SPACE}↓"}
 _MANY = 2_000
+_WHOLE = "all spots"
 _PANEL = "panel"
 _VALUE = "value"
 
@@ -131,11 +132,12 @@ def imputation(
     shown = {"imputed" if layer is None else layer: _feature_values(adata, feature, layer)}
     if measured is not None:
         shown = {"measured": _measured_values(measured, feature, adata)} | shown
-    section = pd.Series("", adata.obs_names) if section_key is None else obs_column(adata, section_key, "section_key")
+    whole = pd.Series(_WHOLE, adata.obs_names)
+    section = whole if section_key is None else obs_column(adata, section_key, "section_key")
     section = section.astype("category").cat.remove_unused_categories()
     spots = _coordinates(adata, spatial_key, section, str(section_key))
     codes = section.cat.codes.to_numpy(np.int64) * len(shown)
-    names = [f"{name}, {kind}".removeprefix(", ") for name in section.cat.categories for kind in shown]
+    names = [kind if section_key is None else f"{name}, {kind}" for name in section.cat.categories for kind in shown]
     panels = pd.DataFrame(
         {
             _PANEL: pd.Categorical.from_codes(np.concatenate([codes + number for number in range(len(shown))]), names),

@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scinfl import _names
-from scinfl._checks import an_anndata, first_of, layers_of, missing, mixes_text, one_of, warn
+from scinfl._checks import an_anndata, first_of, layers_of, missing, mixes_text, one_of, values_of, warn
 from scinfl._coordinates import coordinates_of, in_tissue
 from scinfl.pp._align_genes import align_genes
 
@@ -275,15 +275,15 @@ def _images(one: AnnData, section: np.ndarray, spatial_key: str) -> dict[str, ob
 def _pieces(
     every: Sequence[AnnData], names: Sequence[np.ndarray], sections: Sequence[np.ndarray], spatial_key: str
 ) -> list[AnnData]:
-    """What all sections have, with new names of spots; arrays are shared with the originals."""
+    """What all sections have, with new names of spots, as numbers; arrays are shared with the originals if possible."""
     columns = [name for name in every[0].obs if all(name in one.obs for one in every)]
     layers = [name for name in layers_of(every[0]) if all(name in one.layers for one in every)]
     return [
         AnnData(
-            one.X,
+            None if one.X is None else values_of(one, None),
             one.obs[columns].set_axis(index),
             one.var,
-            layers={name: one.layers[name] for name in layers},
+            layers={name: values_of(one, name) for name in layers},
             uns=_images(one, section, spatial_key),
         )
         for one, index, section in zip(every, names, sections, strict=True)

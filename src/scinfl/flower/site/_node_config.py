@@ -61,7 +61,7 @@ class NodeConfig:
         if number >= len(nodes):
             msg = (
                 f"Expected an entry [[nodes]] for node {number} in the file that {NODES} names, found {len(nodes)}. "
-                "Write one for each simulated node, with `folder`, `data` and `key`."
+                "Write one for each simulated node, with its folder, data and key."
             )
             raise ValueError(msg)
         return cls._read(nodes[number], file.parent, f"'{file}'")

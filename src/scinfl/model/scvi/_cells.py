@@ -71,7 +71,7 @@ def counts_of(adata: AnnData, layer: str | None) -> Matrix:
     if is_minified(adata):
         msg = (
             "Expected counts, found data that scvi-tools minified: it put latent codes in their place. Use the data as "
-            "they were before `minify_adata`."
+            "they were before that."
         )
         raise ValueError(msg)
     matrix = values_of(adata, layer)

@@ -27,7 +27,10 @@ def check_choice(options: ClassifierOptions) -> bool:
         If no rows are set aside to compare them on.
     """
     if not options.validation_size:
-        msg = "Expected validation rows for `n_layers='auto'`, found `validation_size=0`. Raise it, or name `n_layers`."
+        msg = (
+            "Expected validation rows to choose the number of hidden layers on, found `validation_size=0`. Raise it, "
+            "or make the model with a number of layers."
+        )
         raise ValueError(msg)
     guards = () if options.protections == "default" else options.protections
     if any(isinstance(guard, SpendsPrivacy) for guard in guards):

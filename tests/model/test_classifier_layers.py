@@ -70,13 +70,13 @@ def test_a_journal_holds_both_trainings(tmp_path):
 
 
 def test_without_validation_rows_there_is_no_choice():
-    with pytest.raises(ValueError, match="Expected validation rows for `n_layers='auto'`"):
+    with pytest.raises(ValueError, match="Expected validation rows to choose"):
         chosen(make_cells(60), validation_size=0)
 
 
 def test_a_privacy_budget_is_not_spent_twice(caplog):
     noise = UpdateDP(max_norm=1.0, noise_multiplier=1.0)
-    from scinfl.model._layer_choice import check_choice
+    from scinfl.model._classifier_layers import check_choice
 
     assert not check_choice(ClassifierOptions(protections=[noise]))
     assert "spend the budget twice" in caplog.text
