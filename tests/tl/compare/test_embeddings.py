@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+from itertools import count
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,9 +24,12 @@ def cells():
 
 @pytest.fixture(scope="module")
 def compared(cells) -> pd.DataFrame:
-    return si.tl.compare_embeddings(
-        cells, "label", site_key="site", n_seeds=1, n_keys=2, init=SMALL, train=TRAIN, progress=False
-    )
+    keys = (si.privacy.Key(sha256(bytes([number])).digest(), federation="test") for number in count(1))
+    with pytest.MonkeyPatch.context() as patch:  # the same keys in every run: few are tried
+        patch.setattr(si.privacy.Key, "generate", lambda: next(keys))
+        return si.tl.compare_embeddings(
+            cells, "label", site_key="site", n_seeds=1, n_keys=4, init=SMALL, train=TRAIN, progress=False
+        )
 
 
 def value(table: pd.DataFrame, method: str, metric: str) -> float:

@@ -109,7 +109,7 @@ class ScviTarget(AttackTarget):
         try:
             with torch.no_grad():
                 return torch.cat([compute(batch) for batch in cells.batches(4096)]).double().numpy()
-        except ValueError:
+        except (ValueError, RuntimeError):
             return None
 
     @cached_property
