@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+from itertools import count
+
 import numpy as np
 import pytest
 from tests.model.scvi.test_scvi_models import KEY, cells_of, make, make_counts
@@ -19,7 +22,10 @@ def audited():
     cells, held_out = make_counts(n_cells=360), make_counts(n_cells=120, rng=9)
     held_out.obs_names = [f"new_{name}" for name in held_out.obs_names]
     model = make(cells=cells, n_rounds=12, train=TRAIN)
-    si.tl.audit(cells, model, held_out=held_out, key=KEY, train=TRAIN, attributes=["label"], **QUICK)
+    keys = (si.privacy.Key(sha256(bytes([number])).digest(), federation="test-federation") for number in count())
+    with pytest.MonkeyPatch.context() as patch:  # the same wrong keys in every run: few are tried
+        patch.setattr(si.privacy.Key, "generate", lambda *_, **__: next(keys))
+        si.tl.audit(cells, model, held_out=held_out, key=KEY, train=TRAIN, attributes=["label"], **QUICK)
     return cells.uns["infl"]["audit"]
 
 
