@@ -15,7 +15,7 @@ from sklearn.cluster import KMeans
 from tqdm import tqdm
 
 from scinfl import metrics, pp
-from scinfl._checks import obs_column, whole_number
+from scinfl._checks import obs_column, values_of, whole_number
 from scinfl.model import ScviModel, ScviOptions, from_scvi
 from scinfl.model.scvi import ScviView, train_pooled
 from scinfl.privacy import Key
@@ -182,8 +182,7 @@ class _Study:
     @cached_property
     def _components(self) -> AnnData:
         """Components of log counts, from sums over sites."""
-        layer = self.setup["layer"]
-        values = self.adata.X if layer is None else self.adata.layers[layer]
+        values = values_of(self.adata, self.setup["layer"])
         logged = AnnData(values.copy(), self.adata.obs[[self.site_key]].copy(), self.adata.var[[]].copy())
         sc.pp.normalize_total(logged, target_sum=1e4)
         sc.pp.log1p(logged)
